@@ -1,0 +1,43 @@
+# Two commands do everything: `make demo` and `make test`. Each sets the environment up the first time.
+# One shell a recipe, stopping at the first error.
+.ONESHELL:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint types format lock clean
+
+demo: $(READY)
+	exec $(BIN)/clipstill demo --out demo-out
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A stamp, written last: an installation that was interrupted is made again.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $(READY)
+
+lock: $(READY)
+	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 --all-extras \
+		pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv demo-out

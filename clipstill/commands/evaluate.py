@@ -1,0 +1,70 @@
+"""`clipstill evaluate`: how good a model is on a dataset of shards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from clipstill.commands.common import Subparsers, add_command, show_json
+from shards.errors import UserError
+
+_SUMMARY = """\
+Evaluate a model by zero-shot classification and image-text retrieval.
+
+Retrieval needs only the shards. Zero-shot needs a JSON file {"classes": [...], "templates": ["a photo of a {}", ...]}
+and the metadata column (kept at ingest with --keep) that holds each sample's class. Numbers are percent, as JSON.
+"""
+
+_EXAMPLE = """\
+  clipstill evaluate runs/vit-s/model data/val --classes classes.json --label label
+  clipstill evaluate ViT-B-32:laion2b_s34b_b79k data/val
+"""
+
+
+def add(commands: Subparsers) -> None:
+    parser = add_command(commands, "evaluate", _SUMMARY, _EXAMPLE)
+    parser.add_argument("model", metavar="MODEL", help="ARCH:TAG, ARCH:/path/to/weights, or a folder")
+    parser.add_argument("shards", metavar="SHARDS", help="what `clipstill ingest` wrote")
+    parser.add_argument("--classes", metavar="FILE", help="JSON with classes and templates, for zero-shot")
+    parser.add_argument("--label", metavar="COLUMN", help="the metadata column that names a sample's class")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch  # noqa: PLC0415 - `--help` stays fast
+
+    from clip_models import load_model  # noqa: PLC0415
+    from distill.evaluation import evaluate  # noqa: PLC0415
+    from shards import Dataset  # noqa: PLC0415
+
+    classes, templates = _read_classes(args.classes) if args.classes else (None, ())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = evaluate(
+        load_model(args.model, device),
+        Dataset.open(args.shards),
+        classes=classes,
+        templates=templates,
+        label_field=args.label,
+        batch_size=args.batch_size,
+        device=device,
+    )
+    show_json(result)
+    return 0
+
+
+def _read_classes(path: str) -> tuple[list[str], list[str]]:
+    try:
+        data: Any = json.loads(Path(path).read_text())
+        classes, templates = data["classes"], data["templates"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"not a file of classes ({type(error).__name__}: {error})",
+            where=path,
+            do='It must read {"classes": [...], "templates": ["a photo of a {}", ...]}',
+        ) from None
+    if not classes or not templates or not all("{}" in template for template in templates):
+        raise UserError("needs at least one class and one template, each template with {}", where=path)
+    return classes, templates

@@ -1,0 +1,281 @@
+"""The demo: every stage in turn, each of which goes on where it stopped.
+
+    scenes → web server → train.tsv, held-out.parquet     (the data)
+    → ingest → shards/{train,held-out}                    (Ray)
+    → runs/teacher                                        (plain CLIP training; or --teacher)
+    → cache build, cache verify → cache/                  (Ray)
+    → runs/{baseline,distilled}-SEED                      (equal steps)
+    → results/*.json → export/ → table, index.html
+
+Whatever is finished is found and kept, so a demo that was killed goes on and ends with the same numbers; only what is
+measured in seconds is measured by whichever call gets there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from clip_models import load_model
+from clipstill.demo.page import write_page
+from clipstill.demo.scenes import CLASSES, TEMPLATES
+from clipstill.demo.server import SceneServer, free_port, list_rows
+from clipstill.demo.speed import measure_steps
+from clipstill.demo.table import print_tables
+from distill.evaluation import evaluate
+from distill.export import FORMATS
+from distill.settings import OptimiserSettings, RunSettings
+from distill.train import train
+from ingest import ImageSettings, IngestSettings, SourceSettings, ingest
+from shards import Dataset, Folder, UserError
+from shards.fingerprint import first_difference
+from shards.ray_executor import RayExecutor, ray_session
+from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache.teacher import Teacher
+from teacher_cache.verify import verify_cache
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """The size of the demo. `teacher` is a spec as in `load_model`; None trains one from scratch."""
+
+    out: str
+    teacher: str | None = None
+    train_rows: int = 6000
+    held_out_rows: int = 1000
+    shard_size: int = 500
+    pixels: int = 64
+    views: int = 4
+    teacher_steps: int = 400
+    student_steps: int = 120
+    batch_size: int = 128
+    seeds: tuple[int, ...] = (0, 1, 2)
+    losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "feature": 1000.0, "contrastive": 1.0})
+
+
+class Demo:
+    """One demo folder. `stages` runs everything; each stage finds its own finished work."""
+
+    def __init__(self, settings: DemoSettings, workers: int) -> None:
+        self.settings, self.workers = settings, workers
+        self.out = Path(settings.out).absolute()
+        self.console = Console(highlight=False)
+
+    def run(self) -> Path:
+        """Bring the demo to its end; returns the page."""
+        self._claim()
+        with contextlib.ExitStack() as ray:
+            if not self._is_cached():
+                ray.enter_context(ray_session(cpus=self.workers))
+            with self._stage("ingest over HTTP, on Ray"):
+                ingested = self._ingest()
+            with self._stage("train a teacher" if self.settings.teacher is None else "teacher"):
+                teacher = self.settings.teacher or train(self._teacher()).model
+            with self._stage("teacher cache, on Ray"):
+                cache = self._cache(teacher)
+        with self._stage("train the students"):
+            for seed in self.settings.seeds:
+                for settings in (self._student("baseline", seed), self._student("distilled", seed)):
+                    train(settings)
+        with self._stage("evaluate on the held-out scenes"):
+            scores = self._evaluate(teacher)
+        with self._stage("time the steps"):
+            speed = self._once("speed", lambda: self._speed(teacher))
+        with self._stage("export the student"):
+            exports = {name: self._once(f"export-{name}", partial(self._export, name)) for name in FORMATS}
+        results = {"ingest": ingested, "cache": cache, "scores": scores, "speed": speed, "exports": exports}
+        results["spread"] = spread(scores, self.settings.seeds)
+        Folder(self.out).publish("results.json", json.dumps(results, indent=1).encode())
+        print_tables(self.console, results)
+        return write_page(self.out, results, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        facts = asdict(self.settings)
+        del facts["out"]
+        return {**facts, "seeds": list(self.settings.seeds)}
+
+    def _claim(self) -> None:
+        """Write the settings into the folder, or refuse a folder made with others."""
+        standing = self._once("settings", self._facts)
+        difference = first_difference(standing, self._facts())
+        if difference:
+            raise UserError(
+                f"this demo was begun otherwise: {difference}", where=str(self.out), do="Give another --out"
+            )
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        self.console.print(f"[bold]{name}[/bold]")
+        yield
+        self.console.print(f"  {time.monotonic() - began:.1f} s", style="dim")
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The result of `make`, kept in `results/` and found there by the next call."""
+        folder = Folder(self.out / "results")
+        try:
+            return json.loads(folder.read(f"{name}.json"))
+        except FileNotFoundError:
+            value = make()
+            folder.publish(f"{name}.json", json.dumps(value, indent=1).encode())
+            return value
+
+    def _is_cached(self) -> bool:
+        return (self.out / "results" / "cache.json").exists()
+
+    def _ingest(self) -> dict[str, Any]:
+        return {
+            "train": self._once("ingest-train", lambda: self._ingest_split("train")),
+            "held-out": self._once("ingest-held-out", lambda: self._ingest_split("held-out")),
+        }
+
+    def _ingest_split(self, split: str) -> dict[str, Any]:
+        source = self._list(split)
+        settings = IngestSettings(
+            source=source,
+            out=str(self.out / "shards" / split),
+            name=f"scenes-{split}",
+            shard_size=self.settings.shard_size,
+            image=ImageSettings(size=self.settings.pixels, max_bytes=2_000_000, max_pixels=4_000_000),
+            timeout=3.0,
+            retries=0,
+        )
+        began = time.monotonic()
+        with SceneServer(port=self._port()):
+            report = ingest(settings, RayExecutor(self.workers))
+        seconds = time.monotonic() - began
+        return {"rows": report.rows, "samples": report.samples, "failed": report.failed, "seconds": seconds}
+
+    def _port(self) -> int:
+        """The web's port: chosen once, since URLs are part of the data."""
+        return int(self._once("port", free_port))
+
+    def _list(self, split: str) -> SourceSettings:
+        """The list of URLs as a user would have it: a CC3M-format TSV, and a Parquet file with a label column."""
+        url = f"http://127.0.0.1:{self._port()}"
+        lists = Folder(self.out / "lists")
+        if split == "train":
+            rows = list_rows(url, "train", self.settings.train_rows)
+            text = "".join(f"{caption}\t{address}\n" for caption, address, _ in rows)
+            lists.publish("train.tsv", text.encode())
+            return SourceSettings(paths=(str(lists.path / "train.tsv"),), format="cc3m")
+        columns = zip(*list_rows(url, "held_out", self.settings.held_out_rows), strict=True)
+        table = pa.table(dict(zip(("caption", "url", "label"), map(list, columns), strict=True)))
+        with lists.staged("held-out.parquet") as path:
+            pq.write_table(table, path)
+        return SourceSettings(paths=(str(lists.path / "held-out.parquet"),), keep=("label",))
+
+    def _run(self, name: str, student: str, steps: int, seed: int) -> RunSettings:
+        return RunSettings(
+            shards=str(self.out / "shards" / "train"),
+            out=str(self.out / "runs" / name),
+            student=str(_HERE / student),
+            losses={"contrastive": 1.0},
+            steps=steps,
+            batch_size=self.settings.batch_size,
+            views=self.settings.views,
+            optimiser=OptimiserSettings(warmup=steps // 10),
+            precision="bf16",
+            seed=seed,
+            log_every=5,
+            checkpoint_every=max(1, steps // 8),
+        )
+
+    def _teacher(self) -> RunSettings:
+        return self._run("teacher", "teacher.json", self.settings.teacher_steps, 0)
+
+    def _student(self, kind: str, seed: int) -> RunSettings:
+        settings = self._run(f"{kind}-{seed}", "student.json", self.settings.student_steps, seed)
+        if kind == "baseline":
+            return settings
+        return replace(settings, cache=str(self.out / "cache"), losses=self.settings.losses)
+
+    def _cache(self, teacher: str) -> dict[str, Any]:
+        return dict(self._once("cache", lambda: self._build_cache(teacher)))
+
+    def _build_cache(self, teacher: str) -> dict[str, Any]:
+        shards, cache = str(self.out / "shards" / "train"), str(self.out / "cache")
+        settings = BuildSettings(shards=shards, cache=cache, teacher=teacher, name="teacher", views=self.settings.views)
+        began = time.monotonic()
+        report = build_cache(settings, RayExecutor(1, cpus=self.workers))
+        seconds = time.monotonic() - began
+        checked = verify_cache(shards, cache)
+        return {
+            "samples": report.samples,
+            "views": report.views,
+            "bytes_a_sample": report.bytes / report.samples,
+            "seconds": seconds,
+            "recomputed": checked.recomputed,
+            "min_cosine": checked.min_cosine,
+            "logit_drift": checked.logit_drift,
+            "problems": list(checked.problems),
+        }
+
+    def _evaluate(self, teacher: str) -> dict[str, Any]:
+        names = [f"{kind}-{seed}" for seed in self.settings.seeds for kind in ("baseline", "distilled")]
+        models = {"teacher": teacher, **{name: str(self.out / "runs" / name / "model") for name in names}}
+        return {name: self._once(f"score-{name}", partial(self._score, model)) for name, model in models.items()}
+
+    def _score(self, model: str) -> dict[str, Any]:
+        held_out = Dataset.open(str(self.out / "shards" / "held-out"))
+        return evaluate(
+            load_model(model),
+            held_out,
+            classes=CLASSES,
+            templates=TEMPLATES,
+            label_field="label",
+            batch_size=self.settings.batch_size,
+            device="cpu",
+        )
+
+    def _speed(self, teacher: str) -> dict[str, Any]:
+        seed = self.settings.seeds[0]
+        return measure_steps(self._student("baseline", seed), self._student("distilled", seed), Teacher.load(teacher))
+
+    def _export(self, name: str) -> dict[str, float]:
+        folder = self.out / "export" / name
+        # Not in results/ yet, so whatever stands here was left by a call that was killed.
+        shutil.rmtree(folder, ignore_errors=True)
+        return FORMATS[name](
+            load_model(str(self.out / "runs" / f"distilled-{self.settings.seeds[0]}" / "model")), str(folder)
+        )
+
+
+def spread(scores: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """For each measure the mean and the range over seeds of both students, and by how much the distilled one leads."""
+    measures: dict[str, Callable[[dict[str, Any]], float]] = {
+        "zero-shot top-1": lambda score: score["zero_shot"]["top1"],
+        "zero-shot top-5": lambda score: score["zero_shot"]["top5"],
+        "image→text R@1": lambda score: score["retrieval"]["image_to_text"]["R@1"],
+        "image→text R@5": lambda score: score["retrieval"]["image_to_text"]["R@5"],
+        "text→image R@1": lambda score: score["retrieval"]["text_to_image"]["R@1"],
+        "text→image R@5": lambda score: score["retrieval"]["text_to_image"]["R@5"],
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, measure in measures.items():
+        row: dict[str, Any] = {"teacher": measure(scores["teacher"])}
+        for kind in ("baseline", "distilled"):
+            values = [measure(scores[f"{kind}-{seed}"]) for seed in seeds]
+            row[kind] = {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
+        row["separated"] = row["distilled"]["low"] > row["baseline"]["high"]
+        found[name] = row
+    return found
+
+
+def run_demo(settings: DemoSettings, workers: int) -> Path:
+    """Run the demo in `settings.out`; returns its page."""
+    return Demo(settings, workers).run()

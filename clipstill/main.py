@@ -1,0 +1,78 @@
+"""The entry point `clipstill`, and what errors become: one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from clipstill.commands import cache, demo, distill, evaluate, export, ingest, shards
+from shards.errors import IncompleteError, UserError
+
+_COMMANDS = (ingest, shards, cache, distill, evaluate, export, demo)
+
+_DESCRIPTION = """\
+Turn lists of image URLs into small CLIP models, running the teacher only once.
+
+  clipstill ingest   URL list                 -> shards (webdataset tars, every row accounted for)
+  clipstill cache    shards + teacher         -> teacher cache (embeddings, once)
+  clipstill distill  shards + cache           -> student (no teacher in sight)
+  clipstill evaluate, export                  -> numbers, and folders others can load
+
+Every command may be interrupted at any moment and started again: it goes on where it was.
+`clipstill COMMAND --help` explains each, with an example. `clipstill demo` runs the whole path on data it makes.
+"""
+
+_EPILOG = """\
+exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 interrupted
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        "clipstill",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Third parties' deprecation notes are not the user's business; tests run with them as errors.
+    warnings.simplefilter("ignore")
+    try:
+        status: int = args.run(args)
+    except UserError as error:
+        _say(f"clipstill: error: {error}")
+        return 2
+    except IncompleteError as error:
+        _say(f"clipstill: incomplete: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("clipstill: interrupted. What was published stays; the same command goes on from there")
+        return 130
+    return status
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def run() -> None:
+    """The console script."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Ray and loader threads may still be winding down after an interrupt; everything that counts is on disk.
+    os._exit(status)

@@ -1,0 +1,8 @@
+"""Shards and a cache in, a trained student out; no teacher is ever loaded here.
+
+Comes in: a dataset as `shards` defines it, a teacher cache beside it (or none, for plain CLIP training), a student.
+Goes out: a run folder with checkpoints, logs and the student as an open_clip model; also evaluation and export.
+
+Read `train.py` first (the loop), then `loader.py` (which samples, when), `losses/` (what is minimised).
+Importing this package never imports ray.
+"""

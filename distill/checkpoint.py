@@ -1,0 +1,96 @@
+"""Checkpoints: the whole state of a run at a step, in safetensors and JSON, published as one folder or not at all.
+
+    checkpoints/00000500/{model,loss,optimiser}.safetensors, state.json
+
+There is no RNG state: whatever is random in a step is seeded from (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+KEEP = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; the newest `KEEP` are kept."""
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, ascending."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+
+    def save(
+        self, step: int, model: nn.Module, loss: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Publish the state after `step` steps; `state` is whatever else must come back, JSON-able."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+        temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
+        temporary.mkdir()
+        _save(temporary / "model.safetensors", model.state_dict())
+        _save(temporary / "loss.safetensors", loss.state_dict())
+        tensors, scalars = _flatten(optimiser)
+        _save(temporary / "optimiser.safetensors", tensors)
+        (temporary / "state.json").write_text(json.dumps({"step": step, "optimiser": scalars, **state}))
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        final = self._folder / f"{step:08d}"
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(self._folder)
+        for old in self.steps()[:-KEEP]:
+            shutil.rmtree(self._folder / f"{old:08d}")
+
+    def load(self, step: int, model: nn.Module, loss: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        """Put the state after `step` steps back in place; returns `state`."""
+        folder = self._folder / f"{step:08d}"
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        loss.load_state_dict(load_file(folder / "loss.safetensors"))
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        _restore(optimiser, load_file(folder / "optimiser.safetensors"), state["optimiser"])
+        return state
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    # Copies, since safetensors refuses tensors that share memory or have gaps.
+    save_file(
+        {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, path
+    )
+
+
+def _flatten(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as tensors named `<parameter>.<field>`, and its groups' scalars."""
+    state = optimiser.state_dict()
+    tensors = {f"{number}.{name}": value for number, fields in state["state"].items() for name, value in fields.items()}
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, field = name.split(".", 1)
+        state.setdefault(int(number), {})[field] = value
+    optimiser.load_state_dict({"state": state, **scalars})
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

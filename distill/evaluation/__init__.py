@@ -1,0 +1,11 @@
+"""How good a model is: zero-shot classification and image-text retrieval.
+
+Comes in: a loaded model and a dataset of shards, or embeddings. Goes out: plain numbers in percent.
+Read `evaluate.py` first; `zero_shot.py` and `retrieval.py` hold one protocol each and know nothing of datasets.
+"""
+
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.retrieval import recall, recall_of_groups
+from distill.evaluation.zero_shot import class_weights, top_k
+
+__all__ = ["class_weights", "evaluate", "recall", "recall_of_groups", "top_k"]

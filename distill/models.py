@@ -1,0 +1,276 @@
+"""Load, create and save CLIP models in open_clip's formats; no pickle is written, none is executed on reading."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shards.errors import UserError
+from shards.storage import Folder
+
+ModelConfig = dict[str, Any]
+"""The content of an `open_clip_config.json`: `{"model_cfg": {...}, "preprocess_cfg": {...}}`."""
+
+Tokenizer = Callable[[list[str]], Tensor]
+"""n texts → token ids (n, context_length) int64."""
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_SPEC_FORMS = "Give ARCH:TAG, ARCH:/path/to/weights, or a folder that holds " + CONFIG_NAME
+
+
+@dataclass
+class LoadedModel:
+    """A CLIP model ready to embed.
+
+    `model` is open_clip's module in evaluation mode and float32: `encode_image((n, 3, h, w) float32, normalize=True)`
+    and `encode_text((n, context_length) int64, normalize=True)` return (n, embed_dim) float32. `preprocess` is the
+    evaluation transform, PIL image → (3, h, w) float32.
+    """
+
+    name: str
+    model: Any
+    config: ModelConfig
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenizer: Tokenizer
+
+
+def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load a model with its evaluation preprocessing and its tokenizer.
+
+    `spec` is `ARCH:TAG` (a pretrained tag of open_clip, fetched and cached by open_clip), `ARCH:/path/to/weights`
+    (.safetensors; .pt, .pth and .bin are read without executing pickled code) or a folder with `open_clip_config.json`
+    and `open_clip_model.safetensors` (also as `local-dir:FOLDER`). Weights without a config beside them get
+    open_clip's default preprocessing. A tag that was trained with QuickGELU gets it, also under an architecture whose
+    own configuration says GELU (open_clip itself only warns there, and computes something else).
+
+    Raises `UserError` if the architecture, tag, folder or file is unknown, cannot be fetched or read, or if the
+    weights do not fit the architecture.
+    """
+    if spec.startswith("local-dir:") or Path(spec).is_dir():
+        return _load_folder(spec, Path(spec.removeprefix("local-dir:")), device)
+    name, colon, source = spec.partition(":")
+    if not colon and ("/" in spec or spec.startswith(".")):
+        raise UserError("there is no such folder", where=spec, do=_SPEC_FORMS)
+    architecture = name.replace("/", "-")
+    model_cfg = open_clip.get_model_config(architecture)
+    if model_cfg is None:
+        raise _unknown_architecture(name, spec, _SPEC_FORMS)
+    tag = open_clip.get_pretrained_cfg(architecture, source)
+    if tag:
+        weights = _downloaded(tag, spec)
+        if tag.get("quick_gelu"):
+            model_cfg["quick_gelu"] = True
+    elif "/" in source or source.endswith(_WEIGHT_SUFFIXES):
+        weights = Path(source)
+        if not source.endswith(_WEIGHT_SUFFIXES):
+            raise UserError(f"weights end in {', '.join(_WEIGHT_SUFFIXES)}; this is {source!r}", where=spec)
+    else:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        problem = f"{source!r} is no tag of {architecture}" if source else f"no weights are named for {architecture}"
+        raise UserError(problem, where=spec, do=f"Its tags: {tags}. {_SPEC_FORMS}")
+    config = {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model_cfg, tag)}
+    return _load(spec, config, weights, tokenizer_for(config), device)
+
+
+def create_student(config: str, seed: int) -> tuple[Any, ModelConfig]:
+    """Create a randomly initialised float32 model in training mode, with its config.
+
+    `config` is an open_clip architecture's name or the path of a .json file in the format of open_clip's
+    `model_configs` (`embed_dim`, `vision_cfg`, `text_cfg`). The weights are a function of `config` and `seed` alone;
+    the caller's random state is left as it was. Preprocessing is open_clip's default at the model's image size.
+
+    Raises `UserError` for an unknown name, an unreadable file, or a configuration no model can be built from.
+    """
+    if config.endswith(".json"):
+        model_cfg = _read_json(Path(config), "Give a JSON file in the format of open_clip's model_configs")
+    else:
+        model_cfg = open_clip.get_model_config(config.replace("/", "-"))
+        if model_cfg is None:
+            raise _unknown_architecture(config, "student", "The path of a .json file works too")
+    _check_model_cfg(model_cfg, config)
+    full = {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model_cfg, {})}
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would reseed the accelerators as well, which the fork does not restore.
+        torch.default_generator.manual_seed(seed)
+        return _build(full, config), full
+
+
+def tokenizer_for(config: ModelConfig) -> Tokenizer:
+    """The tokenizer open_clip would choose for this config: n texts → (n, context_length) int64.
+
+    Without an `hf_tokenizer_name` this is CLIP's own byte-pair encoding, which open_clip bundles: it needs no network.
+    Raises `UserError` if a named tokenizer can neither be found locally nor fetched.
+    """
+    text_cfg = config["model_cfg"]["text_cfg"]
+    return _tokenizer(text_cfg, text_cfg.get("hf_tokenizer_name") or "")
+
+
+def save_model(model: nn.Module, config: ModelConfig, folder: str) -> None:
+    """Write `model` as a folder that `load_model` and open_clip (`local-dir:FOLDER`) read.
+
+    Each file appears complete or not at all, the config last: a folder without one is no model. Tensors that share
+    memory are written out one by one. Files of other names are left alone.
+    Raises `UserError` if the folder cannot be written.
+    """
+    target = Folder(folder)
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    if target.exists(CONFIG_NAME) and target.read(CONFIG_NAME) != text:
+        # The old config must not stand beside the new weights, not even for a moment.
+        target.delete(CONFIG_NAME)
+    # A copy of each: safetensors refuses tensors that share memory and those that are views with gaps.
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
+    with target.staged(WEIGHTS_NAME) as path:
+        save_file(tensors, path, metadata={"format": "pt"})
+    target.publish(CONFIG_NAME, text)
+
+
+def _load_folder(spec: str, folder: Path, device: str | torch.device) -> LoadedModel:
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=spec, do=_SPEC_FORMS)
+    do = f"A model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+    config = _read_json(folder / CONFIG_NAME, do)
+    if not isinstance(config.get("model_cfg"), dict):
+        raise UserError("it has no model_cfg", where=str(folder / CONFIG_NAME), do=do)
+    _check_model_cfg(config["model_cfg"], str(folder / CONFIG_NAME))
+    preprocess_cfg = _preprocess_cfg(config["model_cfg"], config.get("preprocess_cfg") or {})
+    config = {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess_cfg}
+    text_cfg = config["model_cfg"]["text_cfg"]
+    source = text_cfg.get("hf_tokenizer_name") or ""
+    if source and (folder / "tokenizer_config.json").is_file():
+        source = str(folder)
+    return _load(spec, config, folder / WEIGHTS_NAME, _tokenizer(text_cfg, source), device)
+
+
+def _load(
+    spec: str, config: ModelConfig, weights: Path, tokenizer: Tokenizer, device: str | torch.device
+) -> LoadedModel:
+    if not weights.is_file():
+        raise UserError("there is no such weights file", where=str(weights), do=_SPEC_FORMS)
+    model = _build(config, spec)
+    try:
+        keys = open_clip.load_checkpoint(model, str(weights), strict=False, weights_only=True, device="cpu")
+    except Exception as error:  # a damaged file can raise anything
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
+        raise UserError(f"the weights cannot be loaded into {spec}: {reason}", where=str(weights)) from error
+    for fault, names in (("the file lacks", keys.missing_keys), ("it has no place for", keys.unexpected_keys)):
+        if names:
+            raise UserError(
+                f"the weights do not fit {spec}: {fault} {len(names)} tensors, {names[0]!r} the first",
+                where=str(weights),
+                do="Name the architecture that the weights were trained with",
+            )
+    preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
+    return LoadedModel(spec, model.to(device).eval(), config, preprocess, tokenizer)
+
+
+def _build(config: ModelConfig, where: str) -> Any:
+    """open_clip's module for a config, without weights of any source; as its `create_model` would make it."""
+    arguments = deepcopy(config["model_cfg"])
+    text_cfg, vision_cfg = arguments["text_cfg"], arguments["vision_cfg"]
+    custom_text = arguments.pop("custom_text", False) or "hf_model_name" in text_cfg
+    if "timm_model_name" in vision_cfg:
+        vision_cfg["timm_model_pretrained"] = False
+    if "hf_model_name" in text_cfg:
+        text_cfg["hf_model_pretrained"] = False
+    kind = open_clip.CLIP
+    if custom_text:
+        kind = open_clip.CoCa if "multimodal_cfg" in arguments else open_clip.CustomTextCLIP
+    try:
+        model = kind(**arguments)
+    except Exception as error:  # whatever the constructors of open_clip, timm and transformers object to
+        reason = str(error) or type(error).__name__
+        raise UserError(f"no model can be built from this configuration: {reason}", where=where) from error
+    open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"])
+    return model
+
+
+def _tokenizer(text_cfg: dict[str, Any], source: str) -> Tokenizer:
+    """`source` is the name or folder of a Hugging Face tokenizer, "" for CLIP's own."""
+    length = text_cfg.get("context_length", 77)
+    arguments = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if not source:
+        own: Tokenizer = open_clip.get_tokenizer("", context_length=length, **arguments)
+        return own
+    mode = text_cfg.get("tokenizer_mode")
+    try:
+        named: Tokenizer = open_clip.tokenizer.HFTokenizer(
+            source, context_length=length, tokenizer_mode=mode, **arguments
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"the tokenizer cannot be loaded: {error}",
+            where=source,
+            do="Check the network, or save the tokenizer's files into the model's folder",
+        ) from error
+    return named
+
+
+def _preprocess_cfg(model_cfg: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's defaults overridden by `chosen`, at the model's own image size; as JSON would give it back."""
+    merged = merge_preprocess_dict(asdict(PreprocessCfg()), chosen)
+    merged["size"] = model_cfg["vision_cfg"].get("image_size", 224)
+    plain: dict[str, Any] = json.loads(json.dumps(merged))
+    return plain
+
+
+def _downloaded(tag: dict[str, Any], spec: str) -> Path:
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # network, hub, disk and checksum each have their own family
+        raise UserError(
+            f"the weights cannot be downloaded: {error}",
+            where=spec,
+            do="Check the network, or fetch the file elsewhere and give ARCH:/path/to/weights",
+        ) from error
+
+
+def _read_json(path: Path, do: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=str(path), do=do) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as JSON: {error}", where=str(path), do=do) from error
+    if not isinstance(data, dict):
+        raise UserError(f"it holds a {type(data).__name__}, not an object", where=str(path), do=do)
+    return data
+
+
+def _check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    wrong = [field for field, kind in kinds.items() if not isinstance(model_cfg.get(field), kind)]
+    if wrong:
+        raise UserError(
+            f"these fields are missing or of the wrong kind: {', '.join(wrong)}",
+            where=where,
+            do="A model has embed_dim (a number), vision_cfg and text_cfg (objects)",
+        )
+
+
+def _unknown_architecture(name: str, where: str, hint: str) -> UserError:
+    close = _closest(name, open_clip.list_models())
+    do = f"The closest are {', '.join(close)}. {hint}" if close else hint
+    return UserError(f"open_clip knows no architecture {name!r}", where=where, do=do)
+
+
+def _closest(name: str, known: Iterable[str]) -> list[str]:
+    by_lower = {item.lower(): item for item in known}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]

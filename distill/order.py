@@ -1,0 +1,73 @@
+"""The global training order: a function of (seed, epoch) alone.
+
+Shards are shuffled, taken in windows of a few, and the samples of a window are shuffled together: random enough to
+train on, local enough that reads stay within a few files. The order does not know of ranks, workers or where a run
+stopped, so a position is one integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from shards import seed64
+
+
+def _shuffled(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """A permutation of range(count), sorting by SplitMix64 hashes: the same with every numpy, unlike its generators."""
+    with np.errstate(over="ignore"):
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return np.argsort(z, kind="stable")
+
+
+class Order:
+    """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
+
+    `counts`: samples in each shard. `window`: how many shards are shuffled together.
+    """
+
+    def __init__(self, counts: Sequence[int], batch_size: int, seed: int, window: int = 16) -> None:
+        self._counts = np.asarray(counts, np.int64)
+        self._seed, self._window, self.batch_size = seed, window, batch_size
+        self.steps_per_epoch = int(self._counts.sum()) // batch_size
+        self._plan = lru_cache(maxsize=4)(self._epoch_plan)
+        self._block = lru_cache(maxsize=4)(self._shuffled_block)
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """The global batch of `step` (counted from 0 over all epochs): (batch_size, 2) of shard place and row."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start = place * self.batch_size
+        return self._slice(epoch, start, start + self.batch_size)
+
+    def _slice(self, epoch: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+        _, starts = self._plan(epoch)
+        parts = []
+        while start < stop:
+            block = int(np.searchsorted(starts, start, side="right")) - 1
+            samples = self._block(epoch, block)
+            first = start - int(starts[block])
+            part = samples[first : first + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts)
+
+    def _epoch_plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The shuffled shards that hold anything, and the position at which each block begins."""
+        shards = _shuffled(len(self._counts), seed64("shards", self._seed, epoch))
+        shards = shards[self._counts[shards] > 0]
+        sizes = np.add.reduceat(self._counts[shards], np.arange(0, len(shards), self._window))
+        return shards, np.concatenate([[0], np.cumsum(sizes)])
+
+    def _shuffled_block(self, epoch: int, block: int) -> npt.NDArray[np.int64]:
+        shards, _ = self._plan(epoch)
+        members = shards[block * self._window : (block + 1) * self._window]
+        samples = np.concatenate(
+            [np.stack([np.full(self._counts[s], s), np.arange(self._counts[s])], axis=1) for s in members]
+        )
+        return samples[_shuffled(len(samples), seed64("samples", self._seed, epoch, block))]

@@ -1,0 +1,81 @@
+"""What the user chooses for a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from distill.losses import LOSSES
+from shards import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserSettings:
+    """AdamW with linear warm-up and cosine decay to 0 (TinyCLIP's values).
+
+    `warmup` in steps; weight decay is not applied to tensors of fewer than two dimensions (norms, biases, scales).
+    `clip_norm`: the global gradient norm is cut to it, 0 for no clipping.
+    """
+
+    lr: float = 1e-3
+    warmup: int = 500
+    weight_decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    clip_norm: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """A whole training run; everything in it is written to the run folder and compared on resume.
+
+    `shards`, `cache`, `student` as in `Dataset.open`, `TeacherCache.open`, `create_student`. `losses` maps names of
+    `LOSSES` to weights. Length in `steps`, or else in `epochs`. `views` only without a cache (a cache brings its own).
+    `teacher_scale`, `student_scale`: pin a logit scale to this multiplier; None leaves the teacher's own, and lets the
+    student's be learned. `precision`: autocast of the student's forward; fp16 scales the loss.
+    """
+
+    shards: str
+    out: str
+    student: str
+    cache: str | None = None
+    teacher_name: str | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 256
+    views: int = 1
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    teacher_scale: float | None = None
+    student_scale: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in self.losses:
+            if name not in LOSSES:
+                raise UserError(f"there is no loss {name!r}", where="--loss", do=f"Use {', '.join(LOSSES)}")
+            if LOSSES[name].needs_teacher and self.cache is None:
+                raise UserError(f"the loss {name!r} needs a teacher", where="--loss", do="Give --cache")
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError("a run's length is needed, once", do="Give --steps or --epochs")
+        for name in ("steps", "epochs", "batch_size", "views", "log_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name} is {value}, it must be positive")
+
+    def weights(self) -> dict[str, float]:
+        """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""
+        return dict(self.losses) or {"affinity" if self.cache else "contrastive": 1.0}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the trained weights, apart from the data: paths and what only affects logging are left out."""
+        fields = asdict(self)
+        for name in ("shards", "cache", "out", "log_every", "checkpoint_every"):
+            del fields[name]
+        fields["losses"] = self.weights()
+        fields["optimiser"]["betas"] = list(self.optimiser.betas)
+        return fields

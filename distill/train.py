@@ -1,0 +1,267 @@
+"""The training loop: a student from shards and, with a cache, from what the teacher said about the same views.
+
+settings → dataset, cache, student, losses, optimiser          `Run.prepare`
+step     → batch (a function of the step alone)                `loader.py`
+         → student embeddings → Σ weight·loss → gradients      `Run.step`
+         → clipped, AdamW at the step's learning rate
+every so often → a log line, a checkpoint                      `train`
+end      → the student as an open_clip folder in OUT/model, then OUT/done.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from clip_models import ModelConfig, create_student, save_model, tokenizer_for
+from torch import Tensor
+
+from distill.checkpoint import Checkpoints
+from distill.loader import Batch, Loader, Views
+from distill.logs import RunLog
+from distill.losses import LOSSES, Embeddings, LossShape, WeightedSum
+from distill.optim import learning_rate, make_adamw
+from distill.order import Order
+from distill.settings import RunSettings
+from shards import Dataset, Folder, UserError, fingerprint, seed64
+from shards.fingerprint import first_difference
+from shards.progress import Meter
+from teacher_cache.reader import TeacherCache
+from teacher_cache.views import ViewPolicy
+
+DONE = "done.json"
+SETTINGS = "settings.json"
+
+Targets = Callable[[Batch], Embeddings | None]
+"""The teacher's embeddings of a batch; from the cache in every real run, from a live teacher in comparisons."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: `model` is the student's open_clip folder, `loss` the mean of the last logged interval.
+
+    `samples_per_second` covers the steps of this call alone and is None if there were none.
+    """
+
+    model: str
+    steps: int
+    loss: float
+    samples_per_second: float | None
+
+
+class Run:
+    """Everything a step needs. `step` changes the student; nothing here touches the disk."""
+
+    def __init__(self, settings: RunSettings, *, teacher_size: int | None = None) -> None:
+        """Open data and cache, make the student. `teacher_size` as in `Loader`, for a live teacher beside the run."""
+        self.settings = settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dataset = Dataset.open(settings.shards)
+        self.cache = TeacherCache.open(settings.cache, self.dataset, settings.teacher_name) if settings.cache else None
+        self.model, self.config = _make_student(settings)
+        self.model.to(self.device)
+        self.order = Order([shard.count for shard in self.dataset.shards], settings.batch_size, settings.seed)
+        if not self.order.steps_per_epoch:
+            raise UserError(
+                f"{len(self.dataset)} samples do not fill one batch of {settings.batch_size}",
+                where=settings.shards,
+                do="Use a smaller --batch-size",
+            )
+        epochs = settings.epochs or 0.0
+        self.steps = settings.steps or max(1, round(epochs * self.order.steps_per_epoch))
+        views = Views(self.cache.policy, self.cache.views) if self.cache else Views(ViewPolicy(), settings.views)
+        size = self.config["preprocess_cfg"]["size"]
+        self.loader = Loader(
+            self.dataset,
+            self.order,
+            views,
+            tokenizer_for(self.config),
+            image_size=size if isinstance(size, int) else size[0],
+            cache=self.cache,
+            teacher_size=teacher_size,
+        )
+        shape = LossShape(self.config["model_cfg"]["embed_dim"], self.cache.teacher.embed_dim if self.cache else None)
+        weights = settings.weights()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed64("loss", settings.seed) >> 1)
+            self.loss = WeightedSum({name: LOSSES[name](shape) for name in weights}, weights).to(self.device)
+        self._pin()
+        self.optimiser = make_adamw([self.model, self.loss], settings.optimiser)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        preprocess = self.config["preprocess_cfg"]
+        self._mean = torch.tensor(preprocess["mean"], device=self.device).view(3, 1, 1) * 255
+        self._std = torch.tensor(preprocess["std"], device=self.device).view(3, 1, 1) * 255
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the trained weights: settings, data, cache and the student's architecture."""
+        return {
+            "settings": json.loads(json.dumps(self.settings.identity())),
+            "steps": self.steps,
+            "data": self.dataset.content,
+            "cache": [layer.fingerprint for layer in self.cache.layers] if self.cache else None,
+            "student": fingerprint(self.config),
+        }
+
+    def cached_targets(self, batch: Batch) -> Embeddings | None:
+        """The cache's embeddings of the batch's own views and captions."""
+        if self.cache is None or batch.teacher_image is None or batch.teacher_text is None:
+            return None
+        scale = self.settings.teacher_scale or self.cache.teacher.logit_scale
+        image, text = (rows.to(self.device, non_blocking=True) for rows in (batch.teacher_image, batch.teacher_text))
+        return Embeddings(image, text, scale)
+
+    def embed(self, batch: Batch) -> Embeddings:
+        """The student's embeddings of a batch, float32 of unit norm, with gradient."""
+        pixels = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        tokens = batch.tokens.to(self.device, non_blocking=True)
+        with self._autocast():
+            image = self.model.encode_image((pixels.float() - self._mean) / self._std)
+            text = self.model.encode_text(tokens)
+        unit = (F.normalize(rows.float(), dim=-1) for rows in (image, text))
+        return Embeddings(*unit, self.model.logit_scale.exp())
+
+    def step(self, batch: Batch, targets: Targets) -> dict[str, Tensor]:
+        """One optimiser step on a batch; returns loss, its terms, gradient norm and logit scale as 0-d tensors."""
+        settings = self.settings
+        # Whatever is random in a step (dropout) depends on the step alone, so a resumed run repeats it.
+        torch.manual_seed(seed64("step", settings.seed, batch.step) >> 1)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(batch.step, self.steps, settings.optimiser)
+        total, terms = self.loss(self.embed(batch), targets(batch))
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimiser)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimiser.clip_norm or math.inf)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+        scale = self.model.logit_scale.detach().exp()
+        return {"loss": total.detach(), **terms, "grad_norm": norm.detach(), "logit_scale": scale}
+
+    def _pin(self) -> None:
+        if self.settings.student_scale is not None:
+            with torch.no_grad():
+                self.model.logit_scale.fill_(math.log(self.settings.student_scale))
+            self.model.logit_scale.requires_grad_(False)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.settings.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+
+def _make_student(settings: RunSettings) -> tuple[Any, ModelConfig]:
+    model, config = create_student(settings.student, settings.seed)
+    return model.train(), config
+
+
+def train(settings: RunSettings) -> Result:
+    """Run `settings` to its end in `settings.out`, going on from the newest checkpoint there.
+
+    Raises:
+        UserError: unusable data, cache or student; a run folder made with other settings; a loss that is not finite.
+    """
+    out = Path(settings.out)
+    run = Run(settings)
+    _claim(out, run)
+    if (out / DONE).exists():
+        return Result(**json.loads((out / DONE).read_text()), samples_per_second=None)
+    checkpoints = Checkpoints(out)
+    saved = checkpoints.steps()
+    start, sums = 0, _Interval()
+    if saved:
+        start = saved[-1]
+        state = checkpoints.load(start, run.model, run.loss, run.optimiser)
+        run.scaler.load_state_dict(state["scaler"])
+        sums = _Interval.restored(state["interval"])
+    began = time.monotonic()
+    with RunLog(out, start) as log, Meter(f"distill {out.name}", run.steps, unit="steps", done=start) as meter:
+        for batch in run.loader.batches(start, run.steps):
+            values = run.step(batch, run.cached_targets)
+            sums.add(values)
+            done = batch.step + 1
+            if done % settings.log_every == 0 or done == run.steps:
+                means = sums.take()
+                if not math.isfinite(means["loss"]):
+                    raise UserError(
+                        f"the loss is {means['loss']} at step {done}",
+                        where=settings.out,
+                        do=f"Lower --lr (now {settings.optimiser.lr:g}) or the logit scale, or use --precision fp32",
+                    )
+                log.write(done, {**means, "lr": run.optimiser.param_groups[0]["lr"]})
+            meter.advance(1, items=settings.batch_size, note=f"loss {sums.last:.3f}" if sums.last else "")
+            if done % settings.checkpoint_every == 0 or done == run.steps:
+                state = {"scaler": run.scaler.state_dict(), "interval": sums.state()}
+                checkpoints.save(done, run.model, run.loss, run.optimiser, state)
+    seconds = time.monotonic() - began
+    save_model(run.model, run.config, str(out / "model"))
+    facts = {"model": str(out / "model"), "steps": run.steps, "loss": sums.last}
+    Folder(out).publish(DONE, json.dumps(facts).encode())
+    trained = run.steps - start
+    return Result(**facts, samples_per_second=trained * settings.batch_size / seconds if trained else None)
+
+
+def _claim(out: Path, run: Run) -> None:
+    """Write the resolved settings, or refuse a folder that holds another run's."""
+    identity = run.identity()
+    path = out / SETTINGS
+    if path.exists():
+        difference = first_difference(json.loads(path.read_text())["identity"], identity)
+        if difference:
+            raise UserError(
+                f"this folder holds another run: {difference}",
+                where=str(out),
+                do="Give another --out, or the settings it was started with",
+            )
+        return
+    text = json.dumps({"identity": identity, "settings": asdict(run.settings)}, indent=1)
+    Folder(out).publish(SETTINGS, text.encode())
+
+
+class _Interval:
+    """Means over the steps since the last log line; part of the checkpoint, so that resumed logs are the same."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._tensors: list[dict[str, Tensor]] = []
+        self._count = 0
+        self.last = 0.0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        # Kept as tensors: reading one would make the host wait for the accelerator at every step.
+        self._tensors.append(values)
+
+    def _fold(self) -> None:
+        for values in self._tensors:
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._count += len(self._tensors)
+        self._tensors.clear()
+
+    def take(self) -> dict[str, float]:
+        self._fold()
+        means = {name: value / self._count for name, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        self.last = means["loss"]
+        return means
+
+    def state(self) -> dict[str, Any]:
+        self._fold()
+        return {"sums": self._sums, "count": self._count, "last": self.last}
+
+    @staticmethod
+    def restored(state: dict[str, Any]) -> _Interval:
+        interval = _Interval()
+        interval._sums, interval._count, interval.last = state["sums"], state["count"], state["last"]
+        return interval

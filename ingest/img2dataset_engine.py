@@ -1,0 +1,169 @@
+"""Fetch and resize with img2dataset's own `Downloader` and `Resizer`, made strict.
+
+img2dataset opens every URL with urllib on threads and resizes with OpenCV. What it lets pass is caught here before
+its resizer sees it: bodies and pixels over the cap, truncated images (OpenCV fills the missing part with grey), EXIF
+orientation (dropped), 16-bit, CMYK and palette images (wrong colours).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image, ImageOps
+
+from ingest.ledger import Fetched, classify
+from ingest.settings import IngestSettings
+
+_OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]
+_AGENT = "clipstill"
+
+
+class Img2datasetEngine:
+    """Fetches the URLs of one shard at a time with `settings.threads` threads. Not for use by several threads."""
+
+    def __init__(self, settings: IngestSettings) -> None:
+        # albumentations asks a package registry for its newest version on import unless told not to.
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+        from img2dataset.downloader import Downloader  # noqa: PLC0415 - two seconds; only workers need it
+
+        self._settings = settings
+        self._resizer = _StrictResizer(settings)
+        self._downloader_class = Downloader
+
+    def fetch(self, urls: Sequence[str]) -> list[Fetched]:
+        """What came of each URL, in order."""
+        if not urls:
+            return []
+        collected: dict[int, Fetched] = {}
+        with tempfile.TemporaryDirectory(prefix="clipstill-") as scratch:
+            rows = Path(scratch) / "rows.arrow"
+            table = pa.table({"url": list(urls)})
+            with pa.ipc.new_file(str(rows), table.schema) as sink:
+                sink.write_table(table)
+            downloader = self._downloader_class(
+                sample_writer_class=lambda *_: _Collector(collected),
+                resizer=self._resizer,
+                thread_count=self._settings.threads,
+                save_caption=False,
+                extract_exif=True,
+                output_folder=scratch,
+                column_list=["url"],
+                timeout=self._settings.timeout,
+                number_sample_per_shard=len(urls),
+                oom_shard_count=1,
+                compute_hash="sha256",
+                verify_hash_type=None,
+                encode_format="jpg",
+                retries=self._settings.retries,
+                user_agent_token=_AGENT,
+                disallowed_header_directives=_OPT_OUTS,
+            )
+            downloader.download_shard((0, str(rows)))
+        # Its loop prints and drops a sample that raises; here that sample is a failure like any other.
+        lost = Fetched(error_class="other", error_message="img2dataset dropped the row")
+        return [collected.get(row, lost) for row in range(len(urls))]
+
+
+class _Collector:
+    """Stands where img2dataset has its sample writers, which write in order of completion."""
+
+    def __init__(self, into: dict[int, Fetched]) -> None:
+        self._into = into
+
+    def write(self, image: bytes | None, key: str, _caption: str | None, meta: dict[str, Any]) -> None:
+        # With shard 0 img2dataset's key is the zero-padded row number.
+        sizes = {name: meta[name] for name in ("width", "height", "original_width", "original_height")}
+        if image is None:
+            message = str(meta["error_message"])
+            cause, _, rest = message.partition(": ")
+            known = cause in {"too_large", "bomb", "truncated", "not_an_image"}
+            fetched = Fetched(
+                error_class=cause if known else classify(message), error_message=rest if known else message
+            )
+        else:
+            exif = meta["exif"] if meta["exif"] not in (None, "{}") else None
+            fetched = Fetched(image=image, sha256=meta["sha256"], exif=exif, **sizes)
+        self._into[int(key)] = fetched
+
+    def close(self) -> None:
+        pass
+
+
+class _StrictResizer:
+    """img2dataset's resizer behind checks; returns its tuple, or `cause: detail` as the error."""
+
+    def __init__(self, settings: IngestSettings) -> None:
+        from img2dataset.resizer import Resizer  # noqa: PLC0415
+
+        self._image = settings.image
+        self._resize = Resizer(
+            image_size=self._image.size,
+            resize_mode=self._image.resize_mode,
+            resize_only_if_bigger=True,
+            encode_quality=self._image.quality,
+        )
+
+    def __call__(self, stream: io.BytesIO, _boxes: None) -> tuple[Any, ...]:
+        try:
+            checked = self._check(stream)
+        except _RefusedError as error:
+            return None, None, None, None, None, str(error)
+        result: tuple[Any, ...] = self._resize(checked, None)
+        return result
+
+    def _check(self, stream: io.BytesIO) -> io.BytesIO:
+        size = stream.getbuffer().nbytes
+        if size > self._image.max_bytes:
+            raise _RefusedError(f"too_large: {size} bytes, the limit is {self._image.max_bytes}")
+        with warnings.catch_warnings():
+            # Oversized and oddly tagged images are judged below, by our own limits.
+            warnings.simplefilter("ignore")
+            try:
+                image = Image.open(stream)
+            except Image.DecompressionBombError as error:
+                raise _RefusedError(f"bomb: {error}") from None
+            except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes
+                raise _RefusedError(f"not_an_image: {_one_line(error)}") from None
+            if image.width * image.height > self._image.max_pixels:
+                limit = self._image.max_pixels
+                raise _RefusedError(f"bomb: {image.width}x{image.height} pixels, the limit is {limit}")
+            try:
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+            except Exception as error:  # noqa: BLE001
+                cause = classify(str(error))
+                raise _RefusedError(
+                    f"{'truncated' if cause == 'truncated' else 'not_an_image'}: {_one_line(error)}"
+                ) from None
+        stream.seek(0)
+        if image.mode in {"RGB", "L"} and image.getexif().get(0x0112, 1) == 1:
+            return stream
+        plain = io.BytesIO()
+        _eight_bit(upright).save(plain, "PNG", compress_level=1)
+        plain.seek(0)
+        return plain
+
+
+class _RefusedError(Exception):
+    pass
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.mode in {"RGB", "L", "RGBA"}:
+        return image
+    has_alpha = image.mode in {"LA", "PA"} or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _one_line(error: Exception) -> str:
+    # Pillow names the stream by its address, which would make the ledger differ from run to run.
+    return " ".join(str(error).split()).split(" <_io", 1)[0]

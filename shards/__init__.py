@@ -1,0 +1,42 @@
+"""What a dataset on disk is, and how work runs over it. The foundation of every stage.
+
+Comes in: samples (image bytes, caption, metadata) or a folder of published shards, local or on an object store.
+Goes out: webdataset tars with an offset index, a ledger and a published record each; a strict reader; a runner
+that maps one task over many shards, in this process or on Ray.
+
+Read `record.py` first (what "done" means), then `task.py` and `runner.py` (how work becomes records).
+Nothing here imports torch or ray at module level.
+"""
+
+from shards.errors import IncompleteError, ShardError, UserError
+from shards.fingerprint import fingerprint, seed64
+from shards.reader import Dataset, Shard
+from shards.record import FileEntry, ShardRecord, published_records, read_records
+from shards.runner import InProcess, Summary, run_shards
+from shards.storage import Folder
+from shards.task import ShardTask, Spec, Worker
+from shards.verify import verify_dataset
+from shards.writer import ShardWriter
+
+__all__ = [
+    "Dataset",
+    "FileEntry",
+    "Folder",
+    "InProcess",
+    "IncompleteError",
+    "Shard",
+    "ShardError",
+    "ShardRecord",
+    "ShardTask",
+    "ShardWriter",
+    "Spec",
+    "Summary",
+    "UserError",
+    "Worker",
+    "fingerprint",
+    "published_records",
+    "read_records",
+    "run_shards",
+    "seed64",
+    "verify_dataset",
+]

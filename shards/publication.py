@@ -1,0 +1,59 @@
+"""Publish what one shard task made: payload files first, the record last, each whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from shards.fingerprint import sha256_file
+from shards.record import RECORDS, FileEntry, RecordName, ShardRecord
+from shards.task import Spec
+
+
+class Publication:
+    """Collects the payload of `spec` under its final names, then publishes the record that makes it count.
+
+    An older record of the shard is withdrawn before its payload is touched, so a record never names other bytes
+    than those beside it. `parent` is the content of the shard this one was made from.
+    """
+
+    def __init__(self, spec: Spec, parent: str = "") -> None:
+        self._spec, self._parent = spec, parent
+        self._files: list[FileEntry] = []
+        self._withdrawn = False
+
+    def standing(self) -> ShardRecord | None:
+        """The record another worker published for this very spec in the meantime, if any: then publish nothing."""
+        records = self._spec.folder.child(RECORDS)
+        for name in self._names():
+            if name.fingerprint == self._spec.fingerprint:
+                return ShardRecord.from_json(records.read(str(name)))
+        return None
+
+    @contextlib.contextmanager
+    def file(self, suffix: str) -> Iterator[Path]:
+        """A local path to write; appears as `NNNNN<suffix>` when the block ends without an exception."""
+        name = f"{self._spec.shard:05d}{suffix}"
+        with self._spec.folder.staged(name) as path:
+            yield path
+            entry = FileEntry(name, path.stat().st_size, sha256_file(path))
+            self._withdraw()
+        self._files.append(entry)
+
+    def finish(self, count: int, stats: Mapping[str, float]) -> ShardRecord:
+        """Publish and return the record."""
+        spec = self._spec
+        record = ShardRecord(spec.shard, spec.fingerprint, self._parent, count, tuple(self._files), dict(stats))
+        spec.folder.child(RECORDS).publish(str(record.name), record.to_json().encode())
+        return record
+
+    def _names(self) -> list[RecordName]:
+        texts = self._spec.folder.child(RECORDS).names(f"{self._spec.shard:05d}.")
+        return [name for name in map(RecordName.parse, texts) if name is not None]
+
+    def _withdraw(self) -> None:
+        if not self._withdrawn:
+            for name in self._names():
+                self._spec.folder.child(RECORDS).delete(str(name))
+            self._withdrawn = True

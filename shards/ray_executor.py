@@ -1,0 +1,138 @@
+"""Run shard tasks on Ray: one actor a slot, one shard an actor at a time; only specs and records cross the wire.
+
+Starts Ray on this machine by itself, or joins a running cluster by address. A dead actor is replaced and its shard
+is tried again. This is the only file that imports ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from shards.errors import UserError
+from shards.runner import Outcome, attempt
+from shards.task import ShardTask, Spec, Worker
+
+log = logging.getLogger(__name__)
+
+
+class _Host:
+    """The actor: opens the task on its first shard, so that a failure to open is an outcome like any other."""
+
+    def __init__(self, task: ShardTask[Any], threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        self._task = task
+        self._worker: Worker[Any] | None = None
+
+    def run(self, spec: Spec) -> Outcome:
+        if self._worker is None:
+            try:
+                self._worker = self._task.open()
+            except UserError as error:
+                return Outcome(spec, kind="user", cause=str(error), error=error)
+        return attempt(self._worker, spec)
+
+
+@contextlib.contextmanager
+def ray_session(*, cpus: int, address: str | None = None) -> Iterator[None]:
+    """Ray for the length of the block: started here with `cpus` cores, or a cluster joined by `address`.
+
+    Where Ray runs in this process already nothing happens, so executors inside a block share one start.
+    Raises `UserError` if Ray cannot be started or joined.
+    """
+    import ray  # noqa: PLC0415 - slow to import, and not needed to read shards
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray's auto-configuration of `uv run` rebuilds the environment in every worker.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # A cluster address in the environment must not turn a local run into a remote one.
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot start or join Ray at {address or 'this machine'!r} ({reason})",
+            do="Check the address, or leave it out to start Ray here",
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayExecutor:
+    """An executor with `workers` actors, each reserving `cpus` cores and `gpus` devices.
+
+    `address` joins a cluster (`auto`, `ray://host:port`, `host:port`); None starts Ray here and stops it at the end.
+    Raises `UserError` if the cluster cannot be reached or cannot ever hold an actor of that size.
+    """
+
+    def __init__(self, workers: int, *, cpus: float = 1, gpus: float = 0, address: str | None = None) -> None:
+        self.slots = workers
+        self._cpus, self._gpus, self._address = cpus, gpus, address
+        self._task: ShardTask[Any] | None = None
+        self._idle: list[Any] = []
+        self._running: dict[Any, tuple[Any, Spec]] = {}
+        self._session = contextlib.ExitStack()
+
+    def start(self, task: ShardTask[Any]) -> None:
+        import ray  # noqa: PLC0415
+
+        self._task = task
+        cpus = max(os.cpu_count() or 1, round(self.slots * self._cpus))
+        self._session.enter_context(ray_session(cpus=cpus, address=self._address))
+        have = ray.cluster_resources()
+        for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)):
+            if need > have.get(kind, 0):
+                self.close()
+                raise UserError(
+                    f"a worker needs {need:g} {kind}, the Ray cluster has {have.get(kind, 0):g} in all",
+                    do="Ask for less, or join a larger cluster with --ray-address",
+                )
+        self._idle = [self._actor() for _ in range(self.slots)]
+
+    def _actor(self) -> Any:
+        import ray  # noqa: PLC0415
+
+        # No restarts by Ray itself: the runner counts attempts, and a crash must be seen to be counted.
+        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Host)
+        return remote.remote(self._task, max(1, int(self._cpus)))
+
+    def submit(self, spec: Spec) -> None:
+        actor = self._idle.pop()
+        self._running[actor.run.remote(spec)] = (actor, spec)
+
+    def wait(self) -> Outcome:
+        import ray  # noqa: PLC0415
+
+        (ready, *_), _ = ray.wait(list(self._running), num_returns=1)
+        actor, spec = self._running.pop(ready)
+        try:
+            outcome: Outcome = ray.get(ready)
+        except ray.exceptions.RayActorError as error:
+            self._idle.append(self._actor())
+            reason = str(error).strip().splitlines()[0]
+            return Outcome(spec, kind="transient", cause=f"the worker process died ({reason})")
+        except ray.exceptions.RayTaskError as error:
+            self._idle.append(actor)
+            return Outcome(spec, kind="transient", cause=f"the worker failed ({error.cause})", trace=str(error))
+        self._idle.append(actor)
+        return outcome
+
+    def close(self) -> None:
+        import ray  # noqa: PLC0415
+
+        for actor in [*self._idle, *(actor for actor, _ in self._running.values())]:
+            ray.kill(actor)
+        self._idle, self._running = [], {}
+        self._session.close()

@@ -1,0 +1,161 @@
+"""Read a published dataset: strict about what is there, one seek a sample.
+
+A dataset is readable when every shard its plan names has a published record. `Shard` maps the tar and its index into
+memory; nothing is scanned. Files on an object store are copied once to a local cache kept by hash.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from shards.errors import UserError
+from shards.fingerprint import fingerprint
+from shards.record import ShardRecord, published_records, read_records
+from shards.storage import Folder
+
+DATASET = "dataset.json"
+SCHEMA_VERSION = 1
+
+
+class Shard:
+    """One shard, samples numbered 0..count-1 in the tar's order. Cheap to make and to pickle; maps files on first use.
+
+    Raises `UserError` if a file is absent or has another size than the record says.
+    """
+
+    def __init__(self, folder: Folder, record: ShardRecord) -> None:
+        self.folder, self.record = folder, record
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "record": self.record}
+
+    @property
+    def id(self) -> int:
+        return self.record.shard
+
+    @property
+    def count(self) -> int:
+        return self.record.count
+
+    @property
+    def content(self) -> str:
+        """16 hex digits over the shard's files; the `parent` of everything made from it."""
+        return self.record.content
+
+    def _map(self, suffix: str) -> mmap.mmap:
+        entry = self.record.file(suffix)
+        path = self.folder.fetch(entry.name, entry.sha256)
+        size = path.stat().st_size if path.exists() else None
+        if size != entry.bytes:
+            state = "is missing" if size is None else f"has {size} bytes"
+            raise UserError(
+                f"{entry.name} {state}, its record says {entry.bytes}",
+                where=str(self.folder),
+                do="Run `clipstill shards verify` to see what else is damaged; delete the shard's record in "
+                "_records/ and run the command that made it again",
+            )
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @cached_property
+    def _tar(self) -> mmap.mmap:
+        return self._map(".tar")
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        table = pa.ipc.open_file(pa.py_buffer(self._map(".index.arrow"))).read_all()
+        columns = {name: table[name].to_numpy() for name in table.column_names if name != "key"}
+        return {"key": table["key"].to_pylist(), **columns}
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys in order."""
+        keys: list[str] = self._index["key"]
+        return keys
+
+    @cached_property
+    def keys_digest(self) -> str:
+        """16 hex digits over the keys in order: equal digests mean equal rows."""
+        return fingerprint(self.keys)
+
+    def _part(self, part: str, row: int) -> bytes:
+        start = int(self._index[f"{part}_offset"][row])
+        return self._tar[start : start + int(self._index[f"{part}_size"][row])]
+
+    def image_bytes(self, row: int) -> bytes:
+        """The encoded image of a sample."""
+        return self._part("image", row)
+
+    def caption(self, row: int) -> str:
+        """The caption of a sample."""
+        return self._part("text", row).decode()
+
+    def meta(self, row: int) -> dict[str, Any]:
+        """The metadata of a sample: key, url, sizes, and the columns kept from the input."""
+        data: dict[str, Any] = json.loads(self._part("json", row))
+        return data
+
+
+class Dataset:
+    """A complete dataset: `name`, and its `shards` in order."""
+
+    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...]) -> None:
+        self.folder, self.name, self.shards = folder, name, shards
+
+    def __len__(self) -> int:
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def content(self) -> str:
+        """16 hex digits over every shard's content: equal datasets, byte for byte."""
+        return fingerprint([shard.content for shard in self.shards])
+
+    @staticmethod
+    def open(url: str) -> Dataset:
+        """Open the dataset at `url`.
+
+        Raises `UserError` if there is none, if shards are missing, or if it holds no sample at all.
+        """
+        folder = Folder(url)
+        facts = read_dataset_facts(folder)
+        names = published_records(folder)
+        missing = [shard for shard in range(facts["shards"]) if shard not in names]
+        if missing:
+            shown = ", ".join(f"{shard:05d}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise UserError(
+                f"{len(missing)} of {facts['shards']} shards are missing ({shown})",
+                where=str(folder),
+                do="Run the same `clipstill ingest` command again; it goes on where it stopped",
+            )
+        shards = tuple(Shard(folder, record) for record in read_records(folder, names.values()).values())
+        dataset = Dataset(folder, facts["name"], shards)
+        if len(dataset) == 0:
+            raise UserError(
+                "the dataset is empty: none of its input rows became a sample",
+                where=str(folder),
+                do="Its NNNNN.parquet files give the cause of every row",
+            )
+        return dataset
+
+
+def read_dataset_facts(folder: Folder) -> dict[str, Any]:
+    """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or of another version."""
+    try:
+        facts: dict[str, Any] = json.loads(folder.read(DATASET))
+    except FileNotFoundError:
+        raise UserError(
+            f"no dataset here (there is no {DATASET})",
+            where=str(folder),
+            do="Give the folder that `clipstill ingest` wrote",
+        ) from None
+    if facts.get("schema") != SCHEMA_VERSION:
+        raise UserError(
+            f"{DATASET} has schema {facts.get('schema')}, this version reads {SCHEMA_VERSION}",
+            where=str(folder),
+        )
+    return facts

@@ -1,0 +1,146 @@
+"""Shard records: what "done" means.
+
+A shard of a stage is done when its record is published and the record's fingerprint (settings, schema version,
+parent's content) is the one wanted. Never by rank, by a counter or by a payload merely existing.
+
+A record is a small JSON file whose *name* carries everything that decides:
+
+    _records/00042.<fingerprint>.<content>.json
+
+so one listing of `_records` tells what is done and, through `content` (a hash over the payload files' hashes), what
+exactly it is: the next stage's fingerprints are made from that. `_records/manifest.jsonl` holds all records in one
+file so that a reader need not open them one by one; it is derived, and only entries whose names the listing shows
+are believed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from shards.errors import UserError
+from shards.fingerprint import fingerprint
+from shards.storage import Folder
+
+RECORDS = "_records"
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One payload file: its name in the stage's folder, size in bytes and SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What one shard task published.
+
+    `fingerprint` names what was asked for, `parent` the content of the shard it was made from ("" for none),
+    `count` the samples inside, `stats` numbers that add up over shards.
+    """
+
+    shard: int
+    fingerprint: str
+    parent: str
+    count: int
+    files: tuple[FileEntry, ...]
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def content(self) -> str:
+        """16 hex digits over the payload: equal contents mean equal files, byte for byte."""
+        return fingerprint([[file.name, file.bytes, file.sha256] for file in self.files])
+
+    @property
+    def name(self) -> RecordName:
+        return RecordName(self.shard, self.fingerprint, self.content)
+
+    def file(self, suffix: str) -> FileEntry:
+        """The one payload file whose name ends with `suffix`."""
+        (entry,) = (file for file in self.files if file.name.endswith(suffix))
+        return entry
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> ShardRecord:
+        data: dict[str, Any] = json.loads(text)
+        data["files"] = tuple(FileEntry(**entry) for entry in data["files"])
+        return ShardRecord(**data)
+
+
+class RecordName(NamedTuple):
+    """What a record's file name says."""
+
+    shard: int
+    fingerprint: str
+    content: str
+
+    def __str__(self) -> str:
+        return f"{self.shard:05d}.{self.fingerprint}.{self.content}.json"
+
+    @staticmethod
+    def parse(name: str) -> RecordName | None:
+        parts = name.split(".")
+        if len(parts) != 4 or parts[3] != "json" or not parts[0].isdigit():
+            return None
+        return RecordName(int(parts[0]), parts[1], parts[2])
+
+
+def published_records(folder: Folder) -> dict[int, RecordName]:
+    """Shard number → record name, from one listing. Raises `UserError` if a shard has two records."""
+    found: dict[int, RecordName] = {}
+    for text in folder.child(RECORDS).names():
+        name = RecordName.parse(text)
+        if name is None:
+            continue
+        if name.shard in found:
+            raise UserError(
+                f"shard {name.shard:05d} has two records ({found[name.shard]} and {name})",
+                where=f"{folder}/{RECORDS}",
+                do="Two runs with different settings wrote here at once: delete both records and run one again",
+            )
+        found[name.shard] = name
+    return found
+
+
+def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> dict[int, ShardRecord]:
+    """Shard number → record, for `wanted` (default: all that are published), in shard order."""
+    names = sorted(published_records(folder).values() if wanted is None else wanted)
+    records = folder.child(RECORDS)
+    held: dict[RecordName, ShardRecord] = {}
+    try:
+        lines = records.read(MANIFEST).splitlines()
+    except FileNotFoundError:
+        lines = []
+    for line in lines:
+        record = ShardRecord.from_json(line)
+        held[record.name] = record
+    missing = [name for name in names if name not in held]
+    with ThreadPoolExecutor(16) as pool:
+        for name, data in zip(missing, pool.map(lambda name: records.read(str(name)), missing), strict=True):
+            record = ShardRecord.from_json(data)
+            if record.name != name:
+                raise UserError(
+                    f"record {name} holds {record.name}",
+                    where=str(records),
+                    do="Run `clipstill shards verify`",
+                )
+            held[name] = record
+    return {name.shard: held[name] for name in names}
+
+
+def compact(folder: Folder) -> dict[int, ShardRecord]:
+    """Write the derived manifest of everything published here, and return it."""
+    found = read_records(folder)
+    lines = "".join(record.to_json() + "\n" for record in found.values())
+    folder.child(RECORDS).publish(MANIFEST, lines.encode())
+    return found

@@ -1,0 +1,206 @@
+"""Map a shard task over its specs: skip what is done, bound what is in flight, retry what may pass, quarantine what
+cannot, and end with an error if anything is missing.
+
+Where the work runs is an `Executor`'s business: `InProcess` here, Ray in `ray_executor.py`; both keep this contract.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from shards.errors import IncompleteError, ShardError, UserError
+from shards.progress import Meter
+from shards.record import ShardRecord, compact, published_records
+from shards.storage import Folder
+from shards.task import ShardTask, Spec, Worker
+
+log = logging.getLogger(__name__)
+
+FAILURES = "_failures"
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt at one spec ended: with a record, or with an error of a kind."""
+
+    spec: Spec
+    record: ShardRecord | None = None
+    kind: Literal["done", "user", "permanent", "transient"] = "done"
+    cause: str = ""
+    trace: str = ""
+    error: UserError | None = None
+
+
+class Executor(Protocol):
+    """Runs attempts. Never holds more than `slots` specs at once."""
+
+    slots: int
+
+    def start(self, task: ShardTask[Any]) -> None: ...
+
+    def submit(self, spec: Spec) -> None: ...
+
+    def wait(self) -> Outcome:
+        """Block until one submitted spec has ended."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def attempt(worker: Worker[Any], spec: Spec) -> Outcome:
+    """Run one spec and sort what came of it."""
+    try:
+        return Outcome(spec, record=worker.run(spec))
+    except UserError as error:
+        return Outcome(spec, kind="user", cause=str(error), error=error)
+    except ShardError as error:
+        return Outcome(spec, kind="permanent", cause=str(error), trace=traceback.format_exc())
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
+        cause = f"{type(error).__name__}: {error}"
+        return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
+
+
+class InProcess:
+    """One spec after the other in this process: for tests, debugging, and machines without Ray."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._task: ShardTask[Any] | None = None
+        self._worker: Worker[Any] | None = None
+        self._waiting: deque[Spec] = deque()
+
+    def start(self, task: ShardTask[Any]) -> None:
+        self._task = task
+
+    def submit(self, spec: Spec) -> None:
+        self._waiting.append(spec)
+
+    def wait(self) -> Outcome:
+        assert self._task is not None
+        if self._worker is None:
+            self._worker = self._task.open()
+        return attempt(self._worker, self._waiting.popleft())
+
+    def close(self) -> None:
+        self._worker = None
+
+
+@dataclass
+class Summary:
+    """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new)."""
+
+    skipped: int = 0
+    finished: int = 0
+    samples: int = 0
+    stats: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _Failures:
+    """The quarantine: one JSON file for each shard that failed, gone when the shard succeeds."""
+
+    known: dict[Folder, set[str]] = field(default_factory=dict)
+
+    def look(self, folder: Folder) -> None:
+        if folder not in self.known:
+            self.known[folder] = set(folder.child(FAILURES).names())
+
+    def add(self, outcome: Outcome, attempts: int) -> None:
+        spec = outcome.spec
+        report = {"shard": spec.shard, "cause": outcome.cause, "attempts": attempts, "trace": outcome.trace}
+        name = f"{spec.shard:05d}.json"
+        spec.folder.child(FAILURES).publish(name, json.dumps(report, indent=1).encode())
+        self.known[spec.folder].add(name)
+
+    def clear(self, spec: Spec) -> None:
+        name = f"{spec.shard:05d}.json"
+        if name in self.known[spec.folder]:
+            spec.folder.child(FAILURES).delete(name)
+            self.known[spec.folder].discard(name)
+
+
+def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
+    """Bring every spec of `task` to a published record.
+
+    Shards already published with the wanted fingerprint are skipped; a transient failure is tried three times in
+    all; what fails for good is written to `_failures/NNNNN.json` and does not stop the others.
+
+    Raises:
+        UserError: a worker met something that only the user can mend; the run stops.
+        IncompleteError: the run ended with shards missing; the message names them and why.
+    """
+    specs = list(task.specs())
+    folders = list(dict.fromkeys(spec.folder for spec in specs))
+    done = {folder: published_records(folder) for folder in folders}
+    todo = [spec for spec in specs if not _is_done(spec, done)]
+    failures = _Failures()
+    for folder in folders:
+        failures.look(folder)
+    failed: list[Outcome] = []
+    summary = Summary(skipped=len(specs) - len(todo))
+    if todo:
+        executor.start(task)
+        try:
+            with Meter(task.name, len(specs), unit="shards", done=summary.skipped) as meter:
+                for outcome in _outcomes(todo, executor, failures):
+                    if outcome.record is None:
+                        failed.append(outcome)
+                        meter.advance(0, note=f"{len(failed)} failed")
+                    else:
+                        summary.finished += 1
+                        meter.advance(1, items=outcome.record.count)
+        finally:
+            executor.close()
+    for folder in folders:
+        for record in compact(folder).values():
+            summary.samples += record.count
+            summary.stats.update(record.stats)
+        if not failed:
+            folder.sweep()
+    if failed:
+        causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in failed[:5])
+        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise IncompleteError(
+            f"{task.name}: {len(failed)} of {len(specs)} shards are missing ({causes}{more}). Details are in "
+            f"{FAILURES}/ beside the shards; the same command tries only the missing ones again"
+        )
+    return summary
+
+
+def _is_done(spec: Spec, done: dict[Folder, Any]) -> bool:
+    name = done[spec.folder].get(spec.shard)
+    return name is not None and name.fingerprint == spec.fingerprint
+
+
+def _outcomes(todo: list[Spec], executor: Executor, failures: _Failures) -> Iterator[Outcome]:
+    """Final outcomes in order of completion; retries and the quarantine happen inside."""
+    waiting = deque(todo)
+    tries: Counter[Spec] = Counter()
+    flying = 0
+    while waiting or flying:
+        while waiting and flying < executor.slots:
+            executor.submit(waiting.popleft())
+            flying += 1
+        outcome = executor.wait()
+        flying -= 1
+        spec = outcome.spec
+        tries[spec] += 1
+        if outcome.record is not None:
+            failures.clear(spec)
+            yield outcome
+        elif outcome.error is not None:
+            raise outcome.error
+        elif outcome.kind == "transient" and tries[spec] < _ATTEMPTS:
+            log.warning("%s: attempt %d failed (%s), trying again", spec.label, tries[spec], outcome.cause)
+            waiting.append(spec)
+        else:
+            failures.add(outcome, tries[spec])
+            yield outcome

@@ -1,0 +1,210 @@
+"""Folders on a local disk or an object store, with atomic publishing.
+
+A file appears under its final name only when its bytes are complete: locally temp + fsync + rename, on an object
+store one put of a finished object. Streaming into the final name is not offered: an exception inside
+`with fs.open(path, "wb")` publishes the half file, locally and on s3fs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from shards.errors import UserError
+
+
+class Folder:
+    """A folder by its URL (`/data/cc3m`, `s3://bucket/cc3m`); holds no connection, so it can cross processes.
+
+    Raises `UserError` where the path, bucket or credentials are wrong; other I/O errors pass through as `OSError`
+    and count as transient.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        text = os.fspath(url)
+        self.url = text if "://" in text else str(Path(text).expanduser().absolute())
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"url": self.url}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and other.url == self.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def child(self, *names: str) -> Folder:
+        """The folder below this one."""
+        return Folder("/".join([self.url.rstrip("/"), *names]))
+
+    @cached_property
+    def _located(self) -> tuple[Any, str]:
+        try:
+            fs, path = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"cannot open storage {self.url!r} ({error})", do="Check the URL's scheme") from None
+        return fs, str(path)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._located[0], LocalFileSystem)
+
+    @property
+    def path(self) -> Path:
+        """The local path; only for local folders."""
+        assert self.is_local, self.url
+        return Path(self._located[1])
+
+    def _name(self, name: str) -> str:
+        return f"{self._located[1].rstrip('/')}/{name}"
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names directly here that begin with `prefix`, sorted, hidden ones left out; empty if absent.
+
+        On an object store a prefix is resolved by the store, so it costs one small request however many files.
+        """
+        fs, path = self._located
+        with _explained(self.url, absent_is_error=False):
+            fs.invalidate_cache()
+            try:
+                if prefix and not self.is_local:
+                    entries = fs.find(path, maxdepth=1, prefix=prefix)
+                else:
+                    entries = fs.ls(path, detail=False)
+            except FileNotFoundError:
+                return []
+            found = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+            return sorted(name for name in found if name.startswith(prefix) and not name.startswith("."))
+
+    def exists(self, name: str) -> bool:
+        fs, _ = self._located
+        with _explained(self.url):
+            fs.invalidate_cache()
+            return bool(fs.exists(self._name(name)))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises `FileNotFoundError` if it is absent."""
+        fs, _ = self._located
+        with _explained(self.url, absent_is_error=False):
+            return bytes(fs.cat_file(self._name(name)))
+
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes, None if it is absent."""
+        fs, _ = self._located
+        with _explained(self.url, absent_is_error=False):
+            fs.invalidate_cache()
+            try:
+                return int(fs.size(self._name(name)))
+            except FileNotFoundError:
+                return None
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Make `data` appear under `name`, whole or not at all; replaces what was there."""
+        if self.is_local:
+            with self.staged(name) as path:
+                path.write_bytes(data)
+            return
+        fs, _ = self._located
+        with _explained(self.url):
+            fs.pipe_file(self._name(name), data)
+
+    @contextlib.contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A local path to write; on a clean exit its bytes appear under `name`, on an exception nothing does."""
+        if not self.is_local:
+            with tempfile.TemporaryDirectory(prefix="clipstill-") as scratch:
+                path = Path(scratch) / "payload"
+                yield path
+                fs, _ = self._located
+                with _explained(self.url):
+                    fs.put_file(str(path), self._name(name))
+            return
+        folder = self.path
+        with _explained(self.url):
+            folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+        try:
+            with _explained(self.url):
+                yield path
+                _sync(path)
+                path.replace(folder / name)
+                _sync(folder)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Remove a file if it is there."""
+        fs, _ = self._located
+        with _explained(self.url), contextlib.suppress(FileNotFoundError):
+            fs.rm_file(self._name(name))
+
+    def sweep(self) -> int:
+        """Remove what killed writers left half-written; call when every shard is published. Returns how many."""
+        if not self.is_local or not self.path.is_dir():
+            return 0
+        stale = list(self.path.glob(".*.tmp"))
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    def fetch(self, name: str, sha256: str) -> Path:
+        """A local path that holds `name`: the file itself, or for an object store a copy kept by its hash.
+
+        Copies live under `$CLIPSTILL_CACHE` (default `~/.cache/clipstill`); a copy is complete or absent.
+        """
+        if self.is_local:
+            return self.path / name
+        root = Folder(os.environ.get("CLIPSTILL_CACHE") or Path.home() / ".cache" / "clipstill")
+        held = root.path / sha256
+        if not held.exists():
+            fs, _ = self._located
+            with _explained(self.url), root.staged(sha256) as path:
+                fs.get_file(self._name(name), str(path))
+                with path.open("rb") as file:
+                    got = hashlib.file_digest(file, "sha256").hexdigest()
+                if got != sha256:
+                    raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
+        return held
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(url: str, *, absent_is_error: bool = True) -> Iterator[None]:
+    """Turn storage errors that only the user can mend (path, permission, credentials, bucket) into `UserError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not absent_is_error:
+            raise
+        raise UserError("the folder or bucket does not exist", where=url, do="Check the path") from error
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot be used ({reason})", where=url, do="Check the path and credentials") from error
+    except Exception as error:
+        # Raised by the S3 client before any request; its package is optional, so it is known by name only.
+        if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
+            raise UserError(f"no usable credentials ({error})", where=url, do="Set the store's credentials") from error
+        raise

@@ -1,0 +1,56 @@
+"""A shard task: a pure function from one shard spec to one published record, or one failure with its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from shards.record import ShardRecord
+from shards.storage import Folder
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One unit of work: which shard, the folder its record goes to, and the fingerprint that makes it done.
+
+    Stages subclass it with what their workers need. A spec crosses processes, so it holds names, never pixels.
+    """
+
+    shard: int
+    folder: Folder
+    fingerprint: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.folder.url.rsplit('/', 1)[-1]}/{self.shard:05d}"
+
+
+S_contra = TypeVar("S_contra", bound=Spec, contravariant=True)
+S = TypeVar("S", bound=Spec)
+
+
+class Worker(Protocol[S_contra]):
+    """What runs in a worker process; made once there, used for many shards."""
+
+    def run(self, spec: S_contra) -> ShardRecord:
+        """Do the work, publish payload then record, return the record.
+
+        Raises `UserError` (the whole run stops), `ShardError` (the shard is quarantined at once), or anything else
+        (the shard is tried again, and quarantined after the last try).
+        """
+        ...
+
+
+class ShardTask(Protocol, Generic[S]):
+    """A stage's work. The task object itself travels to the workers: keep it small and picklable."""
+
+    name: str
+
+    def specs(self) -> Iterator[S]:
+        """Every spec of the stage, done or not, in order."""
+        ...
+
+    def open(self) -> Worker[S]:
+        """Load what a worker needs (a model, a client); called once in each worker."""
+        ...

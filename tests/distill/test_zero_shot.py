@@ -1,0 +1,243 @@
+"""Zero-shot classification against numpy, and the evaluation of a real model on a real (tiny) dataset."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from distill.evaluation import class_weights, evaluate, top_k
+from distill.models import LoadedModel, create_student, load_model, save_model
+from shards.errors import UserError
+from shards.fingerprint import sha256_file
+from shards.reader import Dataset, Shard
+from shards.record import FileEntry, ShardRecord
+from shards.storage import Folder
+from shards.writer import ShardWriter
+
+
+class PromptTable(nn.Module):
+    """A "text tower" that looks each known prompt up in a table, so that expected values need no model."""
+
+    def __init__(self, prompts: Sequence[str], width: int = 6) -> None:
+        super().__init__()
+        self.prompts = list(prompts)
+        rows = np.random.default_rng(3).normal(size=(len(prompts), width)) * 5
+        self.table = nn.Parameter(torch.tensor(rows, dtype=torch.float32))
+
+    def tokenizer(self, texts: list[str]) -> Tensor:
+        return torch.tensor([[self.prompts.index(text)] for text in texts])
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        assert not normalize
+        return self.table[tokens[:, 0]]
+
+
+def test_class_weights_average_normalised_prompts() -> None:
+    model = PromptTable(["a cat", "the cat!", "a dog", "the dog!", "a red fox", "the red fox!"])
+    weights = class_weights(model, model.tokenizer, ["cat", "dog", "red fox"], ["a {}", lambda name: f"the {name}!"])
+
+    table = model.table.detach().numpy().astype(np.float64)
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    means = np.stack([unit[0:2].mean(0), unit[2:4].mean(0), unit[4:6].mean(0)])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(weights.numpy(), expected, atol=1e-6)
+    assert weights.dtype == torch.float32
+    assert not weights.requires_grad
+
+
+def test_class_weights_do_not_depend_on_how_prompts_are_batched() -> None:
+    names = [f"thing {number}" for number in range(200)]
+    model = PromptTable([text for name in names for text in (f"a {name}", f"b {name}", f"c {name}")])
+    together = class_weights(model, model.tokenizer, names, ["a {}", "b {}", "c {}"])
+    alone = class_weights(model, model.tokenizer, names[150:151], ["a {}", "b {}", "c {}"])
+    np.testing.assert_allclose(together[150:151].numpy(), alone.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("classes", "templates", "says"),
+    [([], ["a {}"], "0 classes"), (["cat"], [], "0 templates"), (["cat"], ["a {c}"], "'a {c}' has no {}")],
+)
+def test_class_weights_refuses(classes: list[str], templates: list[str], says: str) -> None:
+    model = PromptTable(["a cat"])
+    with pytest.raises(UserError, match=says):
+        class_weights(model, model.tokenizer, classes, templates)
+
+
+def test_top_k_equals_counting_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Blocks of 3 rows, so that the last one is not full.
+    monkeypatch.setattr("distill.evaluation.zero_shot._LOGITS_A_BLOCK", 3 * 12)
+    rng = np.random.default_rng(0)
+    images, weights = rng.normal(size=(50, 8)), rng.normal(size=(12, 8))
+    labels = rng.integers(0, 12, 50)
+    got = top_k(torch.tensor(images), torch.tensor(weights), torch.tensor(labels), ks=(1, 3, 5))
+
+    order = np.argsort(-(images @ weights.T), axis=1)
+    for k in (1, 3, 5):
+        hits = [label in row[:k] for label, row in zip(labels, order, strict=True)]
+        assert got[f"top{k}"] == pytest.approx(100 * np.mean(hits))
+    assert 0 < got["top1"] < got["top5"] < 100
+
+
+def test_top_k_of_a_collapsed_model_is_chance_and_nan_is_a_miss() -> None:
+    weights = torch.eye(10)
+    labels = torch.arange(10)
+    constant = torch.full((10, 10), 0.3)
+    assert top_k(constant, weights, labels) == {"top1": pytest.approx(10.0), "top5": pytest.approx(50.0)}
+    broken = torch.full((10, 10), torch.nan)
+    assert top_k(broken, weights, labels) == {"top1": 0.0, "top5": 0.0}
+
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tmp_path_factory.mktemp("model")
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+    }
+    (folder / "tiny.json").write_text(json.dumps(config))
+    model, full = create_student(str(folder / "tiny.json"), seed=1)
+    save_model(model, full, str(folder / "saved"))
+    return load_model(str(folder / "saved"))
+
+
+def picture(number: int, colour: str) -> bytes:
+    noise = np.random.default_rng(number).integers(-30, 30, (40, 56, 3))
+    pixels = (noise + np.array(COLOURS[colour])).clip(0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def make_dataset(folder: Path, samples: Sequence[tuple[bytes, str, dict[str, Any]]], per_shard: int = 4) -> Dataset:
+    shards = []
+    for number, start in enumerate(range(0, len(samples), per_shard)):
+        part = samples[start : start + per_shard]
+        tar, index = folder / f"{number:05d}.tar", folder / f"{number:05d}.index.arrow"
+        with ShardWriter(tar) as writer:
+            for row, (image, caption, meta) in enumerate(part):
+                writer.add(f"t-{number}-{row}", image, "png", caption, meta)
+        writer.write_index(index)
+        files = tuple(FileEntry(path.name, path.stat().st_size, sha256_file(path)) for path in (tar, index))
+        shards.append(Shard(Folder(folder), ShardRecord(number, "f" * 16, "", len(part), files)))
+    return Dataset(Folder(folder), "t", tuple(shards))
+
+
+def numpy_ranks(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
+    ranks = []
+    for row, correct in zip(similarity, right, strict=True):
+        order = np.argsort(-row)
+        ranks.append(1 + min(place for place, column in enumerate(order) if correct[column]))
+    return np.array(ranks)
+
+
+def test_evaluate_equals_one_sample_at_a_time(loaded: LoadedModel, tmp_path: Path) -> None:
+    colours = ["red", "green", "blue", "green", "red", "red", "blue", "green", "blue", "red", "green"]
+    captions = [
+        f"{colour} thing" if number % 3 else f"{colour} number {number}" for number, colour in enumerate(colours)
+    ]
+    samples = [
+        (picture(number, colour), caption, {"colour": colour})
+        for number, (colour, caption) in enumerate(zip(colours, captions, strict=True))
+    ]
+    got = evaluate(
+        loaded,
+        make_dataset(tmp_path, samples),
+        classes=["blue", "red", "green"],
+        templates=["a {} thing", "{}"],
+        label_field="colour",
+        batch_size=3,
+        device="cpu",
+    )
+
+    with torch.no_grad():
+        images = torch.cat(
+            [
+                loaded.model.encode_image(loaded.preprocess(Image.open(io.BytesIO(data)))[None], normalize=True)
+                for data, _, _ in samples
+            ]
+        ).double()
+        texts = torch.cat(
+            [loaded.model.encode_text(loaded.tokenizer([text]), normalize=True) for text in captions]
+        ).double()
+    similarity = (images @ texts.T).numpy()
+    same = np.array(captions)[:, None] == np.array(captions)[None, :]
+    assert same.sum() > len(captions)
+    for way, table in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        ranks = numpy_ranks(table, same)
+        assert got["retrieval"][way]["R@1"] == pytest.approx(100 * np.mean(ranks <= 1))
+        assert got["retrieval"][way]["R@5"] == pytest.approx(100 * np.mean(ranks <= 5))
+        assert got["retrieval"][way]["mean_rank"] == pytest.approx(ranks.mean())
+        assert got["retrieval"][way]["median_rank"] == np.median(ranks)
+
+    weights = class_weights(loaded.model, loaded.tokenizer, ["blue", "red", "green"], ["a {} thing", "{}"])
+    chosen = np.argmax(images.numpy() @ weights.numpy().T, axis=1)
+    expected = 100 * np.mean([["blue", "red", "green"][c] == colour for c, colour in zip(chosen, colours, strict=True)])
+    assert got["zero_shot"]["top1"] == pytest.approx(expected)
+    assert got["zero_shot"]["classes"] == 3
+    assert got["samples"] == 11
+    json.dumps(got)
+
+
+def test_one_caption_for_all_is_always_found(loaded: LoadedModel, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, [(picture(number, "red"), "the same words", {}) for number in range(12)])
+    got = evaluate(loaded, dataset, classes=None, templates=[], label_field=None, batch_size=5, device="cpu")
+    assert got["retrieval"]["image_to_text"]["R@1"] == 100.0
+    assert got["retrieval"]["text_to_image"]["R@1"] == 100.0
+    assert got["zero_shot"] is None
+
+
+def test_a_class_named_twice_is_one_class(loaded: LoadedModel, tmp_path: Path) -> None:
+    samples = [(picture(number, colour), colour, {"colour": colour}) for number, colour in enumerate(COLOURS)]
+    dataset = make_dataset(tmp_path, samples)
+
+    def zero_shot(classes: list[str]) -> Any:
+        got = evaluate(
+            loaded, dataset, classes=classes, templates=["{}"], label_field="colour", batch_size=8, device="cpu"
+        )
+        return got["zero_shot"]
+
+    assert zero_shot(["red", "green", "red", "blue", "blue"]) == zero_shot(["red", "green", "blue"])
+
+
+@pytest.mark.parametrize(
+    ("sample", "field", "says"),
+    [
+        ((picture(0, "red"), "x", {"colour": "redd"}), "colour", "shard 00000, sample 1.*'redd'.*closest are red"),
+        ((picture(0, "red"), "x", {"colour": 3}), "colour", "label 3 in field 'colour' is no class"),
+        ((picture(0, "red"), "x", {"hue": "red"}), "colour", "no field 'colour'.*Its fields: hue"),
+        ((picture(0, "red"), "x", {"colour": "red"}), None, "no label field"),
+        ((b"no image", "x", {"colour": "red"}), "colour", "shard 00000, sample 1: the image cannot be decoded"),
+    ],
+)
+def test_evaluate_names_what_is_wrong(
+    loaded: LoadedModel, tmp_path: Path, sample: tuple[bytes, str, dict[str, Any]], field: str | None, says: str
+) -> None:
+    dataset = make_dataset(tmp_path, [(picture(1, "red"), "x", {"colour": "red"}), sample])
+    with pytest.raises(UserError, match=says):
+        evaluate(loaded, dataset, classes=["red"], templates=["{}"], label_field=field, batch_size=1, device="cpu")
+
+
+def test_evaluate_refuses_an_empty_dataset(loaded: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no samples"):
+        evaluate(
+            loaded,
+            make_dataset(tmp_path, []),
+            classes=None,
+            templates=[],
+            label_field=None,
+            batch_size=1,
+            device="cpu",
+        )
