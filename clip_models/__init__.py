@@ -1,2 +1,17 @@
-from distill.models import *  # temporary
-from distill.models import LoadedModel, ModelConfig, create_student, load_model, save_model, tokenizer_for
+"""What a model on disk is: load, create and save CLIP models in open_clip's formats.
+
+Comes in: a spec (`ARCH:TAG`, `ARCH:/path/to/weights`, a folder) or a configuration. Goes out: open_clip modules with
+their preprocessing and tokenizer, and folders that open_clip reads. Teachers and students are loaded alike.
+"""
+
+from clip_models.models import (
+    LoadedModel,
+    ModelConfig,
+    Tokenizer,
+    create_student,
+    load_model,
+    save_model,
+    tokenizer_for,
+)
+
+__all__ = ["LoadedModel", "ModelConfig", "Tokenizer", "create_student", "load_model", "save_model", "tokenizer_for"]

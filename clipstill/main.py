@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Its retries would bury the one line that says what happened.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
     warnings.simplefilter("ignore")
     try:

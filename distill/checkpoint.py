@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shards import UserError
+
 KEEP = 2
+PARTS = ("model", "loss", "optimiser")
 
 
 class Checkpoints:
@@ -42,10 +46,9 @@ class Checkpoints:
             shutil.rmtree(leftover)
         temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
         temporary.mkdir()
-        _save(temporary / "model.safetensors", model.state_dict())
-        _save(temporary / "loss.safetensors", loss.state_dict())
-        tensors, scalars = _flatten(optimiser)
-        _save(temporary / "optimiser.safetensors", tensors)
+        moments, scalars = _flatten(optimiser)
+        for name, tensors in zip(PARTS, (model.state_dict(), loss.state_dict(), moments), strict=True):
+            _save(temporary / f"{name}.safetensors", tensors)
         (temporary / "state.json").write_text(json.dumps({"step": step, "optimiser": scalars, **state}))
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
@@ -57,12 +60,20 @@ class Checkpoints:
             shutil.rmtree(self._folder / f"{old:08d}")
 
     def load(self, step: int, model: nn.Module, loss: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put the state after `step` steps back in place; returns `state`."""
+        """Put the state after `step` steps back in place; returns `state`. Raises `UserError` if it is damaged."""
         folder = self._folder / f"{step:08d}"
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        loss.load_state_dict(load_file(folder / "loss.safetensors"))
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        _restore(optimiser, load_file(folder / "optimiser.safetensors"), state["optimiser"])
+        try:
+            weights, extra, moments = (load_file(folder / f"{name}.safetensors") for name in PARTS)
+            state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"the checkpoint cannot be read ({error})",
+                where=str(folder),
+                do="Delete its folder: the run then goes on from the one before, or from the start",
+            ) from error
+        model.load_state_dict(weights)
+        loss.load_state_dict(extra)
+        _restore(optimiser, moments, state["optimiser"])
         return state
 
 

@@ -7,13 +7,15 @@ whole batches ahead of time cannot change what is in them.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distill.order import Order
@@ -75,9 +77,13 @@ class Loader:
     ) -> None:
         self._dataset, self._order, self._views, self._cache = dataset, order, views, cache
         self._tokenizer, self._image_size, self._teacher_size = tokenizer, image_size, teacher_size
+        self._tokenizing = threading.Lock()
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start..stop-1, made ahead by as many threads as there are cores."""
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        """The batches of steps start..stop-1, made ahead by as many threads as there are cores.
+
+        The threads end with the generator: close it if it is not read to its end.
+        """
         threads = os.cpu_count() or 1
         with ThreadPoolExecutor(threads, "loader") as pool:
             flying: deque[Future[Batch]] = deque()
@@ -118,14 +124,16 @@ class Loader:
             keys.append(key)
             captions.append(shard.caption(row))
         teacher = [torch.from_numpy(np.concatenate(rows)) if rows else None for rows in targets]
-        tokens = self._tokenizer(captions)
+        # Hugging Face's tokenizers cannot be called from two threads at once.
+        with self._tokenizing:
+            tokens = self._tokenizer(captions)
         return Batch(step, torch.from_numpy(images), tokens, teacher[0], teacher[1], keys, captions, pixels)
 
-    def _view(self, shard: Shard, row: int, index: int) -> tuple[object, View]:
+    def _view(self, shard: Shard, row: int, index: int) -> tuple[Image.Image, View]:
         key = shard.keys[row]
         try:
             image = decode(shard.image_bytes(row))
-        except (OSError, ValueError, SyntaxError) as error:
+        except OSError as error:
             raise UserError(
                 f"the image of {key} does not decode ({error})",
                 where=f"{shard.folder}/{shard.id:05d}.tar",

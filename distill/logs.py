@@ -30,11 +30,13 @@ class RunLog:
         return self
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """`values` after `step` steps; every number becomes a TensorBoard scalar."""
+        """`values` after `step` steps; every number becomes a TensorBoard scalar. On disk when this returns."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        # Else a killed process takes its last two minutes of scalars with it.
+        self._board.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -25,6 +25,13 @@ class OptimiserSettings:
     eps: float = 1e-6
     clip_norm: float = 5.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps"):
+            _refuse_unless(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        for name in ("warmup", "weight_decay", "clip_norm"):
+            _refuse_unless(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _refuse_unless(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "from 0 to below 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -62,20 +69,28 @@ class RunSettings:
                 raise UserError(f"the loss {name!r} needs a teacher", where="--loss", do="Give --cache")
         if (self.steps is None) == (self.epochs is None):
             raise UserError("a run's length is needed, once", do="Give --steps or --epochs")
-        for name in ("steps", "epochs", "batch_size", "views", "log_every", "checkpoint_every"):
+        lengths = ("steps", "epochs", "batch_size", "views", "log_every", "checkpoint_every")
+        for name in (*lengths, "teacher_scale", "student_scale"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name} is {value}, it must be positive")
+            _refuse_unless(value is None or value > 0, name, value, "positive")
 
     def weights(self) -> dict[str, float]:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""
         return dict(self.losses) or {"affinity" if self.cache else "contrastive": 1.0}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the trained weights, apart from the data: paths and what only affects logging are left out."""
+        """What decides the trained weights, apart from data, cache and student, which a run compares by content.
+
+        What only affects logging is left out.
+        """
         fields = asdict(self)
-        for name in ("shards", "cache", "out", "log_every", "checkpoint_every"):
+        for name in ("shards", "cache", "teacher_name", "student", "out", "log_every", "checkpoint_every"):
             del fields[name]
         fields["losses"] = self.weights()
         fields["optimiser"]["betas"] = list(self.optimiser.betas)
         return fields
+
+
+def _refuse_unless(fine: bool, name: str, value: object, must: str) -> None:
+    if not fine:
+        raise UserError(f"{name} is {value}, it must be {must}")

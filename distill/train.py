@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clip_models import ModelConfig, create_student, save_model, tokenizer_for
 from torch import Tensor
 
+from clip_models import ModelConfig, create_student, save_model, tokenizer_for
 from distill.checkpoint import Checkpoints
 from distill.loader import Batch, Loader, Views
 from distill.logs import RunLog
@@ -31,7 +31,7 @@ from distill.losses import LOSSES, Embeddings, LossShape, WeightedSum
 from distill.optim import learning_rate, make_adamw
 from distill.order import Order
 from distill.settings import RunSettings
-from shards import Dataset, Folder, UserError, fingerprint, seed64
+from shards import Dataset, Folder, UserError, seed64
 from shards.fingerprint import first_difference
 from shards.progress import Meter
 from teacher_cache.reader import TeacherCache
@@ -78,13 +78,12 @@ class Run:
         epochs = settings.epochs or 0.0
         self.steps = settings.steps or max(1, round(epochs * self.order.steps_per_epoch))
         views = Views(self.cache.policy, self.cache.views) if self.cache else Views(ViewPolicy(), settings.views)
-        size = self.config["preprocess_cfg"]["size"]
         self.loader = Loader(
             self.dataset,
             self.order,
             views,
             tokenizer_for(self.config),
-            image_size=size if isinstance(size, int) else size[0],
+            image_size=_square(self.config["preprocess_cfg"]["size"], settings.student),
             cache=self.cache,
             teacher_size=teacher_size,
         )
@@ -107,7 +106,7 @@ class Run:
             "steps": self.steps,
             "data": self.dataset.content,
             "cache": [layer.fingerprint for layer in self.cache.layers] if self.cache else None,
-            "student": fingerprint(self.config),
+            "student": json.loads(json.dumps(self.config)),
         }
 
     def cached_targets(self, batch: Batch) -> Embeddings | None:
@@ -125,8 +124,8 @@ class Run:
         with self._autocast():
             image = self.model.encode_image((pixels.float() - self._mean) / self._std)
             text = self.model.encode_text(tokens)
-        unit = (F.normalize(rows.float(), dim=-1) for rows in (image, text))
-        return Embeddings(*unit, self.model.logit_scale.exp())
+        image, text = (F.normalize(rows.float(), dim=-1) for rows in (image, text))
+        return Embeddings(image, text, self.model.logit_scale.exp())
 
     def step(self, batch: Batch, targets: Targets) -> dict[str, Tensor]:
         """One optimiser step on a batch; returns loss, its terms, gradient norm and logit scale as 0-d tensors."""
@@ -143,8 +142,9 @@ class Run:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(0, math.log(100))
+        if settings.student_scale is None:
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(0, math.log(100))
         scale = self.model.logit_scale.detach().exp()
         return {"loss": total.detach(), **terms, "grad_norm": norm.detach(), "logit_scale": scale}
 
@@ -161,6 +161,13 @@ class Run:
         return torch.autocast(self.device.type, dtype)
 
 
+def _square(size: int | list[int], student: str) -> int:
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UserError(f"the student sees {size} pixels; only square inputs can share a view", where=student)
+    return sides.pop()
+
+
 def _make_student(settings: RunSettings) -> tuple[Any, ModelConfig]:
     model, config = create_student(settings.student, settings.seed)
     return model.train(), config
@@ -175,41 +182,39 @@ def train(settings: RunSettings) -> Result:
     out = Path(settings.out)
     run = Run(settings)
     _claim(out, run)
-    if (out / DONE).exists():
-        return Result(**json.loads((out / DONE).read_text()), samples_per_second=None)
+    model = out / "model"
+    if (out / DONE).exists() and model.is_dir():
+        done: dict[str, Any] = json.loads((out / DONE).read_text())
+        return Result(str(model), done["steps"], done["loss"], samples_per_second=None)
     checkpoints = Checkpoints(out)
     saved = checkpoints.steps()
-    start, sums = 0, _Interval()
+    start, sums = 0, _Interval(settings)
     if saved:
         start = saved[-1]
         state = checkpoints.load(start, run.model, run.loss, run.optimiser)
         run.scaler.load_state_dict(state["scaler"])
-        sums = _Interval.restored(state["interval"])
+        sums.restore(state["interval"])
     began = time.monotonic()
-    with RunLog(out, start) as log, Meter(f"distill {out.name}", run.steps, unit="steps", done=start) as meter:
-        for batch in run.loader.batches(start, run.steps):
-            values = run.step(batch, run.cached_targets)
-            sums.add(values)
-            done = batch.step + 1
-            if done % settings.log_every == 0 or done == run.steps:
-                means = sums.take()
-                if not math.isfinite(means["loss"]):
-                    raise UserError(
-                        f"the loss is {means['loss']} at step {done}",
-                        where=settings.out,
-                        do=f"Lower --lr (now {settings.optimiser.lr:g}) or the logit scale, or use --precision fp32",
-                    )
-                log.write(done, {**means, "lr": run.optimiser.param_groups[0]["lr"]})
+    with (
+        RunLog(out, start) as log,
+        Meter(f"distill {out.name}", run.steps, unit="steps", done=start) as meter,
+        contextlib.closing(run.loader.batches(start, run.steps)) as batches,
+    ):
+        for batch in batches:
+            step = batch.step + 1
+            sums.add(step, run.step(batch, run.cached_targets))
+            if step % settings.log_every == 0 or step == run.steps:
+                log.write(step, {**sums.take(), "lr": run.optimiser.param_groups[0]["lr"]})
             meter.advance(1, items=settings.batch_size, note=f"loss {sums.last:.3f}" if sums.last else "")
-            if done % settings.checkpoint_every == 0 or done == run.steps:
+            if step % settings.checkpoint_every == 0 or step == run.steps:
                 state = {"scaler": run.scaler.state_dict(), "interval": sums.state()}
-                checkpoints.save(done, run.model, run.loss, run.optimiser, state)
+                checkpoints.save(step, run.model, run.loss, run.optimiser, state)
     seconds = time.monotonic() - began
-    save_model(run.model, run.config, str(out / "model"))
-    facts = {"model": str(out / "model"), "steps": run.steps, "loss": sums.last}
-    Folder(out).publish(DONE, json.dumps(facts).encode())
+    save_model(run.model, run.config, str(model))
+    Folder(out).publish(DONE, json.dumps({"steps": run.steps, "loss": sums.last}).encode())
     trained = run.steps - start
-    return Result(**facts, samples_per_second=trained * settings.batch_size / seconds if trained else None)
+    speed = trained * settings.batch_size / seconds if trained else None
+    return Result(str(model), run.steps, sums.last, samples_per_second=speed)
 
 
 def _claim(out: Path, run: Run) -> None:
@@ -230,38 +235,52 @@ def _claim(out: Path, run: Run) -> None:
 
 
 class _Interval:
-    """Means over the steps since the last log line; part of the checkpoint, so that resumed logs are the same."""
+    """Means over the steps since the last log line; part of the checkpoint, so that resumed logs are the same.
 
-    def __init__(self) -> None:
+    `take` and `state` raise `UserError` if a step since then made the weights useless, so neither a log line nor a
+    checkpoint is written of it.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self._settings = settings
+        # With fp16 a gradient that is not finite is no failure: the scaler skips that step.
+        self._vital = ("loss",) if settings.precision == "fp16" else ("loss", "grad_norm")
         self._sums: dict[str, float] = {}
-        self._tensors: list[dict[str, Tensor]] = []
-        self._count = 0
+        self._counts: dict[str, int] = {}
+        self._steps: list[tuple[int, dict[str, Tensor]]] = []
         self.last = 0.0
 
-    def add(self, values: dict[str, Tensor]) -> None:
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
         # Kept as tensors: reading one would make the host wait for the accelerator at every step.
-        self._tensors.append(values)
+        self._steps.append((step, values))
 
     def _fold(self) -> None:
-        for values in self._tensors:
+        for step, values in self._steps:
             for name, value in values.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._count += len(self._tensors)
-        self._tensors.clear()
+                number = float(value)
+                if math.isfinite(number):
+                    self._sums[name] = self._sums.get(name, 0.0) + number
+                    self._counts[name] = self._counts.get(name, 0) + 1
+                elif name in self._vital:
+                    raise UserError(
+                        f"{name} is {number} at step {step}",
+                        where=self._settings.out,
+                        do=f"Lower --lr (now {self._settings.optimiser.lr:g}) or the logit scale, or use "
+                        "--precision fp32",
+                    )
+        self._steps.clear()
 
     def take(self) -> dict[str, float]:
+        """The means, over the steps where each number was finite; begins the next interval."""
         self._fold()
-        means = {name: value / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
+        self._sums, self._counts = {}, {}
         self.last = means["loss"]
         return means
 
     def state(self) -> dict[str, Any]:
         self._fold()
-        return {"sums": self._sums, "count": self._count, "last": self.last}
+        return {"sums": self._sums, "counts": self._counts, "last": self.last}
 
-    @staticmethod
-    def restored(state: dict[str, Any]) -> _Interval:
-        interval = _Interval()
-        interval._sums, interval._count, interval.last = state["sums"], state["count"], state["last"]
-        return interval
+    def restore(self, state: dict[str, Any]) -> None:
+        self._sums, self._counts, self.last = state["sums"], state["counts"], state["last"]

@@ -58,7 +58,10 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What the cache holds now: `bytes` over all its files, for `samples` samples with `views` views and a caption."""
+    """What the cache holds now: `bytes` over all its files, for `samples` samples with `views` views and a caption.
+
+    `views` may be more than were asked for: views once made stay.
+    """
 
     folder: str
     teacher: TeacherFacts
@@ -80,7 +83,7 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
     """Bring the cache at `settings.cache` to K views and the captions of every sample; goes on where it stopped.
 
     Raises:
-        UserError: no such dataset or teacher, or the folder holds another teacher's or another policy's embeddings.
+        UserError: no such dataset or teacher, or the folder holds embeddings of another dataset, teacher or policy.
         IncompleteError: shards are missing at the end.
     """
     dataset = Dataset.open(settings.shards)
@@ -90,7 +93,8 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
     layers = _settle_layers(folder, facts, dataset, settings)
     task = CacheTask(settings, folder, layers, dataset)
     summary = run_shards(task, executor)
-    return BuildReport(str(folder), facts, len(dataset), settings.views, int(summary.stats["bytes"]), summary)
+    views = sum(len(layer.columns) for layer in layers if layer.kind == "views")
+    return BuildReport(str(folder), facts, len(dataset), views, int(summary.stats["bytes"]), summary)
 
 
 def _settle_teacher(folder: Folder, facts: TeacherFacts) -> None:
@@ -112,9 +116,18 @@ def _settle_layers(
 ) -> list[LayerFacts]:
     """The layers there are, and a new one for the views they lack."""
     common = {"dtype": "float16", "precision": settings.precision}
-    wanted = {"views": {**common, "policy": settings.policy.identity()}, "captions": {**common, "source": "txt"}}
+    wanted: dict[str, dict[str, Any]] = {
+        "views": {**common, "policy": settings.policy.identity()},
+        "captions": {**common, "source": "txt"},
+    }
     views, captions = read_layers(folder, "views"), read_layers(folder, "captions")
     for layer in (*views, *captions):
+        if layer.dataset != dataset.name:
+            raise UserError(
+                f"this layer was built from dataset {layer.dataset!r}, {settings.shards} is {dataset.name!r}",
+                where=str(folder.child(layer.name)),
+                do="Use one cache folder a dataset",
+            )
         refuse_another(
             folder.child(layer.name),
             "this layer was built otherwise",
@@ -187,6 +200,8 @@ class _CacheWorker:
         else:
             policy = ViewPolicy.from_identity(spec.layer.settings["policy"])
             embeddings, views = embed_views(self._teacher, shard, policy, spec.layer.columns, self._batch_size)
+        for rows in embeddings:
+            _refuse_not_finite(shard, rows)
         table = layer_table(spec.layer, shard, [rows.astype(np.float16) for rows in embeddings], views)
         publication = Publication(spec, shard.content)
         standing = publication.standing()
@@ -196,6 +211,15 @@ class _CacheWorker:
             sink.write_table(table.combine_chunks())
         size = (spec.folder.size(f"{shard.id:05d}.arrow")) or 0
         return publication.finish(shard.count, {"bytes": size})
+
+
+def _refuse_not_finite(shard: Shard, rows: npt.NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        raise ShardError(
+            f"the teacher's embedding of {shard.keys[bad[0]]} is not finite ({bad.size} such rows); "
+            "--precision fp32 may help"
+        )
 
 
 def embed_captions(teacher: Teacher, shard: Shard, rows: Sequence[int], batch_size: int) -> npt.NDArray[np.float32]:
@@ -219,7 +243,7 @@ def embed_views(
     def sample(row: int) -> list[tuple[View, npt.NDArray[np.uint8]]]:
         try:
             image = decode(shard.image_bytes(row))
-        except (OSError, ValueError, SyntaxError) as error:
+        except OSError as error:
             raise ShardError(f"the image of {shard.keys[row]} does not decode ({error})") from None
         views = [draw_view(policy, shard.keys[row], index, *image.size) for index in indices]
         return [(view, render(image, view, teacher.image_size)) for view in views]
@@ -236,7 +260,7 @@ def embed_views(
 
 
 def _width(teacher: Teacher) -> int:
-    return teacher.embed_texts([""]).shape[1]
+    return int(teacher.embed_texts([""]).shape[1])
 
 
 T = TypeVar("T")

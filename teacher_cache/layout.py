@@ -67,7 +67,7 @@ class LayerFacts:
     """`layer.json`: what every file of a layer holds.
 
     `columns` are view indices (kind "views") or caption numbers (kind "captions"); `settings` is what else decides the
-    bytes (view policy, dtype, forward precision, batch size); `dataset` the dataset's name, for messages.
+    bytes (view policy or caption source, dtype, forward precision); `dataset` the dataset's name, for messages.
     """
 
     kind: Kind
@@ -116,7 +116,8 @@ def read_layer(folder: Folder) -> LayerFacts | None:
 
 def read_layers(folder: Folder, kind: Kind) -> list[LayerFacts]:
     """The layers of one kind of a teacher's folder, by their first column."""
-    found = (read_layer(folder.child(name)) for name in folder.names(f"{kind}-"))
+    # Filtered here: an object store asked for a prefix names files only, no folders.
+    found = (read_layer(folder.child(name)) for name in folder.names() if name.startswith(f"{kind}-"))
     return sorted((layer for layer in found if layer is not None), key=lambda layer: layer.columns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ def verify_cache(
     seed: int = 0,
     tolerance: float = 0.05,
 ) -> CacheReport:
-    """Check every file of a cache against its record and its dataset, and recompute `rows` random rows.
+    """Check every file of a cache against its record and its dataset, and recompute up to `rows` random rows.
 
     `teacher` overrides the spec by which the teacher is loaded (its folder may have moved); its weights must be the
     cached ones. A logit drift over `tolerance` is a problem: float16 storage alone moves a logit at scale 100 by 0.002.
@@ -76,9 +77,9 @@ def verify_cache(
                 problems += [f"{layer.name}/{shard.id:05d}.arrow: {problem}" for problem in found]
                 files += 1
                 meter.advance(1, items=shard.count)
-    if problems:
+    if problems or rows < 1:
         return CacheReport(files, len(dataset), 0, float("nan"), float("nan"), tuple(problems))
-    cosine, drift, done = _recompute(opened, dataset, model, rows, seed)
+    cosine, drift, done = _recompute(opened, dataset, model, (rows, seed), problems)
     if drift > tolerance:
         problems.append(f"recomputed logits differ by up to {drift:.4f}, the tolerance is {tolerance:g}")
     return CacheReport(files, len(dataset), done, cosine, drift, tuple(problems))
@@ -86,13 +87,14 @@ def verify_cache(
 
 def _check_file(place: Folder, layer: LayerFacts, shard: Shard, record: ShardRecord, width: int) -> list[str]:
     entry = record.file(".arrow")
-    path = place.fetch(entry.name, entry.sha256)
-    if not path.exists():
+    size = place.size(entry.name)
+    if size is None:
         return ["missing"]
-    got = sha256_file(path)
+    # On an object store the bytes there, not the local copy of them.
+    got = sha256_file(place.path / entry.name) if place.is_local else sha256(place.read(entry.name)).hexdigest()
     if got != entry.sha256:
         return [f"hashes to {got[:16]}..., its record says {entry.sha256[:16]}..."]
-    with pa.memory_map(str(path)) as source:
+    with pa.memory_map(str(place.fetch(entry.name, entry.sha256))) as source:
         keys = pa.ipc.open_file(source).read_all()["key"].to_pylist()
     if keys != shard.keys:
         return ["its keys are not the shard's"]
@@ -112,11 +114,11 @@ def _check_file(place: Folder, layer: LayerFacts, shard: Shard, record: ShardRec
 
 
 def _recompute(
-    cache: TeacherCache, dataset: Dataset, teacher: Teacher, rows: int, seed: int
+    cache: TeacherCache, dataset: Dataset, teacher: Teacher, draw: tuple[int, int], problems: list[str]
 ) -> tuple[float, float, int]:
-    """Lowest cosine, largest logit change, and how many rows were recomputed."""
-    total = len(dataset)
-    chosen = sorted({seed64("verify", seed, draw) % total for draw in range(rows)})
+    """Lowest cosine, largest logit change, and how many rows were recomputed; adds crops that differ to `problems`."""
+    rows, seed = draw
+    chosen = sorted({seed64("verify", seed, number) % len(dataset) for number in range(rows)})
     starts = np.cumsum([0] + [shard.count for shard in dataset.shards])
     by_shard: dict[int, list[int]] = defaultdict(list)
     for position in chosen:
@@ -130,9 +132,10 @@ def _recompute(
         for row in members:
             index = seed64("verify view", seed, shard.keys[row]) % cache.views
             image = decode(shard.image_bytes(row))
-            pixels.append(
-                render(image, draw_view(cache.policy, shard.keys[row], index, *image.size), teacher.image_size)
-            )
+            view, kept = draw_view(cache.policy, shard.keys[row], index, *image.size), cache.view(shard, row, index)
+            if kept != view:
+                problems.append(f"view {index} of {shard.keys[row]} is kept as {kept}, the policy draws {view}")
+            pixels.append(render(image, view, teacher.image_size))
             stored.append(cache.image(shard, [row], index)[0])
         old.append((np.stack(stored), cache.text(shard, members)))
         new.append((teacher.embed_images(np.stack(pixels)), embed_captions(teacher, shard, members, len(members))))

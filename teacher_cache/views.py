@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from shards.errors import UserError
+
 VIEWS_VERSION = 1
 """Goes up whenever `draw_view` or `render` would give other pixels; part of every cache's fingerprint."""
 
@@ -45,6 +47,13 @@ class ViewPolicy:
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1] and 0 <= self.flip <= 1):
+            raise UserError(
+                f"no views can be drawn at scale {self.scale}, ratio {self.ratio}, flip {self.flip}",
+                do="scale is a range within 0 to 1, ratio a range above 0, flip a probability; each range ascends",
+            )
 
     def identity(self) -> dict[str, Any]:
         """JSON-able; equal identities draw equal views."""
@@ -94,9 +103,13 @@ def _placed(x: float, y: float, crop: tuple[float, float], image: tuple[int, int
 
 
 def decode(data: bytes) -> Image.Image:
-    """The upright RGB image of an encoded file; raises `OSError` if it is damaged or no image."""
-    image = Image.open(io.BytesIO(data))
-    return ImageOps.exif_transpose(image).convert("RGB")
+    """The upright RGB image of an encoded file; raises `OSError` if it is damaged, no image, or too large."""
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        # A palette with an alpha for each colour goes to RGB by way of RGBA, the same colours without a warning.
+        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+    except Exception as error:  # decoders raise anything
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 def render(image: Image.Image, view: View, size: int) -> npt.NDArray[np.uint8]:

@@ -34,13 +34,13 @@ COLOURS: Final[dict[str, Colour]] = {
 }
 SHAPES: Final = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
 TEXTURES: Final = ("plain", "striped", "dotted", "checked")
-SIZES: Final[dict[str, float]] = {"small": 0.36, "medium": 0.5, "large": 0.68}  # width over the image's width
-PLACES: Final[dict[str, tuple[float, float]]] = {
+SIZES: Final[dict[str, float]] = {"small": 0.4, "medium": 0.55, "large": 0.72}  # width over the image's width
+PLACES: Final[dict[str, tuple[float, float]]] = {  # 0 and 1 are as far as an object can go inside the image
     "centre": (0.5, 0.5),
-    "top left": (0.28, 0.28),
-    "top right": (0.72, 0.28),
-    "bottom left": (0.28, 0.72),
-    "bottom right": (0.72, 0.72),
+    "top left": (0.0, 0.0),
+    "top right": (1.0, 0.0),
+    "bottom left": (0.0, 1.0),
+    "bottom right": (1.0, 1.0),
 }
 RELATIONS: Final[dict[str, tuple[float, float]]] = {  # where the other object lies, seen from the main one
     "above": (0.0, 1.0),
@@ -177,7 +177,7 @@ def scene(index: int, split: str) -> Scene:
     colour, shape = _pick_pair(draw, seen=not pick_unseen)
     texture = _pick_texture(draw)
     ground = Ground(draw.choice(GROUND_KINDS), draw.choice(tuple(GROUNDS)))
-    arrange = draw.choices((_alone, _several, _beside), weights=(5, 2, 3))[0]
+    arrange = draw.choices((_alone, _several, _beside), weights=(6, 2, 2))[0]
     things, phrase = arrange(draw, colour, shape, texture)
     return Scene(things, ground, _write_caption(draw, phrase, ground), f"{colour} {shape}", seed)
 
@@ -223,8 +223,10 @@ def _make_thing(
 
 def _alone(draw: random.Random, colour: str, shape: str, texture: str) -> tuple[tuple[Thing, ...], str]:
     size = draw.choice(tuple(SIZES))
-    place = draw.choice(tuple(PLACES)) if draw.random() < 0.6 else "centre"
-    thing = _make_thing(draw, colour, shape, texture, PLACES[place], SIZES[size])
+    place = draw.choice(tuple(PLACES)) if draw.random() < 0.5 else "centre"
+    room = 0.96 - SIZES[size]
+    across, down = (0.02 + SIZES[size] / 2 + room * part for part in PLACES[place])
+    thing = _make_thing(draw, colour, shape, texture, (across, down), SIZES[size])
     phrase = _describe(draw, colour, shape, texture, size)
     if draw.random() < 0.6:
         if place == "centre":
@@ -269,7 +271,7 @@ def _describe(draw: random.Random, colour: str, shape: str, texture: str, size: 
         words.append(_say(draw, texture))
     if draw.random() < 0.9:
         words.append(_say(draw, colour))
-    noun = _say(draw, shape) if draw.random() < 0.92 else "shape"
+    noun = _say(draw, shape) if draw.random() < 0.95 else "shape"
     if count > 1:
         noun += "es" if noun.endswith(("s", "x")) else "s"
     words.append(noun)
@@ -290,7 +292,7 @@ def _write_caption(draw: random.Random, phrase: str, ground: Ground) -> str:
 
 
 def _say(draw: random.Random, word: str) -> str:
-    return draw.choice(_SYNONYMS[word]) if word in _SYNONYMS and draw.random() < 0.2 else word
+    return draw.choice(_SYNONYMS[word]) if word in _SYNONYMS and draw.random() < 0.15 else word
 
 
 def _draw_ground(scene: Scene, wide: int) -> Image.Image:

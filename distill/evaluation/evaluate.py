@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_models import LoadedModel
 from distill.evaluation.retrieval import recall_of_groups
 from distill.evaluation.zero_shot import Template, class_weights, top_k
-from distill.models import LoadedModel
 from shards.errors import UserError
 from shards.reader import Dataset, Shard
 

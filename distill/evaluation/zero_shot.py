@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.models import Tokenizer
+from clip_models import Tokenizer
 from shards.errors import UserError
 
 Template = str | Callable[[str], str]

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
-import distill.export
+import distill.export.to_transformers
+from clip_models import LoadedModel, create_student, load_model, save_model, tokenizer_for
 from distill.export import FORMATS, export_open_clip, export_transformers
-from distill.models import LoadedModel, create_student, load_model, save_model, tokenizer_for
 from shards.errors import UserError
 
 TINY: dict[str, Any] = {
@@ -100,6 +100,7 @@ def test_transformers_computes_the_same(tmp_path: Path, variant: str) -> None:
     assert measured["image_embedding"] < 1e-5
     assert measured["text_embedding"] < 1e-5
     assert 0 < measured["captions_tokenised_differently"] < measured["captions"]
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
 
 
 def test_the_exported_tokenizer_is_open_clips(tmp_path: Path) -> None:
@@ -138,7 +139,12 @@ def test_squashing_preprocessing_is_kept(tmp_path: Path) -> None:
         torch.testing.assert_close(pixels, loaded.preprocess(picture(*size)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"custom_text": True, "init_logit_bias": -10}])
+RESNET = {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 64}}
+TIMM = {"vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "avg"}}
+SIGLIP = {"custom_text": True, "init_logit_bias": -10}
+
+
+@pytest.mark.parametrize("changes", [{}, RESNET, TIMM, SIGLIP], ids=["vit", "resnet", "timm", "siglip"])
 def test_open_clip_loads_its_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
     loaded = make(tmp_path, **changes)
     measured = export_open_clip(loaded, str(tmp_path / "out"))
@@ -161,8 +167,8 @@ def test_open_clip_loads_its_folder(tmp_path: Path, changes: dict[str, Any]) -> 
     [
         ({"custom_text": True}, "custom one"),
         ({"init_logit_bias": -10}, "logit bias"),
-        ({"vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 64}}, "ModifiedResNet"),
-        ({"vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "avg"}}, "TimmModel"),
+        (RESNET, "ModifiedResNet"),
+        (TIMM, "TimmModel"),
         ({"vision_cfg": {"pool_type": "avg"}}, "pools by 'avg'"),
         ({"vision_cfg": {"attentional_pool": True, "attn_pooler_heads": 2}}, "attentional pool"),
         ({"vision_cfg": {"no_ln_pre": True}}, "no_ln_pre"),
@@ -210,14 +216,14 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path, name: str) -> None:
 def test_a_wrong_export_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make(tmp_path)
     before = sorted(tmp_path.iterdir())
-    right = distill.export._transformers_weights
+    right = distill.export.to_transformers._transformers_weights
 
     def wrong(model: Any) -> dict[str, Tensor]:
         weights = right(model)
         weights["vision_model.encoder.layers.1.self_attn.q_proj.bias"] += 0.5
         return weights
 
-    monkeypatch.setattr(distill.export, "_transformers_weights", wrong)
+    monkeypatch.setattr(distill.export.to_transformers, "_transformers_weights", wrong)
     with pytest.raises(RuntimeError, match="image_embedding by"):
         export_transformers(loaded, str(tmp_path / "out"))
     assert sorted(tmp_path.iterdir()) == before

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clip_models import LoadedModel, create_student, load_model, save_model
 from distill.evaluation import class_weights, evaluate, top_k
-from distill.models import LoadedModel, create_student, load_model, save_model
 from shards.errors import UserError
 from shards.fingerprint import sha256_file
 from shards.reader import Dataset, Shard

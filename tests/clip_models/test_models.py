@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import distill.models
-from distill.models import create_student, load_model, save_model, tokenizer_for
+import clip_models.models
+from clip_models.models import create_student, load_model, save_model, tokenizer_for
 from shards.errors import UserError
 
 TINY: dict[str, Any] = {
@@ -94,6 +94,7 @@ def test_save_and_load_agree_with_open_clip(tiny: str, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "student"
     save_model(model, config, str(folder))
     assert sorted(path.name for path in folder.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
     expected = embeddings(model.eval())
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
@@ -138,7 +139,7 @@ def test_a_killed_save_leaves_the_old_model_or_none(tiny: str, tmp_path: Path, m
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distill.models, "save_file", killed)
+    monkeypatch.setattr(clip_models.models, "save_file", killed)
     newer, _ = create_student(tiny, seed=4)
     with pytest.raises(KeyboardInterrupt):
         save_model(newer, config, folder)

@@ -137,7 +137,11 @@ def save_model(model: nn.Module, config: ModelConfig, folder: str) -> None:
         for key, value in model.state_dict().items()
     }
     with target.staged(WEIGHTS_NAME) as path:
+        # safetensors makes files that only their owner may read; a model is as readable as any other new file.
+        path.touch()
+        mode = path.stat().st_mode
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(mode)
     target.publish(CONFIG_NAME, text)
 
 

@@ -1,75 +1,34 @@
-"""Export a model to the formats other libraries load, and prove that what they load computes the same.
-
-An export is written beside its destination, read back with the other library's own loader, compared with the original
-on random images, on captions and on an image that went through both preprocessors, and only then renamed into place.
-"""
+"""Export to a folder for transformers' CLIPModel and CLIPProcessor, which hold plain ViT towers."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 
-from distill.models import LoadedModel, save_model
+from clip_models import LoadedModel
+from distill.export.compare import (
+    CAPTIONS,
+    Measured,
+    Outputs,
+    compared,
+    on_cpu,
+    picture,
+    random_pixels,
+    reference_outputs,
+    staged,
+)
 from shards.errors import UserError
 
-Measured = dict[str, float]
-"""What an export measured; see `export_open_clip`."""
-
-EMBEDDING_TOLERANCE = 1e-4
-"""Largest difference allowed in any component of a unit-length float32 embedding."""
-
-_CAPTIONS = [
-    "a photo of a cat",
-    "A Photo OF a CAT, taken In 2024 & 3.14 times",
-    "café naïve Ångström Ünïcödé",
-    "😀 a dog 🎉 👨‍👩‍👧",
-    "it's John's dogs' toys; they're I'VE don't",
-    "  many   spaces\t\nhere  ",
-    "日本語のテキスト, привет мир, नमस्ते",
-    "½ ² a_b_c !!!...---",
-    "",
-    "a very long caption " * 60,
-    # From here on open_clip's cleaning (ftfy, html) changes the text before it is encoded.
-    "Tom &amp; Jerry &lt;3 &quot;cheese&quot;",
-    "“curly” ‘quotes’ and ﬁne ligatures",
-]
 _EOT = 49407
-
-
-def export_open_clip(loaded: LoadedModel, folder: str) -> Measured:
-    """Write open_clip's folder (`open_clip_config.json`, `open_clip_model.safetensors`, a named tokenizer's files).
-
-    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it; every model can be exported this way.
-    Returns the largest absolute differences between the original and what open_clip loads back, both float32 on the
-    CPU: `image_embedding`, `text_embedding` (unit length), `logits`; and `captions` tried, of which
-    `captions_tokenised_differently`.
-    Raises `UserError` if the folder holds something or the model's embeddings are not finite, `RuntimeError` if an
-    embedding differs by more than `EMBEDDING_TOLERANCE`; nothing is left behind then.
-    """
-    model = _on_cpu(loaded)
-    reference = _outputs(model, loaded.preprocess, loaded.tokenizer)
-    with _staged(folder) as staging:
-        save_model(model, loaded.config, str(staging))
-        if hasattr(loaded.tokenizer, "save_pretrained"):
-            loaded.tokenizer.save_pretrained(str(staging))
-        other, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{staging}")
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{staging}")
-        differing = (tokenizer(_CAPTIONS) != loaded.tokenizer(_CAPTIONS)).any(dim=1).sum().item()
-        measured = _compared(reference, _outputs(other.eval(), preprocess, tokenizer))
-    return {**measured, "captions": len(_CAPTIONS), "captions_tokenised_differently": differing}
 
 
 def export_transformers(loaded: LoadedModel, folder: str) -> Measured:
@@ -90,7 +49,7 @@ def export_transformers(loaded: LoadedModel, folder: str) -> Measured:
 
     Raises as `export_open_clip` does, and `UserError` if the model has a part that `CLIPModel` cannot express.
     """
-    model = _on_cpu(loaded)
+    model = on_cpu(loaded)
     part = _inexpressible(model, loaded.config)
     if part is not None:
         raise UserError(
@@ -98,93 +57,9 @@ def export_transformers(loaded: LoadedModel, folder: str) -> Measured:
             where=loaded.name,
             do="Export it as open_clip, which holds every model",
         )
-    reference = _outputs(model, loaded.preprocess, loaded.tokenizer)
-    with _staged(folder) as staging, _quiet_transformers():
+    reference = reference_outputs(model, loaded)
+    with staged(folder) as staging, _quiet_transformers():
         return _write_transformers(model, loaded, reference, staging)
-
-
-FORMATS: dict[str, Callable[[LoadedModel, str], Measured]] = {
-    "open_clip": export_open_clip,
-    "transformers": export_transformers,
-}
-"""Every export by its name."""
-
-
-class _Outputs(NamedTuple):
-    """Unit-length embeddings (5, D) and (captions, D), and logits (5, captions); float32."""
-
-    images: Tensor
-    texts: Tensor
-    logits: Tensor
-
-
-@torch.no_grad()
-def _outputs(model: Any, preprocess: Callable[[Image.Image], Tensor], tokenizer: Any) -> _Outputs:
-    height, width = model.visual.image_size
-    pixels = torch.cat([_random_pixels(height, width), preprocess(_picture(height))[None]])
-    images = model.encode_image(pixels, normalize=True)
-    texts = model.encode_text(tokenizer(_CAPTIONS), normalize=True)
-    logits = model.logit_scale.exp() * images @ texts.T
-    if model.logit_bias is not None:
-        logits = logits + model.logit_bias
-    return _Outputs(images, texts, logits)
-
-
-def _compared(reference: _Outputs, exported: _Outputs) -> Measured:
-    if not (reference.images.isfinite().all() and reference.texts.isfinite().all()):
-        raise UserError(
-            "the model's embeddings are not finite", where="export", do="Export a checkpoint from before it diverged"
-        )
-    pairs = zip(("image_embedding", "text_embedding", "logits"), reference, exported, strict=True)
-    measured = {name: (here - there).abs().max().item() for name, here, there in pairs}
-    for name in ("image_embedding", "text_embedding"):
-        if not measured[name] <= EMBEDDING_TOLERANCE:
-            raise RuntimeError(f"the exported model differs: {name} by {measured[name]:.2g}")
-    return measured
-
-
-def _random_pixels(height: int, width: int) -> Tensor:
-    return torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def _picture(size: int) -> Image.Image:
-    """A smooth coloured picture, three times as wide as high so that the centre crop's margin is always even."""
-    noise = np.random.default_rng(0).integers(0, 256, (8, 24, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((6 * size, 2 * size), Image.Resampling.BICUBIC)
-
-
-def _on_cpu(loaded: LoadedModel) -> Any:
-    """A copy to compare with: accelerators may compute float32 convolutions less exactly."""
-    return deepcopy(loaded.model).to("cpu", torch.float32).eval()
-
-
-@contextmanager
-def _staged(folder: str) -> Iterator[Path]:
-    """A sibling of `folder` that takes its name when the block ends without an exception, and vanishes otherwise."""
-    target = Path(folder).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("there is something already", where=folder, do="Name another folder or remove this one")
-    staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"no folder can be made there ({error.strerror})", where=folder, do="Check the path") from error
-    try:
-        yield staging
-        for path in (*staging.rglob("*"), staging):
-            _sync(path)
-        staging.rename(target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _inexpressible(model: Any, config: dict[str, Any]) -> str | None:
@@ -240,7 +115,7 @@ def _activation(block: Any) -> str | None:
     return None
 
 
-def _write_transformers(model: Any, loaded: LoadedModel, reference: _Outputs, staging: Path) -> Measured:
+def _write_transformers(model: Any, loaded: LoadedModel, reference: Outputs, staging: Path) -> Measured:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor  # noqa: PLC0415  (slow)
 
     projection = model.visual.proj.shape[1]
@@ -270,22 +145,22 @@ def _write_transformers(model: Any, loaded: LoadedModel, reference: _Outputs, st
     processor.save_pretrained(staging)
     # Also under the name that older releases and other libraries read.
     processor.image_processor.save_pretrained(staging)
+    # safetensors makes files that only their owner may read.
+    shutil.copymode(staging / "config.json", staging / "model.safetensors")
 
     twin = CLIPModel.from_pretrained(staging).eval()
     processor = CLIPProcessor.from_pretrained(staging, backend="pil")
     default = CLIPImageProcessor.from_pretrained(staging)
-    height, width = model.visual.image_size
-    picture = _picture(height)
-    shown = [one(images=picture, return_tensors="pt").pixel_values for one in (processor, default)]
+    shown = [one(images=picture(model), return_tensors="pt").pixel_values for one in (processor, default)]
     tokens, differing = _transformers_tokens(loaded.tokenizer, processor.tokenizer)
     with torch.no_grad():
-        out = twin(pixel_values=torch.cat([_random_pixels(height, width), *shown]), **tokens)
+        out = twin(pixel_values=torch.cat([random_pixels(model), *shown]), **tokens)
     images = out.image_embeds[:-1]
-    measured = _compared(reference, _Outputs(images, out.text_embeds, out.logits_per_image[:-1]))
+    measured = compared(reference, Outputs(images, out.text_embeds, out.logits_per_image[:-1]))
     return {
         **measured,
         "image_embedding_default_preprocessor": (out.image_embeds[-1] - reference.images[-1]).abs().max().item(),
-        "captions": len(_CAPTIONS),
+        "captions": len(CAPTIONS),
         "captions_tokenised_differently": differing,
     }
 
@@ -370,11 +245,11 @@ def _transformers_processor(loaded: LoadedModel, context_length: int) -> Any:
 
 def _transformers_tokens(own: Any, other: Any) -> tuple[Any, int]:
     """The captions, cleaned, as transformers tokenises them (a padded batch); and how many differ if not cleaned."""
-    cleaned = [own.clean_fn(caption) for caption in _CAPTIONS]
+    cleaned = [own.clean_fn(caption) for caption in CAPTIONS]
     tokens = other(cleaned, padding=True, truncation=True, return_tensors="pt")
-    raw = other(_CAPTIONS, truncation=True).input_ids
+    raw = other(CAPTIONS, truncation=True).input_ids
     differing = 0
-    for row, caption in enumerate(_CAPTIONS):
+    for row, caption in enumerate(CAPTIONS):
         expected = own([caption])[0].tolist()
         expected = expected[: expected.index(_EOT) + 1]
         kept = tokens.input_ids[row][tokens.attention_mask[row].bool()].tolist()

@@ -1,0 +1,31 @@
+"""Export to open_clip's own folder format, which holds every model."""
+
+from __future__ import annotations
+
+import open_clip
+
+from clip_models import LoadedModel, save_model
+from distill.export.compare import CAPTIONS, Measured, compared, on_cpu, outputs, reference_outputs, staged
+
+
+def export_open_clip(loaded: LoadedModel, folder: str) -> Measured:
+    """Write open_clip's folder (`open_clip_config.json`, `open_clip_model.safetensors`, a named tokenizer's files).
+
+    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it; every model can be exported this way.
+    Returns the largest absolute differences between the original and what open_clip loads back, both float32 on the
+    CPU: `image_embedding`, `text_embedding` (unit length), `logits`; and `captions` tried, of which
+    `captions_tokenised_differently`.
+    Raises `UserError` if the folder holds something or the model's embeddings are not finite, `RuntimeError` if an
+    embedding differs by more than `EMBEDDING_TOLERANCE`; nothing is left behind then.
+    """
+    model = on_cpu(loaded)
+    reference = reference_outputs(model, loaded)
+    with staged(folder) as staging:
+        save_model(model, loaded.config, str(staging))
+        if hasattr(loaded.tokenizer, "save_pretrained"):
+            loaded.tokenizer.save_pretrained(str(staging))
+        other, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{staging}")
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{staging}")
+        differing = (tokenizer(CAPTIONS) != loaded.tokenizer(CAPTIONS)).any(dim=1).sum().item()
+        measured = compared(reference, outputs(other.eval(), preprocess, tokenizer))
+    return {**measured, "captions": len(CAPTIONS), "captions_tokenised_differently": differing}

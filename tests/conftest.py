@@ -1,0 +1,144 @@
+"""Small real things to test with: datasets of a few images, and models of a few thousand numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported anywhere: threads that spin while they wait cost more than they give at these sizes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from shards import Dataset, Folder, ShardWriter, Spec, fingerprint
+from shards.publication import Publication
+
+Sample = tuple[bytes, str, str]
+"""Encoded image, its extension, caption."""
+
+MakeDataset = Callable[..., Dataset]
+SaveModel = Callable[..., str]
+
+WORDS = "red green blue cat dog house tree river small large old new bright dark round flat".split()
+
+
+def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: Any) -> bytes:
+    """Image bytes of (h, w, 3) or (h, w) uint8."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def picture(seed: int, width: int, height: int) -> np.ndarray:
+    """(height, width, 3) uint8: smooth colours with some noise, never the same twice."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = [np.sin(rows * a + columns * b + c) for a, b, c in random.uniform(0.05, 0.6, (3, 3))]
+    noise = random.normal(0, 20, (height, width, 3))
+    return np.clip(127 + 90 * np.stack(waves, axis=2) + noise, 0, 255).astype(np.uint8)
+
+
+def small_samples(count: int, seed: int) -> list[Sample]:
+    """JPEG and PNG images of 30 to 60 pixels a side, with captions."""
+    random = np.random.default_rng([seed, 7])
+    samples: list[Sample] = []
+    for number in range(count):
+        width, height = (int(side) for side in random.integers(30, 61, 2))
+        caption = " ".join(str(word) for word in random.choice(WORDS, random.integers(2, 6)))
+        kind, extension = ("PNG", "png") if number % 5 == 4 else ("JPEG", "jpg")
+        samples.append((encoded(picture(seed * 1000 + number, width, height), kind), extension, caption))
+    return samples
+
+
+def write_dataset(folder: str | Path, shards: Sequence[Sequence[Sample]], name: str = "tiny") -> Dataset:
+    """Publish a dataset with these samples in these shards, as the stage before would."""
+    place = Folder(folder)
+    row = 0
+    for number, samples in enumerate(shards):
+        publication = Publication(Spec(number, place, fingerprint([name, number])))
+        keys = [f"{name}-{row + at:09d}" for at in range(len(samples))]
+        row += len(samples)
+        with publication.file(".tar") as path, ShardWriter(path) as writer:
+            for key, (image, extension, caption) in zip(keys, samples, strict=True):
+                writer.add(key, image, extension, caption, {"key": key, "caption": caption})
+        with publication.file(".index.arrow") as path:
+            writer.write_index(path)
+        with publication.file(".parquet") as path:
+            ledger = {"key": pa.array(keys, pa.string()), "status": pa.array(["success"] * len(keys), pa.string())}
+            pq.write_table(pa.table(ledger), str(path))
+        publication.finish(len(samples), {})
+    facts = {"schema": 1, "name": name, "shards": len(shards), "rows": row}
+    place.publish("dataset.json", json.dumps(facts).encode())
+    return Dataset.open(str(folder))
+
+
+def model_cfg(
+    *, image: int = 32, dim: int = 24, width: int = 32, layers: int = 1, vision_layers: Any = None, **extra: Any
+) -> dict[str, Any]:
+    """A tiny open_clip `model_cfg`; `vision_layers` of four numbers makes a ResNet."""
+    vision = {"image_size": image, "layers": vision_layers or layers, "width": width}
+    vision |= {} if vision_layers else {"patch_size": image // 4, "head_width": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": layers}
+    return {"embed_dim": dim, "vision_cfg": vision, "text_cfg": text, **extra}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch  # noqa: PLC0415 - after the environment above
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_dataset() -> MakeDataset:
+    """`make_dataset(folder, counts, seed=0, name="tiny")`, or `samples=` in place of counts: the opened dataset."""
+
+    def make(
+        folder: str | Path,
+        counts: Sequence[int] = (),
+        *,
+        seed: int = 0,
+        name: str = "tiny",
+        samples: Sequence[Sequence[Sample]] | None = None,
+    ) -> Dataset:
+        chosen = samples or [small_samples(count, seed * 100 + number) for number, count in enumerate(counts)]
+        return write_dataset(folder, chosen, name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def save_student() -> SaveModel:
+    """`save_student(path, **model_cfg)`: writes a student's configuration, returns its path."""
+
+    def save(path: Path, **options: Any) -> str:
+        path.write_text(json.dumps(model_cfg(**options)))
+        return str(path)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def save_teacher(save_student: SaveModel) -> SaveModel:
+    """`save_teacher(folder, seed=0, scale=20.0, **model_cfg)`: saves a tiny teacher, returns its folder as a spec."""
+    import torch  # noqa: PLC0415
+    from clip_models import create_student, save_model  # noqa: PLC0415
+
+    def save(folder: Path, *, seed: int = 0, scale: float = 20.0, **options: Any) -> str:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config = save_student(folder.with_suffix(".json"), **{"image": 48, "dim": 40, **options})
+        model, full = create_student(config, seed)
+        with torch.no_grad():
+            model.logit_scale.fill_(float(np.log(scale)))
+        save_model(model, full, str(folder))
+        return str(folder)
+
+    return save
