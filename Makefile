@@ -8,13 +8,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint types format lock clean
+.PHONY: demo test test-long lint types format lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
 
 test: $(READY)
 	$(BIN)/pytest
+
+# The whole demo, killed at every stage: about 4 minutes.
+test-long: $(READY)
+	$(BIN)/pytest -m long --timeout 900
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -49,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
+    # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Third parties' deprecation notes are not the user's business; tests run with them as errors.
-    warnings.simplefilter("ignore")
     try:
         status: int = args.run(args)
     except UserError as error:
@@ -73,6 +74,8 @@ def _say(line: str) -> None:
 
 def run() -> None:
     """The console script."""
+    # Third parties' deprecation notes are not the user's business; tests run with them as errors.
+    warnings.simplefilter("ignore")
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -14,6 +14,10 @@ from distill.settings import OptimiserSettings
 def make_adamw(modules: Iterable[nn.Module], settings: OptimiserSettings) -> torch.optim.AdamW:
     """AdamW over every parameter that takes a gradient; those with fewer than two dimensions are not decayed."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        # The fused kernel walks memory: a slice of a larger tensor would be updated beyond its rows, and moments read
+        # back from a checkpoint would meet the wrong elements of a transposed one.
+        parameter.data = parameter.data.contiguous()
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -211,6 +211,8 @@ def train(settings: RunSettings) -> Result:
                 checkpoints.save(step, run.model, run.loss, run.optimiser, state)
     seconds = time.monotonic() - began
     save_model(run.model, run.config, str(model))
+    for folder in (Folder(out), Folder(model)):
+        folder.sweep()
     Folder(out).publish(DONE, json.dumps({"steps": run.steps, "loss": sums.last}).encode())
     trained = run.steps - start
     speed = trained * settings.batch_size / seconds if trained else None

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ingest.settings import IngestSettings
 
 _OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]
 _AGENT = "clipstill"
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO", "JPEG2000", "PPM")
+"""What Pillow may decode: not EPS, which it hands to Ghostscript, nor formats that the web does not use."""
 
 
 class Img2datasetEngine:
@@ -31,10 +34,13 @@ class Img2datasetEngine:
     def __init__(self, settings: IngestSettings) -> None:
         # albumentations asks a package registry for its newest version on import unless told not to.
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-        from img2dataset.downloader import Downloader  # noqa: PLC0415 - two seconds; only workers need it
+        with warnings.catch_warnings():
+            # Modules that it imports announce their removal from Python.
+            warnings.simplefilter("ignore")
+            from img2dataset.downloader import Downloader  # noqa: PLC0415 - two seconds; only workers need it
 
+            self._resizer = _StrictResizer(settings)
         self._settings = settings
-        self._resizer = _StrictResizer(settings)
         self._downloader_class = Downloader
 
     def fetch(self, urls: Sequence[str]) -> list[Fetched]:
@@ -65,10 +71,34 @@ class Img2datasetEngine:
                 user_agent_token=_AGENT,
                 disallowed_header_directives=_OPT_OUTS,
             )
-            downloader.download_shard((0, str(rows)))
+            _beside(lambda: downloader.download_shard((0, str(rows))), self._resizer.stop)
         # Its loop prints and drops a sample that raises; here that sample is a failure like any other.
         lost = Fetched(error_class="other", error_message="img2dataset dropped the row")
         return [collected.get(row, lost) for row in range(len(urls))]
+
+
+def _beside(work: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run `work` on a thread beside this one, so that an interrupt ends the wait, not only the work.
+
+    img2dataset's loop hangs when an exception leaves it: its pool waits for a feeder that waits for the loop.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        stop()
+        raise
+    if raised:
+        raise raised[0]
 
 
 class _Collector:
@@ -102,6 +132,9 @@ class _StrictResizer:
     def __init__(self, settings: IngestSettings) -> None:
         from img2dataset.resizer import Resizer  # noqa: PLC0415
 
+        Image.init()
+        self._formats = [name for name in _FORMATS if name in Image.OPEN]
+        self._turn = threading.Lock()
         self._image = settings.image
         self._resize = Resizer(
             image_size=self._image.size,
@@ -111,42 +144,46 @@ class _StrictResizer:
         )
 
     def __call__(self, stream: io.BytesIO, _boxes: None) -> tuple[Any, ...]:
-        try:
-            checked = self._check(stream)
-        except _RefusedError as error:
-            return None, None, None, None, None, str(error)
-        result: tuple[Any, ...] = self._resize(checked, None)
-        return result
+        with self._turn, warnings.catch_warnings():
+            # Oversized and oddly tagged images are judged by our own limits; deprecations are img2dataset's affair.
+            warnings.simplefilter("ignore")
+            try:
+                checked = self._check(stream)
+            except _RefusedError as error:
+                return None, None, None, None, None, str(error)
+            result: tuple[Any, ...] = self._resize(checked, None)
+            return result
+
+    def stop(self) -> None:
+        """Let no further resize begin: while one runs, img2dataset has the process's output closed."""
+        self._turn.acquire()
 
     def _check(self, stream: io.BytesIO) -> io.BytesIO:
         size = stream.getbuffer().nbytes
         if size > self._image.max_bytes:
             raise _RefusedError(f"too_large: {size} bytes, the limit is {self._image.max_bytes}")
-        with warnings.catch_warnings():
-            # Oversized and oddly tagged images are judged below, by our own limits.
-            warnings.simplefilter("ignore")
-            try:
-                image = Image.open(stream)
-            except Image.DecompressionBombError as error:
-                raise _RefusedError(f"bomb: {error}") from None
-            except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes
-                raise _RefusedError(f"not_an_image: {_one_line(error)}") from None
-            if image.width * image.height > self._image.max_pixels:
-                limit = self._image.max_pixels
-                raise _RefusedError(f"bomb: {image.width}x{image.height} pixels, the limit is {limit}")
-            try:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-            except Exception as error:  # noqa: BLE001
-                cause = classify(str(error))
-                raise _RefusedError(
-                    f"{'truncated' if cause == 'truncated' else 'not_an_image'}: {_one_line(error)}"
-                ) from None
-        stream.seek(0)
-        if image.mode in {"RGB", "L"} and image.getexif().get(0x0112, 1) == 1:
-            return stream
-        plain = io.BytesIO()
-        _eight_bit(upright).save(plain, "PNG", compress_level=1)
+        try:
+            image = Image.open(stream, formats=self._formats)
+        except Image.DecompressionBombError as error:
+            raise _RefusedError(f"bomb: {error}") from None
+        except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes
+            raise _RefusedError(f"not_an_image: {_one_line(error)}") from None
+        if image.width * image.height > self._image.max_pixels:
+            limit = self._image.max_pixels
+            raise _RefusedError(f"bomb: {image.width}x{image.height} pixels, the limit is {limit}")
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            # OpenCV sees these as Pillow does; others not always (a PNG with 16 bits a colour would come out white).
+            same = image.format in {"JPEG", "WEBP"} and image.mode in {"RGB", "L"}
+            if same and image.getexif().get(0x0112, 1) == 1:
+                stream.seek(0)
+                return stream
+            plain = io.BytesIO()
+            _eight_bit(upright).save(plain, "PNG", compress_level=1)
+        except Exception as error:  # noqa: BLE001
+            cause = "truncated" if classify(str(error)) == "truncated" else "not_an_image"
+            raise _RefusedError(f"{cause}: {_one_line(error)}") from None
         plain.seek(0)
         return plain
 
@@ -158,10 +195,9 @@ class _RefusedError(Exception):
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.mode in {"RGB", "L", "RGBA"}:
-        return image
-    has_alpha = image.mode in {"LA", "PA"} or "transparency" in image.info
-    return image.convert("RGBA" if has_alpha else "RGB")
+    if image.mode in {"LA", "PA"} or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image if image.mode in {"RGB", "L", "RGBA"} else image.convert("RGB")
 
 
 def _one_line(error: Exception) -> str:

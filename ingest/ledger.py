@@ -77,6 +77,8 @@ _BY_MESSAGE = (
     (r"IncompleteRead|truncated|broken data stream", "truncated"),
     (r"Errno -[235]\b|Name or service not known|getaddrinfo|nodename nor servname", "dns"),
     (r"unknown url type|no host given|control characters|unsupported URL|Invalid URL|nonnumeric port|idna", "bad_url"),
+    (r"Invalid IPv6|codec can't encode|Errno -8\b", "bad_url"),
+    (r"Image decoding error", "not_an_image"),
     (r"image too small|area too large|aspect ratio", "filtered"),
     (r"Errno 1\d\d\b|[Cc]onnection|Remote end closed|reset by peer", "connect"),
 )

@@ -20,7 +20,7 @@ from ingest.sources import describe_input, find_inputs, read_input
 from shards import Folder, UserError, fingerprint
 from shards.fingerprint import first_difference
 from shards.keys import check_dataset_name, sample_key
-from shards.reader import DATASET, SCHEMA_VERSION
+from shards.reader import DATASET, SCHEMA_VERSION, read_dataset_facts
 
 PLAN = "_plan"
 
@@ -31,6 +31,8 @@ def make_plan(settings: IngestSettings) -> dict[str, Any]:
     Raises `UserError` for unusable input, an empty one, or a folder that holds another dataset.
     """
     check_dataset_name(settings.name)
+    if len(set(settings.source.keep)) != len(settings.source.keep):
+        raise UserError(f"a column is kept twice: {', '.join(settings.source.keep)}", do="Name each column once")
     for name in settings.source.keep:
         if name in RESERVED:
             raise UserError(f"cannot keep a column named {name!r}: the ledger has its own", do="Rename it in the input")
@@ -58,11 +60,7 @@ def make_plan(settings: IngestSettings) -> dict[str, Any]:
 
 
 def _standing(out: Folder) -> dict[str, Any] | None:
-    try:
-        facts: dict[str, Any] = json.loads(out.read(DATASET))
-    except FileNotFoundError:
-        return None
-    return facts
+    return read_dataset_facts(out) if out.exists(DATASET) else None
 
 
 def _refuse_another(out: Folder, standing: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -89,7 +87,7 @@ def _cut(paths: list[str], settings: IngestSettings) -> Iterator[pa.Table]:
         for table in read_input(path, settings.source):
             try:
                 held = table if held is None else pa.concat_tables([held, table], promote_options="permissive")
-            except pa.ArrowInvalid as error:
+            except pa.ArrowException as error:
                 raise UserError(f"its columns do not fit the files before it ({error})", where=path) from None
             while held.num_rows >= settings.shard_size:
                 yield held.slice(0, settings.shard_size).combine_chunks()

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from PIL import Image
+
 from shards import UserError
 
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
+_PILLOW_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+"""Pillow opens no image with more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,11 @@ class ImageSettings:
             raise UserError(f"resize mode {self.resize_mode!r} is unknown", do=f"Use one of {', '.join(RESIZE_MODES)}")
         if self.size < 1 or not 1 <= self.quality <= 100:
             raise UserError(f"image size {self.size} or quality {self.quality} is out of range")
+        if self.max_bytes < 1 or not 1 <= self.max_pixels <= _PILLOW_PIXELS:
+            raise UserError(
+                f"a limit of {self.max_bytes} bytes or {self.max_pixels} pixels is out of range",
+                do=f"Both are at least 1, and pixels at most {_PILLOW_PIXELS}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,11 @@ class IngestSettings:
     def __post_init__(self) -> None:
         if self.shard_size < 1:
             raise UserError(f"shard size {self.shard_size} is not positive")
+        if not 0 < self.timeout <= 3600 or self.retries < 0 or self.threads < 1:
+            raise UserError(
+                f"timeout {self.timeout:g}, retries {self.retries} or threads {self.threads} is out of range",
+                do="The timeout is above 0 and at most 3600 seconds, retries at least 0, threads at least 1",
+            )
 
     def identity(self) -> dict[str, Any]:
         """What decides the output: a run with another identity is another dataset.

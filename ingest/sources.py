@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -30,9 +31,10 @@ def find_inputs(paths: Sequence[str]) -> list[str]:
     for path in paths:
         try:
             fs, plain = fsspec.core.url_to_fs(path)
-            matches = sorted(fs.glob(plain)) if any(sign in plain for sign in "*?[") else [plain]
+            literal = fs.isfile(plain) or not any(sign in plain for sign in "*?[")
+            matches = [plain] if literal else sorted(fs.glob(plain))
             missing = not matches or not all(fs.isfile(match) for match in matches)
-        except (ValueError, ImportError, PermissionError) as error:
+        except (ValueError, ImportError, OSError) as error:
             raise UserError(f"cannot be opened ({error})", where=path) from None
         if missing:
             raise UserError("no such input file", where=path, do="Check the path")
@@ -41,13 +43,16 @@ def find_inputs(paths: Sequence[str]) -> list[str]:
 
 
 def describe_input(path: str) -> dict[str, Any]:
-    """Name, size in bytes and SHA-256 of an input file."""
+    """Name, size in bytes and SHA-256 of an input file. Raises `UserError` if it cannot be read."""
     digest = hashlib.sha256()
     size = 0
-    with fsspec.open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
+    try:
+        with fsspec.open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})", where=path) from None
     return {"name": path.rsplit("/", 1)[-1], "bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -60,8 +65,8 @@ def read_input(path: str, source: SourceSettings) -> Iterator[pa.Table]:
         else:
             yield from _text(path, source, kind)
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text ({error.reason} at byte {error.start})", where=path) from None
-    except (pa.ArrowInvalid, csv.Error, EOFError, OSError) as error:
+        raise UserError(f"not UTF-8 text ({error.reason})", where=path) from None
+    except (pa.ArrowException, csv.Error, zlib.error, EOFError, OSError) as error:
         raise UserError(f"cannot be read as {kind} ({error})", where=path, do="Check the file and --format") from None
 
 
@@ -72,7 +77,9 @@ def _kind(path: str) -> str:
     return ending
 
 
-def _need(path: str, have: Sequence[str], source: SourceSettings) -> list[str]:
+def _need(path: str, have: list[str], source: SourceSettings) -> list[str]:
+    if not have:
+        raise UserError("the file is empty", where=path)
     wanted = [source.url_column, source.caption_column, *source.keep]
     for name in wanted:
         if name not in have:
@@ -81,6 +88,8 @@ def _need(path: str, have: Sequence[str], source: SourceSettings) -> list[str]:
                 where=path,
                 do="Name the right ones with --url-column, --caption-column and --keep",
             )
+        if have.count(name) > 1:
+            raise UserError(f"has {have.count(name)} columns {name!r}", where=path, do="Rename one of them")
     return wanted
 
 
@@ -90,7 +99,9 @@ def _parquet(path: str, source: SourceSettings) -> Iterator[pa.Table]:
         wanted = _need(path, parquet.schema_arrow.names, source)
         for batch in parquet.iter_batches(_BATCH, columns=wanted):
             table = pa.Table.from_batches([batch]).select(wanted)
-            yield _named(table.set_column(0, wanted[0], table[0].cast(pa.string())), source)
+            for place in (0, 1):
+                table = table.set_column(place, wanted[place], table[place].cast(pa.string()))
+            yield _named(table, source)
 
 
 def _text(path: str, source: SourceSettings, kind: str) -> Iterator[pa.Table]:
@@ -100,7 +111,8 @@ def _text(path: str, source: SourceSettings, kind: str) -> Iterator[pa.Table]:
         fsspec.open(path, "rb", compression="infer") as binary,
         io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline) as lines,
     ):
-        rows = csv.reader(lines) if kind == "csv" else (line.rstrip("\r\n").split("\t") for line in lines)
+        # Strict, because a quote that never closes would swallow the rows after it.
+        rows = csv.reader(lines, strict=True) if kind == "csv" else (line.rstrip("\r\n").split("\t") for line in lines)
         header = [source.caption_column, source.url_column] if kind == "cc3m" else next(rows, [])
         wanted = _need(path, header, source)
         places = [header.index(name) for name in wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -90,7 +91,8 @@ def _meta(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
 
 
 def _is_json(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
+    # JSON knows no NaN; a table's missing number may be one.
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _ledger(rows: pa.Table, results: list[Fetched]) -> pa.Table:

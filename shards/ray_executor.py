@@ -9,31 +9,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import UserError
-from shards.runner import Outcome, attempt
-from shards.task import ShardTask, Spec, Worker
+from shards.runner import Host, Outcome
+from shards.task import ShardTask, Spec
 
 log = logging.getLogger(__name__)
 
 
-class _Host:
-    """The actor: opens the task on its first shard, so that a failure to open is an outcome like any other."""
-
+class _Actor(Host):
     def __init__(self, task: ShardTask[Any], threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        self._task = task
-        self._worker: Worker[Any] | None = None
-
-    def run(self, spec: Spec) -> Outcome:
-        if self._worker is None:
-            try:
-                self._worker = self._task.open()
-            except UserError as error:
-                return Outcome(spec, kind="user", cause=str(error), error=error)
-        return attempt(self._worker, spec)
+        super().__init__(task)
 
 
 @contextlib.contextmanager
@@ -55,7 +45,10 @@ def ray_session(*, cpus: int, address: str | None = None) -> Iterator[None]:
         # A cluster address in the environment must not turn a local run into a remote one.
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
     else:
+        _check_listening(address)
         options["address"] = address
+        # One try of half a minute, not twenty: something answers there, so a retry will not mend it.
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -71,13 +64,16 @@ def ray_session(*, cpus: int, address: str | None = None) -> Iterator[None]:
 
 
 class RayExecutor:
-    """An executor with `workers` actors, each reserving `cpus` cores and `gpus` devices.
+    """An executor with at most `workers` actors, each reserving `cpus` cores and `gpus` devices.
 
     `address` joins a cluster (`auto`, `ray://host:port`, `host:port`); None starts Ray here and stops it at the end.
+    There are never more actors than the cluster has room for: one that waits for room would hold its shard for ever.
     Raises `UserError` if the cluster cannot be reached or cannot ever hold an actor of that size.
     """
 
     def __init__(self, workers: int, *, cpus: float = 1, gpus: float = 0, address: str | None = None) -> None:
+        if workers < 1:
+            raise UserError(f"{workers} workers cannot do any work", do="Ask for at least 1")
         self.slots = workers
         self._cpus, self._gpus, self._address = cpus, gpus, address
         self._task: ShardTask[Any] | None = None
@@ -93,7 +89,9 @@ class RayExecutor:
         self._session.enter_context(ray_session(cpus=cpus, address=self._address))
         have = ray.cluster_resources()
         for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)):
-            if need > have.get(kind, 0):
+            if 0 < need <= have.get(kind, 0):
+                self.slots = min(self.slots, int(have[kind] / need))
+            elif need > 0:
                 self.close()
                 raise UserError(
                     f"a worker needs {need:g} {kind}, the Ray cluster has {have.get(kind, 0):g} in all",
@@ -105,7 +103,7 @@ class RayExecutor:
         import ray  # noqa: PLC0415
 
         # No restarts by Ray itself: the runner counts attempts, and a crash must be seen to be counted.
-        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Host)
+        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(_Actor)
         return remote.remote(self._task, max(1, int(self._cpus)))
 
     def submit(self, spec: Spec) -> None:
@@ -119,13 +117,15 @@ class RayExecutor:
         actor, spec = self._running.pop(ready)
         try:
             outcome: Outcome = ray.get(ready)
-        except ray.exceptions.RayActorError as error:
-            self._idle.append(self._actor())
-            reason = str(error).strip().splitlines()[0]
-            return Outcome(spec, kind="transient", cause=f"the worker process died ({reason})")
         except ray.exceptions.RayTaskError as error:
             self._idle.append(actor)
             return Outcome(spec, kind="transient", cause=f"the worker failed ({error.cause})", trace=str(error))
+        except ray.exceptions.RayError as error:
+            # Died, was killed for want of memory, or its machine went: whatever is left of it must not run on.
+            ray.kill(actor)
+            self._idle.append(self._actor())
+            reason = str(error).strip().splitlines()[0]
+            return Outcome(spec, kind="transient", cause=f"the worker process died ({reason})")
         self._idle.append(actor)
         return outcome
 
@@ -136,3 +136,17 @@ class RayExecutor:
             ray.kill(actor)
         self._idle, self._running = [], {}
         self._session.close()
+
+
+def _check_listening(address: str) -> None:
+    """Raise `UserError` if nothing listens at a `host:port`; Ray itself would go on trying for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit() or "://" in host:
+        return  # `auto`, or something Ray judges by itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address!r} ({error})",
+            do="Check the address, or leave it out to start Ray here",
+        ) from None

@@ -6,6 +6,7 @@ memory; nothing is scanned. Files on an object store are copied once to a local 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 from functools import cached_property
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
-from shards.record import ShardRecord, published_records, read_records
+from shards.record import RecordName, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
 DATASET = "dataset.json"
@@ -87,6 +88,13 @@ class Shard:
         start = int(self._index[f"{part}_offset"][row])
         return self._tar[start : start + int(self._index[f"{part}_size"][row])]
 
+    def places(self, row: int) -> list[tuple[int, int]]:
+        """Offset and size in bytes, within the tar, of a sample's image, caption and metadata."""
+        return [
+            (int(self._index[f"{part}_offset"][row]), int(self._index[f"{part}_size"][row]))
+            for part in ("image", "text", "json")
+        ]
+
     def image_bytes(self, row: int) -> bytes:
         """The encoded image of a sample."""
         return self._part("image", row)
@@ -124,7 +132,8 @@ class Dataset:
         folder = Folder(url)
         facts = read_dataset_facts(folder)
         names = published_records(folder)
-        missing = [shard for shard in range(facts["shards"]) if shard not in names]
+        planned = range(facts["shards"])
+        missing = [shard for shard in planned if not is_planned(facts, names.get(shard))]
         if missing:
             shown = ", ".join(f"{shard:05d}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise UserError(
@@ -132,7 +141,8 @@ class Dataset:
                 where=str(folder),
                 do="Run the same `clipstill ingest` command again; it goes on where it stopped",
             )
-        shards = tuple(Shard(folder, record) for record in read_records(folder, names.values()).values())
+        records = read_records(folder, [names[shard] for shard in planned])
+        shards = tuple(Shard(folder, record) for record in records.values())
         dataset = Dataset(folder, facts["name"], shards)
         if len(dataset) == 0:
             raise UserError(
@@ -144,18 +154,33 @@ class Dataset:
 
 
 def read_dataset_facts(folder: Folder) -> dict[str, Any]:
-    """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or of another version."""
+    """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or not of this version."""
+    facts: Any = None
     try:
-        facts: dict[str, Any] = json.loads(folder.read(DATASET))
+        with contextlib.suppress(ValueError):
+            facts = json.loads(folder.read(DATASET))
     except FileNotFoundError:
         raise UserError(
             f"no dataset here (there is no {DATASET})",
             where=str(folder),
             do="Give the folder that `clipstill ingest` wrote",
         ) from None
-    if facts.get("schema") != SCHEMA_VERSION:
+    if not isinstance(facts, dict) or "schema" not in facts:
         raise UserError(
-            f"{DATASET} has schema {facts.get('schema')}, this version reads {SCHEMA_VERSION}",
+            f"{DATASET} is damaged or not ours", where=str(folder), do="Give the folder that `clipstill ingest` wrote"
+        )
+    if facts["schema"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{DATASET} has schema {facts['schema']}, this version reads {SCHEMA_VERSION}",
             where=str(folder),
         )
     return facts
+
+
+def is_planned(facts: dict[str, Any], name: RecordName | None) -> bool:
+    """Whether a published record is one that this dataset's plan asked for, and not left by an earlier plan.
+
+    A dataset that was written without a plan has no fingerprint to compare.
+    """
+    wanted = facts.get("fingerprint")
+    return name is not None and name.shard < facts["shards"] and wanted in {None, name.fingerprint}

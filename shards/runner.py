@@ -54,17 +54,30 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-def attempt(worker: Worker[Any], spec: Spec) -> Outcome:
-    """Run one spec and sort what came of it."""
-    try:
-        return Outcome(spec, record=worker.run(spec))
-    except UserError as error:
-        return Outcome(spec, kind="user", cause=str(error), error=error)
-    except ShardError as error:
-        return Outcome(spec, kind="permanent", cause=str(error), trace=traceback.format_exc())
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
-        cause = f"{type(error).__name__}: {error}"
-        return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
+class Host:
+    """Where a task's worker lives: opened on its first spec, so that a failure to open is an outcome like any other."""
+
+    def __init__(self, task: ShardTask[Any]) -> None:
+        self._task = task
+        self._worker: Worker[Any] | None = None
+
+    def run(self, spec: Spec) -> Outcome:
+        """Run one spec and sort what came of it."""
+        try:
+            if self._worker is None:
+                self._worker = self._task.open()
+            return Outcome(spec, record=self._worker.run(spec))
+        except UserError as error:
+            return Outcome(spec, kind="user", cause=str(error), error=error)
+        except ShardError as error:
+            return Outcome(spec, kind="permanent", cause=_one_line(error), trace=traceback.format_exc())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
+            cause = f"{type(error).__name__}: {_one_line(error)}"
+            return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class InProcess:
@@ -73,24 +86,22 @@ class InProcess:
     slots = 1
 
     def __init__(self) -> None:
-        self._task: ShardTask[Any] | None = None
-        self._worker: Worker[Any] | None = None
+        self._host: Host | None = None
         self._waiting: deque[Spec] = deque()
 
     def start(self, task: ShardTask[Any]) -> None:
-        self._task = task
+        self._host = Host(task)
 
     def submit(self, spec: Spec) -> None:
         self._waiting.append(spec)
 
     def wait(self) -> Outcome:
-        assert self._task is not None
-        if self._worker is None:
-            self._worker = self._task.open()
-        return attempt(self._worker, self._waiting.popleft())
+        assert self._host is not None
+        return self._host.run(self._waiting.popleft())
 
     def close(self) -> None:
-        self._worker = None
+        self._host = None
+        self._waiting.clear()
 
 
 @dataclass

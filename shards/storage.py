@@ -136,12 +136,16 @@ class Folder:
                     fs.put_file(str(path), self._name(name))
             return
         folder = self.path
-        with _explained(self.url):
-            folder.mkdir(parents=True, exist_ok=True)
         path = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+        with _explained(self.url):
+            # What the caller raises is the caller's own; whether this folder can be written is settled before.
+            folder.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            path.unlink()
         try:
+            yield path
+            assert path.is_file(), f"nothing was written for {name}"
             with _explained(self.url):
-                yield path
                 _sync(path)
                 path.replace(folder / name)
                 _sync(folder)
@@ -155,24 +159,28 @@ class Folder:
             fs.rm_file(self._name(name))
 
     def sweep(self) -> int:
-        """Remove what killed writers left half-written; call when every shard is published. Returns how many."""
+        """Remove what killed writers left half-written, here and in the `_...` folders beside the shards.
+
+        Call when every shard is published. Returns how many.
+        """
         if not self.is_local or not self.path.is_dir():
             return 0
-        stale = list(self.path.glob(".*.tmp"))
+        stale = [*self.path.glob(".*.tmp"), *self.path.glob("_*/.*.tmp")]
         for path in stale:
             path.unlink(missing_ok=True)
         return len(stale)
 
-    def fetch(self, name: str, sha256: str) -> Path:
+    def fetch(self, name: str, sha256: str, *, fresh: bool = False) -> Path:
         """A local path that holds `name`: the file itself, or for an object store a copy kept by its hash.
 
-        Copies live under `$CLIPSTILL_CACHE` (default `~/.cache/clipstill`); a copy is complete or absent.
+        Copies live under `$CLIPSTILL_CACHE` (default `~/.cache/clipstill`); a copy is complete or absent. With
+        `fresh` it is copied again even if a copy is there. Raises `OSError` if the store's bytes hash otherwise.
         """
         if self.is_local:
             return self.path / name
         root = Folder(os.environ.get("CLIPSTILL_CACHE") or Path.home() / ".cache" / "clipstill")
         held = root.path / sha256
-        if not held.exists():
+        if fresh or not held.exists():
             fs, _ = self._located
             with _explained(self.url), root.staged(sha256) as path:
                 fs.get_file(self._name(name), str(path))
@@ -204,7 +212,10 @@ def _explained(url: str, *, absent_is_error: bool = True) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise UserError(f"cannot be used ({reason})", where=url, do="Check the path and credentials") from error
     except Exception as error:
-        # Raised by the S3 client before any request; its package is optional, so it is known by name only.
-        if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
+        # Raised by the S3 client before any answer; its package is optional, so they are known by name only.
+        kind = type(error).__name__
+        if kind in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
             raise UserError(f"no usable credentials ({error})", where=url, do="Set the store's credentials") from error
+        if kind in {"EndpointConnectionError", "ConnectTimeoutError"}:
+            raise UserError(f"cannot be reached ({error})", where=url, do="Check the endpoint and network") from error
         raise

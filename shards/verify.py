@@ -16,7 +16,7 @@ from PIL import Image
 from shards.fingerprint import sha256_file
 from shards.keys import is_key
 from shards.progress import Meter
-from shards.reader import Shard, read_dataset_facts
+from shards.reader import Shard, is_planned, read_dataset_facts
 from shards.record import ShardRecord, published_records, read_records
 from shards.storage import Folder
 
@@ -43,14 +43,21 @@ def verify_dataset(url: str) -> Report:
     facts = read_dataset_facts(folder)
     names = published_records(folder)
     problems = [f"shard {shard:05d}: not published" for shard in range(facts["shards"]) if shard not in names]
-    problems += [f"shard {shard:05d}: published, but not in the plan" for shard in names if shard >= facts["shards"]]
+    problems += [
+        f"shard {shard:05d}: published, but not in the plan"
+        for shard, name in sorted(names.items())
+        if not is_planned(facts, name)
+    ]
     records = read_records(folder, names.values())
     seen: dict[str, int] = {}
     rows = samples = size = 0
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         Meter("verify", len(records), unit="shards") as meter,
+        warnings.catch_warnings(),
     ):
+        # Here, not where the images are opened: changing the filters is not safe in threads.
+        warnings.simplefilter("ignore")
         for record, found in zip(
             records.values(), pool.map(lambda r: _check(folder, r), records.values()), strict=True
         ):
@@ -79,10 +86,11 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
     for file in record.files:
         size = folder.size(file.name)
         if size != file.bytes:
-            problems.append(f"{file.name} has {size} bytes, the record says {file.bytes}")
+            state = "is missing" if size is None else f"has {size} bytes"
+            problems.append(f"{file.name} {state}, the record says {file.bytes}")
             continue
         try:
-            got = sha256_file(folder.fetch(file.name, file.sha256))
+            got = sha256_file(folder.fetch(file.name, file.sha256, fresh=True))
         except OSError as error:
             problems.append(str(error))
             continue
@@ -112,16 +120,18 @@ def _check_tar(shard: Shard) -> list[str]:
     if len(members) != 3 * len(shard.keys):
         return [*problems, f"the tar has {len(members)} members, the index says {3 * len(shard.keys)}"]
     for row, key in enumerate(shard.keys):
-        stems = {member.name.split(".", 1)[0] for member in members[3 * row : 3 * row + 3]}
+        sample = members[3 * row : 3 * row + 3]
+        stems = {member.name.split(".", 1)[0] for member in sample}
         if stems != {key}:
             problems.append(f"row {row} of the tar holds {sorted(stems)}, the index says {key}")
+            break
+        if [(member.offset_data, member.size) for member in sample] != shard.places(row):
+            problems.append(f"the index gives other places for {key} than the tar")
             break
         if shard.meta(row).get("key") != key:
             problems.append(f"the JSON of {key} names another key: {shard.meta(row).get('key')!r}")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                Image.open(io.BytesIO(shard.image_bytes(row))).load()
+            Image.open(io.BytesIO(shard.image_bytes(row))).load()
         except Exception as error:  # noqa: BLE001 - decoders raise anything; each is a finding
             problems.append(f"the image of {key} does not decode ({error})")
     return problems
@@ -131,6 +141,9 @@ def _check_ledger(shard: Shard) -> tuple[int, list[str]]:
     entry = shard.record.file(".parquet")
     table = pq.read_table(shard.folder.fetch(entry.name, entry.sha256), columns=["key", "status"])
     kept = table.filter(pc.equal(table["status"], "success"))["key"].to_pylist()
-    if kept != shard.keys:
+    if len(kept) != len(shard.keys):
         return table.num_rows, [f"the ledger counts {len(kept)} successes, the tar holds {shard.count} samples"]
+    if kept != shard.keys:
+        row = next(row for row, pair in enumerate(zip(kept, shard.keys, strict=True)) if len(set(pair)) == 2)
+        return table.num_rows, [f"success {row} of the ledger is {kept[row]}, of the tar {shard.keys[row]}"]
     return table.num_rows, []

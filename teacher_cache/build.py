@@ -93,6 +93,7 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
     layers = _settle_layers(folder, facts, dataset, settings)
     task = CacheTask(settings, folder, layers, dataset)
     summary = run_shards(task, executor)
+    folder.sweep()
     views = sum(len(layer.columns) for layer in layers if layer.kind == "views")
     return BuildReport(str(folder), facts, len(dataset), views, int(summary.stats["bytes"]), summary)
 

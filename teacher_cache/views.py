@@ -98,8 +98,8 @@ def _placed(x: float, y: float, crop: tuple[float, float], image: tuple[int, int
     """A crop of that size in pixels, `x` and `y` saying where in the room left over for it (0 to 1)."""
     left, top = x * (image[0] - crop[0]) / image[0], y * (image[1] - crop[1]) / image[1]
     # float32 here already: what is drawn must equal what is read back from a cache.
-    numbers = (float(np.float32(value)) for value in (left, top, crop[0] / image[0], crop[1] / image[1]))
-    return View(*numbers, flip)
+    exact = [float(np.float32(value)) for value in (left, top, crop[0] / image[0], crop[1] / image[1])]
+    return View(exact[0], exact[1], exact[2], exact[3], flip)
 
 
 def decode(data: bytes) -> Image.Image:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,22 @@ Sample = tuple[bytes, str, str]
 MakeDataset = Callable[..., Dataset]
 SaveModel = Callable[..., str]
 
-WORDS = "red green blue cat dog house tree river small large old new bright dark round flat".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "cat",
+    "dog",
+    "house",
+    "tree",
+    "river",
+    "small",
+    "large",
+    "old",
+    "new",
+    "bright",
+    "flat",
+]
 
 
 def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: Any) -> bytes:
@@ -90,8 +108,9 @@ def model_cfg(
     return {"embed_dim": dim, "vision_cfg": vision, "text_cfg": text, **extra}
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def one_thread() -> None:
+    """Torch computes on one thread."""
     import torch  # noqa: PLC0415 - after the environment above
 
     torch.set_num_threads(1)
@@ -130,6 +149,7 @@ def save_student() -> SaveModel:
 def save_teacher(save_student: SaveModel) -> SaveModel:
     """`save_teacher(folder, seed=0, scale=20.0, **model_cfg)`: saves a tiny teacher, returns its folder as a spec."""
     import torch  # noqa: PLC0415
+
     from clip_models import create_student, save_model  # noqa: PLC0415
 
     def save(folder: Path, *, seed: int = 0, scale: float = 20.0, **options: Any) -> str:
@@ -142,3 +162,76 @@ def save_teacher(save_student: SaveModel) -> SaveModel:
         return str(folder)
 
     return save
+
+
+HARNESS = """
+import json, os, signal, sys
+
+COUNT, LIMIT = 0, 0
+
+def tick(*_):
+    # Called by the program wherever it may be killed.
+    global COUNT
+    COUNT += 1
+    if COUNT == LIMIT:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def tick_at_files(folder):
+    # Before every opening, renaming, making and removing below a folder.
+    def hook(event, arguments):
+        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and folder in str(arguments[0]):
+            tick()
+    sys.addaudithook(hook)
+
+def child(number, limit):
+    global LIMIT
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        LIMIT = limit
+        work(number)
+        os.write(writing, str(COUNT).encode())
+        os._exit(0)
+    os.close(writing)
+    _, status = os.waitpid(process, 0)
+    with open(reading) as pipe:
+        return os.waitstatus_to_exitcode(status), pipe.read()
+
+wanted = int(sys.argv[1])
+exec(sys.argv[2])
+code, total = child(0, 0)
+assert code == 0, code
+points = [1 + (2 * at + 1) * int(total) // (2 * wanted) for at in range(wanted)]
+print(json.dumps([[number, point, child(number, point)[0]] for number, point in enumerate(points, 1)]))
+"""
+
+
+@pytest.fixture(scope="session")
+def kill_often() -> Callable[[str, int], list[int]]:
+    """`kill_often(program, times)`: really kill a process, at `times` moments spread over what it does.
+
+    `program` defines `work(number)`, in which `tick` is called or `tick_at_files(folder)` arranges that it is. Work 0
+    runs to its end in a process of its own; works 1 to `times`, each in a process of its own, end by SIGKILL, the first
+    early, the last late. Returns the moments (numbers of ticks).
+    """
+
+    def kill(program: str, times: int) -> list[int]:
+        command = [sys.executable, "-c", HARNESS, str(times), program]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        outcomes = json.loads(done.stdout.splitlines()[-1])
+        assert [code for _, _, code in outcomes] == [-signal.SIGKILL] * times, (outcomes, done.stderr)
+        return [point for _, point, _ in outcomes]
+
+    return kill
+
+
+def files_below(folder: str | Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too: path → bytes."""
+    root = Path(folder)
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[str | Path], dict[str, bytes]]:
+    return files_below

@@ -30,6 +30,7 @@ from rich.console import Console
 
 from clip_models import load_model
 from clipstill.demo.page import write_page
+from clipstill.demo.pool import run_side_by_side
 from clipstill.demo.scenes import CLASSES, TEMPLATES
 from clipstill.demo.server import SceneServer, free_port, list_rows
 from clipstill.demo.speed import measure_steps
@@ -47,6 +48,7 @@ from teacher_cache.teacher import Teacher
 from teacher_cache.verify import verify_cache
 
 _HERE = Path(__file__).parent
+_console = Console(highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class DemoSettings:
     pixels: int = 64
     views: int = 4
     teacher_steps: int = 400
-    student_steps: int = 120
+    student_steps: int = 150
     batch_size: int = 128
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "feature": 1000.0, "contrastive": 1.0})
@@ -73,13 +75,12 @@ class Demo:
     def __init__(self, settings: DemoSettings, workers: int) -> None:
         self.settings, self.workers = settings, workers
         self.out = Path(settings.out).absolute()
-        self.console = Console(highlight=False)
 
     def run(self) -> Path:
         """Bring the demo to its end; returns the page."""
         self._claim()
         with contextlib.ExitStack() as ray:
-            if not self._is_cached():
+            if not self._has("cache"):
                 ray.enter_context(ray_session(cpus=self.workers))
             with self._stage("ingest over HTTP, on Ray"):
                 ingested = self._ingest()
@@ -87,12 +88,13 @@ class Demo:
                 teacher = self.settings.teacher or train(self._teacher()).model
             with self._stage("teacher cache, on Ray"):
                 cache = self._cache(teacher)
-        with self._stage("train the students"):
-            for seed in self.settings.seeds:
-                for settings in (self._student("baseline", seed), self._student("distilled", seed)):
-                    train(settings)
-        with self._stage("evaluate on the held-out scenes"):
-            scores = self._evaluate(teacher)
+        names = [f"{kind}-{seed}" for seed in self.settings.seeds for kind in ("baseline", "distilled")]
+        with self._stage("train the students and evaluate them on the held-out scenes"):
+            jobs = [partial(self.train_and_score, name) for name in names if not self._has(f"score-{name}")]
+            if jobs:
+                run_side_by_side("students", jobs, self.workers)
+            scores = {name: self._once(f"score-{name}", partial(self._score, self._model(name))) for name in names}
+            scores["teacher"] = self._once("score-teacher", partial(self._score, teacher))
         with self._stage("time the steps"):
             speed = self._once("speed", lambda: self._speed(teacher))
         with self._stage("export the student"):
@@ -100,7 +102,7 @@ class Demo:
         results = {"ingest": ingested, "cache": cache, "scores": scores, "speed": speed, "exports": exports}
         results["spread"] = spread(scores, self.settings.seeds)
         Folder(self.out).publish("results.json", json.dumps(results, indent=1).encode())
-        print_tables(self.console, results)
+        print_tables(_console, results)
         return write_page(self.out, results, self._facts())
 
     def _facts(self) -> dict[str, Any]:
@@ -120,9 +122,9 @@ class Demo:
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         began = time.monotonic()
-        self.console.print(f"[bold]{name}[/bold]")
+        _console.print(f"[bold]{name}[/bold]")
         yield
-        self.console.print(f"  {time.monotonic() - began:.1f} s", style="dim")
+        _console.print(f"  {time.monotonic() - began:.1f} s", style="dim")
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         """The result of `make`, kept in `results/` and found there by the next call."""
@@ -134,8 +136,8 @@ class Demo:
             folder.publish(f"{name}.json", json.dumps(value, indent=1).encode())
             return value
 
-    def _is_cached(self) -> bool:
-        return (self.out / "results" / "cache.json").exists()
+    def _has(self, result: str) -> bool:
+        return (self.out / "results" / f"{result}.json").exists()
 
     def _ingest(self) -> dict[str, Any]:
         return {
@@ -155,7 +157,7 @@ class Demo:
             retries=0,
         )
         began = time.monotonic()
-        with SceneServer(port=self._port()):
+        with SceneServer(self._port(), pixels=self.settings.pixels):
             report = ingest(settings, RayExecutor(self.workers))
         seconds = time.monotonic() - began
         return {"rows": report.rows, "samples": report.samples, "failed": report.failed, "seconds": seconds}
@@ -179,7 +181,7 @@ class Demo:
             pq.write_table(table, path)
         return SourceSettings(paths=(str(lists.path / "held-out.parquet"),), keep=("label",))
 
-    def _run(self, name: str, student: str, steps: int, seed: int) -> RunSettings:
+    def _run(self, name: str, student: str, steps: int, lr: float, seed: int) -> RunSettings:
         return RunSettings(
             shards=str(self.out / "shards" / "train"),
             out=str(self.out / "runs" / name),
@@ -188,7 +190,7 @@ class Demo:
             steps=steps,
             batch_size=self.settings.batch_size,
             views=self.settings.views,
-            optimiser=OptimiserSettings(warmup=steps // 10),
+            optimiser=OptimiserSettings(lr=lr, warmup=steps // 10),
             precision="bf16",
             seed=seed,
             log_every=5,
@@ -196,10 +198,10 @@ class Demo:
         )
 
     def _teacher(self) -> RunSettings:
-        return self._run("teacher", "teacher.json", self.settings.teacher_steps, 0)
+        return self._run("teacher", "teacher.json", self.settings.teacher_steps, lr=1.5e-3, seed=0)
 
     def _student(self, kind: str, seed: int) -> RunSettings:
-        settings = self._run(f"{kind}-{seed}", "student.json", self.settings.student_steps, seed)
+        settings = self._run(f"{kind}-{seed}", "student.json", self.settings.student_steps, lr=1e-3, seed=seed)
         if kind == "baseline":
             return settings
         return replace(settings, cache=str(self.out / "cache"), losses=self.settings.losses)
@@ -225,10 +227,14 @@ class Demo:
             "problems": list(checked.problems),
         }
 
-    def _evaluate(self, teacher: str) -> dict[str, Any]:
-        names = [f"{kind}-{seed}" for seed in self.settings.seeds for kind in ("baseline", "distilled")]
-        models = {"teacher": teacher, **{name: str(self.out / "runs" / name / "model") for name in names}}
-        return {name: self._once(f"score-{name}", partial(self._score, model)) for name, model in models.items()}
+    def _model(self, name: str) -> str:
+        return str(self.out / "runs" / name / "model")
+
+    def train_and_score(self, name: str) -> None:
+        """One student, from start to its scores on disk; called in a process of its own."""
+        kind, _, seed = name.rpartition("-")
+        train(self._student(kind, int(seed)))
+        self._once(f"score-{name}", partial(self._score, self._model(name)))
 
     def _score(self, model: str) -> dict[str, Any]:
         held_out = Dataset.open(str(self.out / "shards" / "held-out"))
@@ -250,9 +256,7 @@ class Demo:
         folder = self.out / "export" / name
         # Not in results/ yet, so whatever stands here was left by a call that was killed.
         shutil.rmtree(folder, ignore_errors=True)
-        return FORMATS[name](
-            load_model(str(self.out / "runs" / f"distilled-{self.settings.seeds[0]}" / "model")), str(folder)
-        )
+        return FORMATS[name](load_model(self._model(f"distilled-{self.settings.seeds[0]}")), str(folder))
 
 
 def spread(scores: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, dict[str, Any]]:

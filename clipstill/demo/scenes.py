@@ -7,13 +7,15 @@ The held-out split is more than fresh draws: each colour is missing one shape in
 of the held-out scenes show just those pairs, so a model does well only if it learns colour and shape apart.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -162,6 +164,12 @@ class Scene:
         return (self.things[0].colour, self.things[0].shape) in UNSEEN
 
 
+class _Look(NamedTuple):
+    colour: str
+    shape: str
+    texture: str
+
+
 def scene(index: int, split: str) -> Scene:
     """Return scene number `index` (from 0, no upper end) of a split: always the same, in any process, in any order.
 
@@ -178,7 +186,7 @@ def scene(index: int, split: str) -> Scene:
     texture = _pick_texture(draw)
     ground = Ground(draw.choice(GROUND_KINDS), draw.choice(tuple(GROUNDS)))
     arrange = draw.choices((_alone, _several, _beside), weights=(6, 2, 2))[0]
-    things, phrase = arrange(draw, colour, shape, texture)
+    things, phrase = arrange(draw, _Look(colour, shape, texture))
     return Scene(things, ground, _write_caption(draw, phrase, ground), f"{colour} {shape}", seed)
 
 
@@ -203,16 +211,13 @@ def _pick_texture(draw: random.Random) -> str:
     return draw.choices(TEXTURES, weights=(5, 2, 2, 2))[0]
 
 
-def _make_thing(
-    draw: random.Random, colour: str, shape: str, texture: str, at: tuple[float, float], size: float
-) -> Thing:
-    tint = COLOURS[colour]
-    red, green, blue = (min(255, max(0, part + draw.randint(-14, 14))) for part in tint)
+def _make_thing(draw: random.Random, look: _Look, at: tuple[float, float], size: float) -> Thing:
+    red, green, blue = (min(255, max(0, part + draw.randint(-14, 14))) for part in COLOURS[look.colour])
     x, y = (part + draw.uniform(-0.03, 0.03) for part in at)
     return Thing(
-        shape,
-        colour,
-        texture,
+        look.shape,
+        look.colour,
+        look.texture,
         x,
         y,
         size * draw.uniform(0.9, 1.1),
@@ -221,14 +226,14 @@ def _make_thing(
     )
 
 
-def _alone(draw: random.Random, colour: str, shape: str, texture: str) -> tuple[tuple[Thing, ...], str]:
+def _alone(draw: random.Random, look: _Look) -> tuple[tuple[Thing, ...], str]:
     size = draw.choice(tuple(SIZES))
     place = draw.choice(tuple(PLACES)) if draw.random() < 0.5 else "centre"
     room = 0.96 - SIZES[size]
     across, down = (0.02 + SIZES[size] / 2 + room * part for part in PLACES[place])
-    thing = _make_thing(draw, colour, shape, texture, (across, down), SIZES[size])
-    phrase = _describe(draw, colour, shape, texture, size)
-    if draw.random() < 0.6:
+    thing = _make_thing(draw, look, (across, down), SIZES[size])
+    phrase = _describe(draw, look, size)
+    if draw.random() < 0.35:
         if place == "centre":
             phrase += draw.choice((" in the middle", " in the centre", ""))
         else:
@@ -236,42 +241,41 @@ def _alone(draw: random.Random, colour: str, shape: str, texture: str) -> tuple[
     return (thing,), phrase
 
 
-def _several(draw: random.Random, colour: str, shape: str, texture: str) -> tuple[tuple[Thing, ...], str]:
+def _several(draw: random.Random, look: _Look) -> tuple[tuple[Thing, ...], str]:
     count = draw.choice((2, 3, 4))
     corners = ((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72))
     row: Sequence[tuple[float, float]]
     row = ((0.28, 0.5), (0.72, 0.5)) if count == 2 and draw.random() < 0.5 else draw.sample(corners, count)
-    things = tuple(_make_thing(draw, colour, shape, texture, at, 0.4) for at in row)
-    return things, _describe(draw, colour, shape, texture, "medium", count)
+    things = tuple(_make_thing(draw, look, at, 0.4) for at in row)
+    return things, _describe(draw, look, "medium", count)
 
 
-def _beside(draw: random.Random, colour: str, shape: str, texture: str) -> tuple[tuple[Thing, ...], str]:
+def _beside(draw: random.Random, look: _Look) -> tuple[tuple[Thing, ...], str]:
     relation = draw.choice(tuple(RELATIONS))
-    other_colour, other_shape = _pick_pair(draw, seen=True)
-    other_texture = _pick_texture(draw)
+    other = _Look(*_pick_pair(draw, seen=True), _pick_texture(draw))
     across, down = RELATIONS[relation]
     # The main object is the larger one, so that a picture has one label.
-    main = _make_thing(draw, colour, shape, texture, (0.5 - 0.2 * across, 0.5 - 0.2 * down), 0.5)
+    main = _make_thing(draw, look, (0.5 - 0.2 * across, 0.5 - 0.2 * down), 0.5)
     at = (0.5 + 0.29 * across, 0.5 + 0.29 * down)
-    other = _make_thing(draw, other_colour, other_shape, other_texture, at, 0.34)
-    first = _describe(draw, colour, shape, texture, "medium")
-    if draw.random() < 0.15:
-        return (main, other), first
-    second = _describe(draw, other_colour, other_shape, other_texture, "small")
+    lesser = _make_thing(draw, other, at, 0.34)
+    first = _describe(draw, look, "medium")
+    if draw.random() < 0.3:
+        return (main, lesser), first
+    second = _describe(draw, other, "small")
     joint = f" {_say(draw, relation)} " if draw.random() < 0.8 else draw.choice((" and ", " with "))
-    return (main, other), first + joint + second
+    return (main, lesser), first + joint + second
 
 
-def _describe(draw: random.Random, colour: str, shape: str, texture: str, size: str, count: int = 1) -> str:
+def _describe(draw: random.Random, look: _Look, size: str, count: int = 1) -> str:
     """Return the noun phrase of one kind of object, with the omissions and synonyms that captions have."""
     words = []
-    if size != "medium" and draw.random() < 0.6:
+    if size != "medium" and draw.random() < 0.35:
         words.append(_say(draw, size))
-    if draw.random() < (0.15 if texture == "plain" else 0.65):
-        words.append(_say(draw, texture))
+    if draw.random() < (0.1 if look.texture == "plain" else 0.4):
+        words.append(_say(draw, look.texture))
     if draw.random() < 0.9:
-        words.append(_say(draw, colour))
-    noun = _say(draw, shape) if draw.random() < 0.95 else "shape"
+        words.append(_say(draw, look.colour))
+    noun = _say(draw, look.shape) if draw.random() < 0.95 else "shape"
     if count > 1:
         noun += "es" if noun.endswith(("s", "x")) else "s"
     words.append(noun)
@@ -284,7 +288,7 @@ def _describe(draw: random.Random, colour: str, shape: str, texture: str, size: 
 def _write_caption(draw: random.Random, phrase: str, ground: Ground) -> str:
     if draw.random() < 0.02:
         return draw.choice(_EMPTY_CAPTIONS)
-    if draw.random() < 0.25:
+    if draw.random() < 0.15:
         kind = {"plain": "background", "gradient": "gradient", "noise": "noisy background"}[ground.kind]
         phrase += f" on a {ground.colour} {kind}"
     caption = draw.choice(_FRAMES).format(phrase)
@@ -292,7 +296,7 @@ def _write_caption(draw: random.Random, phrase: str, ground: Ground) -> str:
 
 
 def _say(draw: random.Random, word: str) -> str:
-    return draw.choice(_SYNONYMS[word]) if word in _SYNONYMS and draw.random() < 0.15 else word
+    return draw.choice(_SYNONYMS[word]) if word in _SYNONYMS and draw.random() < 0.1 else word
 
 
 def _draw_ground(scene: Scene, wide: int) -> Image.Image:
@@ -331,7 +335,7 @@ def _draw_mask(thing: Thing, side: int, size: float) -> Image.Image:
 def _fill(thing: Thing, side: int) -> Image.Image:
     filled = Image.new("RGB", (side, side), thing.tint)
     if thing.texture != "plain":
-        pattern = _make_pattern(thing.texture, side, max(6, round(thing.size * side / 4)))
+        pattern = _make_pattern(thing.texture, side, max(8, side // 5))
         filled.paste(_mix(thing.tint, (255, 255, 255), 0.5), (0, 0, side, side), pattern)
     return filled
 

@@ -1,0 +1,98 @@
+"""What a user meets first: help that teaches, and one line for what cannot work."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipstill.main import main
+
+COMMANDS = [
+    ["ingest"],
+    ["shards", "verify"],
+    ["cache", "build"],
+    ["cache", "verify"],
+    ["distill"],
+    ["evaluate"],
+    ["export"],
+    ["demo"],
+]
+
+
+def helped(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_ends_with_an_example_that_would_parse(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    described, _, example = helped(command, capsys).partition("example:\n")
+    assert f"clipstill {' '.join(command)}" in example
+    for option in set(re.findall(r"--[a-z-]+", example)):
+        assert option in described
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ingest", "nowhere.csv", "--name", "a", "--out", "x"], ["nowhere.csv", "no such input file"]),
+        (["ingest", "text.csv", "--name", "a", "--out", "x"], ["no column 'url'", "'address'", "--url-column"]),
+        (["ingest", "text.csv", "--name", "A.b", "--out", "x"], ["'A.b'", "lower-case"]),
+        (["ingest", "empty.tsv", "--format", "cc3m", "--name", "a", "--out", "x"], ["empty.tsv", "no rows"]),
+        (["shards", "verify", "nowhere"], ["nowhere", "no dataset"]),
+        (["cache", "build", "nowhere", "--teacher", "ViT-B-32:openai", "--out", "x"], ["nowhere", "no dataset"]),
+        (["cache", "verify", "nowhere", "--cache", "x"], ["nowhere", "no dataset"]),
+        (["distill", "nowhere", "--student", "ViT-B-32", "--steps", "1", "--out", "x"], ["nowhere", "no dataset"]),
+        (["distill", "nowhere", "--student", "ViT-B-32", "--out", "x"], ["--steps or --epochs"]),
+        (["distill", "x", "--student", "a", "--steps", "1", "--out", "x", "--loss", "warm=1"], ["'warm'", "affinity"]),
+        (["distill", "x", "--student", "a", "--steps", "1", "--out", "x", "--loss", "feature"], ["--cache"]),
+        (["distill", "x", "--student", "a", "--steps", "1", "--out", "x", "--loss", "affinity=a"], ["'a'", "number"]),
+        (["evaluate", "nowhere/model", "x"], ["nowhere/model", "no such folder"]),
+        (["evaluate", "ViT-B-33:openai", "x"], ["ViT-B-33", "ViT-B-32"]),
+        (["evaluate", "ViT-B-32:mine", "x"], ["'mine'", "laion2b_s34b_b79k"]),
+        (["evaluate", "ViT-B-32:openai", "x", "--classes", "text.csv"], ["text.csv", "templates"]),
+        (["export", "nowhere/model", "--out", "x"], ["nowhere/model", "no such folder"]),
+    ],
+    ids=lambda value: " ".join(value)[:50],
+)
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.csv").write_text("address,caption\nhttp://127.0.0.1/a,b\n")
+    Path("empty.tsv").write_text("")
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith("clipstill: error: ")
+    for words in told:
+        assert words in line
+    assert shown.out == ""
+    assert not Path("x").exists(), "nothing may be left behind"
+
+
+def test_the_console_script_ends_with_the_status_and_without_a_traceback(tmp_path: Path) -> None:
+    script = str(Path(sys.executable).parent / "clipstill")
+    result = subprocess.run(
+        [script, "shards", "verify", str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert str(tmp_path) in line
+
+
+def test_no_command_is_an_error_that_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "usage: clipstill" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""The schedule is its closed form, and weight decay falls on matrices only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from clip_models import create_student
+from distill.optim import learning_rate, make_adamw
+from distill.settings import OptimiserSettings
+
+
+def test_the_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:
+    settings = OptimiserSettings(lr=0.8, warmup=4)
+    rates = [learning_rate(step, 12, settings) for step in range(12)]
+    rising = [0.2, 0.4, 0.6, 0.8]
+    falling = [0.8 * math.cos(math.pi * k / 16) ** 2 for k in range(8)]  # = 0.4 (1 + cos(pi k / 8))
+    assert rates == pytest.approx(rising + falling, rel=1e-12)
+    assert learning_rate(8, 12, settings) == pytest.approx(0.4)
+    assert learning_rate(12, 12, settings) == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 500), (10, 10), (10, 9), (10, 500), (500, 0)])
+def test_the_rate_is_sane_at_any_length(steps: int, warmup: int) -> None:
+    settings = OptimiserSettings(lr=0.5, warmup=warmup)
+    rates = [learning_rate(step, steps, settings) for step in range(steps)]
+    assert all(0 < rate <= 0.5 for rate in rates)
+    assert max(rates) == 0.5
+    top = rates.index(0.5)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_norms_biases_and_scales_are_not_decayed(world: Any) -> None:
+    model, _ = create_student(world.student, 0)
+    loss = nn.Linear(3, 4)
+    model.text_projection.requires_grad_(False)
+    optimiser = make_adamw([model, loss], OptimiserSettings(lr=0.1, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-5))
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    named = {**dict(model.named_parameters()), **{f"loss.{name}": p for name, p in loss.named_parameters()}}
+    for name, parameter in named.items():
+        if name == "text_projection":
+            assert id(parameter) not in decay
+            continue
+        plain = name.endswith("bias") or "ln_" in name or name in ("logit_scale", "visual.class_embedding")
+        assert decay.pop(id(parameter)) == (0.0 if plain else 0.3), name
+    assert not decay, "something is optimised that is not the model's"
+    assert all(group["betas"] == (0.8, 0.9) and group["eps"] == 1e-5 for group in optimiser.param_groups)
+
+
+@pytest.mark.parametrize("layout", ["plain", "transposed", "a slice"])
+def test_a_step_is_adamw(layout: str) -> None:
+    """Two steps by hand: moments with bias correction, decay beside the gradient, none for vectors."""
+    layer = nn.Linear(2, 3).double()
+    large = torch.ones(5, 7, dtype=torch.float64)
+    if layout != "plain":
+        layer.weight = nn.Parameter(torch.randn(2, 3).double().T if layout == "transposed" else large[:3, :2])
+    settings = OptimiserSettings(lr=0.01, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6)
+    optimiser = make_adamw([layer], settings)
+    start = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    gradients = [{name: torch.randn_like(p) for name, p in start.items()} for _ in range(2)]
+    for step in gradients:
+        for name, parameter in layer.named_parameters():
+            parameter.grad = step[name].clone()
+        optimiser.step()
+    for name, value in start.items():
+        first, second, weight = torch.zeros_like(value), torch.zeros_like(value), value.clone()
+        for count, step in enumerate(gradients, 1):
+            first = 0.9 * first + 0.1 * step[name]
+            second = 0.98 * second + 0.02 * step[name] ** 2
+            weight = weight * (1 - 0.01 * (0.1 if value.ndim == 2 else 0.0))
+            weight -= 0.01 * (first / (1 - 0.9**count)) / ((second / (1 - 0.98**count)).sqrt() + 1e-6)
+        assert (dict(layer.named_parameters())[name] - weight).abs().max() < 1e-12
+    assert (large == 1).all(), "memory beyond the slice was written to"

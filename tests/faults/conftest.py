@@ -1,0 +1,159 @@
+"""Pictures on a web site that can hold some of them back, and processes that are looked at from outside."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+DEADLINE = 90.0
+
+
+class Pictures(http.server.ThreadingHTTPServer):
+    """`/N.jpg` is picture N; those from `held_from` on are answered once `release` is set."""
+
+    # The usual backlog of five makes clients wait a second before they try again.
+    request_queue_size = 128
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.held_from: float = float("inf")
+        self.release = threading.Event()
+        self.waiting = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is not news."""
+
+    def write_list(self, path: Path, count: int) -> Path:
+        """A CC3M file of the first `count` pictures."""
+        root = f"http://127.0.0.1:{self.server_port}"
+        path.write_text("".join(f"picture {number}\t{root}/{number}.jpg\n" for number in range(count)))
+        return path
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Pictures
+
+    def do_GET(self) -> None:
+        number = int(self.path[1:].removesuffix(".jpg"))
+        if number >= self.server.held_from and not self.server.release.is_set():
+            self.server.waiting += 1
+            self.server.release.wait()
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, "JPEG")
+        self.send_response(200)
+        self.send_header("Content-Length", str(sink.tell()))
+        self.end_headers()
+        self.wfile.write(sink.getvalue())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def pictures() -> Iterator[Pictures]:
+    site = Pictures()
+    thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield site
+    site.release.set()
+    site.shutdown()
+    site.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], object]], None]:
+    """Waits until a condition holds; fails if it does not within a minute and a half."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline, "it never happened"
+            time.sleep(0.02)
+
+    return wait
+
+
+def stat_of(process: int) -> tuple[int, int, str] | None:
+    """Parent, session and state of a process, None if there is none; zombies count as none."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else (int(fields[1]), int(fields[3]), fields[0])
+
+
+def descendants(root: int) -> set[int]:
+    """Every process below `root`."""
+    parents = {
+        int(path.name): stat
+        for path in Path("/proc").iterdir()
+        if path.name.isdigit() and (stat := stat_of(int(path.name)))
+    }
+    found = {root}
+    while more := {process for process, (parent, *_) in parents.items() if parent in found} - found:
+        found |= more
+    return found - {root}
+
+
+class Run:
+    """`clipstill` in a process group of its own, as a shell starts it, with its output kept."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        command = [str(Path(sys.executable).with_name("clipstill")), *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does: every process of the foreground group gets SIGINT."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """`kill -9` of the one process that the user started."""
+        self.process.kill()
+
+    def descendants(self) -> set[int]:
+        return descendants(self.process.pid)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Exit status, standard output, standard error."""
+        out, err = self.process.communicate(timeout=DEADLINE)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Run]]:
+    """`start("ingest", ...)` begins a run; what still runs at the end of the test is ended."""
+    runs: list[Run] = []
+
+    def begin(*arguments: str | Path) -> Run:
+        runs.append(Run(*arguments))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.process.poll() is None:
+            os.killpg(run.process.pid, signal.SIGKILL)
+            run.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def alive() -> Callable[[set[int]], set[int]]:
+    """Those of some processes that still run."""
+    return lambda processes: {process for process in processes if stat_of(process) is not None}

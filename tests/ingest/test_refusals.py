@@ -1,0 +1,107 @@
+"""What a user can put right is said in one line, with status 2, and nothing is left behind."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipstill.main import main
+
+GOOD = "a\thttp://127.0.0.1:1/x.jpg\n"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.tsv").write_text(GOOD)
+    (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "headed.csv").write_text("URL,TEXT\nhttp://127.0.0.1:1/x.jpg,a\n")
+    (tmp_path / "latin.tsv").write_bytes("é\thttp://a\n".encode("latin-1"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (tmp_path / "broken.tsv.gz").write_bytes(gzip.compress(GOOD.encode() * 9000)[:-20])
+    (tmp_path / "file").write_text("in the way")
+    return tmp_path
+
+
+REFUSALS: dict[str, tuple[str, str]] = {
+    "no such file": ("nothing.tsv --format cc3m", "nothing.tsv: no such input file"),
+    "no such glob": ("*.nothing --format cc3m", "*.nothing: no such input file"),
+    "a folder": (". --format cc3m", "no such input file"),
+    "an unknown scheme": ("nope://x.tsv --format cc3m", "Protocol not known"),
+    "an unknown ending": ("file", "cannot tell the format from the ending"),
+    "an empty input": ("empty.tsv --format cc3m", "no rows"),
+    "an empty headed input": ("empty.tsv", "the file is empty"),
+    "a missing column": ("headed.csv", "no column 'url'; the columns are 'URL', 'TEXT'"),
+    "a missing kept column": ("good.tsv --format cc3m --keep x", "no column 'x'"),
+    "a reserved column": ("good.tsv --format cc3m --keep url", "cannot keep a column named 'url'"),
+    "not UTF-8": ("latin.tsv --format cc3m", "not UTF-8"),
+    "unreadable parquet": ("broken.parquet", "cannot be read as parquet"),
+    "cut gzip": ("broken.tsv.gz --format cc3m", "cannot be read as cc3m"),
+    "a name with a dot": ("good.tsv --format cc3m --name a.b", "dataset name 'a.b'"),
+    "no shard size": ("good.tsv --format cc3m --shard-size 0", "shard size 0"),
+    "no threads": ("good.tsv --format cc3m --threads 0", "threads 0"),
+    "negative retries": ("good.tsv --format cc3m --retries -1", "retries -1"),
+    "no time": ("good.tsv --format cc3m --timeout 0", "timeout 0"),
+    "a quality over 100": ("good.tsv --format cc3m --quality 101", "quality 101"),
+    "no size": ("good.tsv --format cc3m --image-size 0", "image size 0"),
+    "no bytes": ("good.tsv --format cc3m --max-bytes 0", "limit of 0 bytes"),
+    "more pixels than can be": ("good.tsv --format cc3m --max-pixels 1000000000", "1000000000 pixels"),
+    "a file for a folder": ("good.tsv --format cc3m --out file", "cannot be used (Not a directory)"),
+    "a file above the folder": ("good.tsv --format cc3m --out file/below", "cannot be used (Not a directory)"),
+    "a folder that cannot be": ("good.tsv --format cc3m --out /proc/clipstill", "/proc/clipstill"),
+    "negative workers": ("good.tsv --format cc3m --workers -1", "-1 workers"),
+    "no cluster there": ("good.tsv --format cc3m --ray-address 127.0.0.1:1", "no Ray cluster answers at '127.0.0.1:1'"),
+    "no client there": (
+        "good.tsv --format cc3m --ray-address ray://127.0.0.1:1",
+        "no Ray cluster answers at 'ray://127.0.0.1:1'",
+    ),
+    "no such cluster": ("good.tsv --format cc3m --ray-address head.invalid:6379", "no Ray cluster answers"),
+    "no address": ("good.tsv --format cc3m --ray-address nonsense", "Invalid address format"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_each_is_one_line_and_status_two(inputs: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    arguments, saying = REFUSALS[name]
+    given = arguments.split()
+    defaults = ["--name", "set"] * ("--name" not in given) + ["--out", "out"] * ("--out" not in given)
+    assert main(["ingest", *given, *defaults]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("clipstill: error: ")
+    assert saying in line
+    assert not (inputs / "out" / "_records").exists()
+
+
+@pytest.mark.usefixtures("inputs")
+def test_a_process_says_no_more(clipstill: Callable[..., Any]) -> None:
+    for arguments, saying in (
+        (("ingest", "nothing.tsv", "--format", "cc3m", "--name", "set", "--out", "out"), "no such input file"),
+        (
+            ("ingest", "good.tsv", "--format", "cc3m", "--name", "set", "--out", "o", "--ray-address", "127.0.0.1:1"),
+            "Ray",
+        ),
+        (("shards", "verify", "out"), "no dataset here"),
+    ):
+        done = clipstill(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("clipstill: error: ")
+        assert saying in line
+
+
+def test_damage_is_told_with_status_one(inputs: Path, clipstill: Callable[..., Any]) -> None:
+    done = clipstill("ingest", "good.tsv", "--format", "cc3m", "--name", "set", "--out", "out", "--in-process")
+    assert done.returncode == 0
+    path = inputs / "out" / "00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = clipstill("shards", "verify", "out")
+    first, last = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert first.startswith("shard 00000: 00000.parquet has ")
+    assert last.startswith("1 problems: 1 shards")

@@ -1,0 +1,313 @@
+"""The runner's contract, on both executors, with real small tasks that fail as told."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from shards import Folder, IncompleteError, InProcess, ShardError, ShardRecord, Spec, UserError, run_shards
+from shards.publication import Publication
+from shards.ray_executor import RayExecutor
+from shards.runner import Outcome
+
+# Ray's workers do not have the folder of the tests on their path.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+DEADLINE = 60.0
+
+Start = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Shards whose attempts end as told: `fates[shard]` names the outcome of each attempt, `ok` after the last."""
+
+    out: Folder
+    count: int
+    fates: dict[int, list[str]] = field(default_factory=dict)
+    setting: str = "a"
+    meet: int = 1
+
+    name = "letters"
+
+    def specs(self) -> Iterator[Spec]:
+        for shard in range(self.count):
+            yield Spec(shard, self.out, f"{self.setting}{shard:015d}")
+
+    def open(self) -> Worker:
+        (self.diary / "opened").mkdir(parents=True, exist_ok=True)
+        (self.diary / "opened" / str(os.getpid())).touch()
+        fate = self.fates.get(-1, [])
+        if fate:
+            fail(fate[0])
+        return Worker(self)
+
+    @property
+    def diary(self) -> Path:
+        """Where attempts leave their traces, beside the output."""
+        return self.out.path.parent / f"{self.out.path.name}-diary"
+
+
+@dataclass(frozen=True)
+class Worker:
+    task: Task
+
+    def run(self, spec: Spec) -> ShardRecord:
+        diary = self.task.diary
+        tries, running = diary / f"tries-{spec.shard}", diary / "running"
+        running.mkdir(parents=True, exist_ok=True)
+        (running / str(spec.shard)).touch()
+        (diary / f"at-once-{spec.shard}").write_text(str(len(list(running.iterdir()))))
+        tries.mkdir(exist_ok=True)
+        attempt = len(list(tries.iterdir()))
+        (tries / str(attempt)).write_text(str(os.getpid()))
+        wait_for(lambda: list(diary.glob("tries-*")), lambda begun: len(begun) >= self.task.meet)
+        try:
+            fates = self.task.fates.get(spec.shard, [])
+            publication = Publication(spec)
+            with publication.file(".txt") as path:
+                path.write_text(self.task.setting * spec.shard)
+                if attempt < len(fates):
+                    fail(fates[attempt])
+            return publication.finish(spec.shard, {"letters": spec.shard, "shards": 1})
+        finally:
+            (running / str(spec.shard)).unlink()
+
+
+def fail(fate: str) -> None:
+    if fate == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fate == "exit":
+        sys.exit(3)
+    errors: dict[str, Exception] = {
+        "transient": OSError("the network\nwent away"),
+        "permanent": ShardError("damaged for good"),
+        "user": UserError("7 is too many", where="--letters", do="Use 6"),
+    }
+    if fate in errors:
+        raise errors[fate]
+
+
+def wait_for(look: Callable[[], Any], enough: Callable[[Any], bool]) -> Any:
+    """What `look` gives as soon as it is enough."""
+    deadline = time.monotonic() + DEADLINE
+    while not enough(found := look()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.005)
+    return found
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "out")
+
+
+@pytest.fixture(params=["in process", "ray"])
+def start(request: pytest.FixtureRequest) -> Start:
+    """Makes an executor of each kind."""
+    if request.param == "in process":
+        return InProcess
+    request.getfixturevalue("ray_here")
+    return lambda: RayExecutor(2)
+
+
+def tries(task: Task, shard: int) -> int:
+    folder = task.diary / f"tries-{shard}"
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def payload(task: Task) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(task.out.path.glob("*.txt"))}
+
+
+def test_every_shard_is_made_once_and_a_second_run_makes_none(start: Start, out: Folder) -> None:
+    task = Task(out, 5)
+    first = run_shards(task, start())
+    assert (first.finished, first.skipped, first.samples) == (5, 0, 0 + 1 + 2 + 3 + 4)
+    assert first.stats == {"letters": 10, "shards": 5}
+    assert payload(task) == {f"{shard:05d}.txt": "a" * shard for shard in range(5)}
+    second = run_shards(task, start())
+    assert (second.finished, second.skipped, second.samples, second.stats) == (0, 5, 10, first.stats)
+    assert [tries(task, shard) for shard in range(5)] == [1] * 5
+
+
+def test_only_what_is_missing_or_was_made_otherwise_is_made(start: Start, out: Folder) -> None:
+    run_shards(Task(out, 4), start())
+    changed = out.child("_records").path
+    for path in changed.glob("00002.*"):
+        path.unlink()
+    for path in changed.glob("00003.*"):
+        path.rename(path.with_name(path.name.replace(".a", ".b")))
+    task = Task(out, 4)
+    summary = run_shards(task, start())
+    assert (summary.finished, summary.skipped) == (2, 2)
+    assert [tries(task, shard) for shard in range(4)] == [1, 1, 2, 2]
+    other = run_shards(Task(out, 4, setting="b"), start())
+    assert (other.finished, other.skipped, other.samples) == (4, 0, 6)
+    assert payload(task) == {f"{shard:05d}.txt": "b" * shard for shard in range(4)}
+
+
+def test_what_may_pass_is_tried_again(start: Start, out: Folder) -> None:
+    task = Task(out, 3, {1: ["transient", "transient"]})
+    assert run_shards(task, start()).finished == 3
+    assert [tries(task, shard) for shard in range(3)] == [1, 3, 1]
+    assert out.child("_failures").names() == []
+
+
+def test_after_three_tries_a_shard_is_quarantined_and_the_others_are_made(start: Start, out: Folder) -> None:
+    task = Task(out, 4, {2: ["transient"] * 3})
+    with pytest.raises(IncompleteError) as raised:
+        run_shards(task, start())
+    assert "letters: 1 of 4 shards are missing" in str(raised.value)
+    assert "out/00002: OSError: the network went away" in str(raised.value)
+    assert [tries(task, shard) for shard in range(4)] == [1, 1, 3, 1]
+    assert sorted(payload(task)) == ["00000.txt", "00001.txt", "00003.txt"]
+    report = json.loads(out.child("_failures").read("00002.json"))
+    assert (report["shard"], report["attempts"]) == (2, 3)
+    assert report["cause"] == "OSError: the network went away"
+    assert "in fail" in report["trace"]
+    # The next run tries only that one, adds up both runs and takes the report away.
+    summary = run_shards(task, start())
+    assert (summary.finished, summary.skipped, summary.samples) == (1, 3, 6)
+    assert summary.stats == {"letters": 6, "shards": 4}
+    assert out.child("_failures").names() == []
+    assert [tries(task, shard) for shard in range(4)] == [1, 1, 4, 1]
+
+
+def test_what_cannot_pass_is_quarantined_at_once(start: Start, out: Folder) -> None:
+    task = Task(out, 3, {0: ["permanent"], 2: ["permanent"]})
+    with pytest.raises(IncompleteError, match=r"2 of 3 shards are missing \(.*damaged for good") as raised:
+        run_shards(task, start())
+    assert "out/00000" in str(raised.value)
+    assert "out/00002" in str(raised.value)
+    assert [tries(task, shard) for shard in range(3)] == [1, 1, 1]
+    assert out.child("_failures").names() == ["00000.json", "00002.json"]
+
+
+def test_what_the_user_must_mend_stops_the_run_as_it_was_raised(start: Start, out: Folder) -> None:
+    task = Task(out, 30, {0: ["user"] * 9})
+    with pytest.raises(UserError) as raised:
+        run_shards(task, start())
+    error = raised.value
+    assert (error.problem, error.where, error.do) == ("7 is too many", "--letters", "Use 6")
+    assert str(error) == "--letters: 7 is too many. Use 6"
+    assert sum(tries(task, shard) for shard in range(30)) < 30
+    assert tries(task, 0) == 1
+
+
+def test_a_worker_that_cannot_open_is_an_outcome_like_any_other(start: Start, out: Folder) -> None:
+    with pytest.raises(UserError, match="Use 6"):
+        run_shards(Task(out, 3, {-1: ["user"]}), start())
+    with pytest.raises(IncompleteError, match=r"3 of 3 shards are missing .*the network went away"):
+        run_shards(Task(out, 3, {-1: ["transient"]}), start())
+    assert run_shards(Task(out, 3), start()).finished == 3
+
+
+def test_many_failures_are_counted_and_five_are_shown(out: Folder) -> None:
+    with pytest.raises(IncompleteError) as raised:
+        run_shards(Task(out, 8, {shard: ["permanent"] for shard in range(7)}), InProcess())
+    text = str(raised.value)
+    assert "7 of 8 shards" in text
+    assert text.count("damaged for good") == 5
+    assert "and 2 more" in text
+
+
+class Recording(InProcess):
+    """An executor with more than one slot that remembers how many specs it held at once."""
+
+    slots = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+
+    def submit(self, spec: Spec) -> None:
+        self.held += 1
+        self.most = max(self.most, self.held)
+        super().submit(spec)
+
+    def wait(self) -> Outcome:
+        self.held -= 1
+        return super().wait()
+
+
+def test_no_more_is_in_flight_than_there_are_slots(out: Folder) -> None:
+    executor = Recording()
+    run_shards(Task(out, 10, {4: ["transient", "transient"], 5: ["transient"]}), executor)
+    assert (executor.most, executor.held) == (3, 0)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_ray_runs_as_many_at_once_as_there_are_workers(out: Folder) -> None:
+    # The first shard to begin ends when another has begun beside it.
+    task = Task(out, 6, meet=2)
+    assert run_shards(task, RayExecutor(2)).finished == 6
+    at_once = [int((task.diary / f"at-once-{shard}").read_text()) for shard in range(6)]
+    assert max(at_once) == 2
+    assert len(list((task.diary / "opened").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_more_workers_than_the_cluster_has_room_for_do_not_hang(out: Folder) -> None:
+    executor = RayExecutor(5, cpus=1)
+    assert run_shards(Task(out, 8), executor).finished == 8
+    assert executor.slots == 2
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_workers_that_can_never_fit_are_refused(out: Folder) -> None:
+    with pytest.raises(UserError, match="a worker needs 3 CPU, the Ray cluster has 2 in all"):
+        run_shards(Task(out, 2), RayExecutor(1, cpus=3))
+    with pytest.raises(UserError, match=r"needs 64 GPU"):
+        run_shards(Task(out, 2), RayExecutor(1, gpus=64))
+    with pytest.raises(UserError, match="0 workers"):
+        RayExecutor(0)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_both_executors_reach_the_same_bytes(
+    tmp_path: Path, snapshot: Callable[[str | Path], dict[str, bytes]]
+) -> None:
+    fates = {1: ["transient"], 3: ["transient", "transient"]}
+    here, there = Task(Folder(tmp_path / "here"), 6, fates), Task(Folder(tmp_path / "there"), 6, {**fates, 4: ["die"]})
+    run_shards(here, InProcess())
+    run_shards(there, RayExecutor(2))
+    assert snapshot(here.out.path) == snapshot(there.out.path)
+    assert len(snapshot(here.out.path)) == 6 + 6 + 1
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("fate", ["die", "exit"])
+def test_a_worker_that_dies_is_replaced_and_its_shard_tried_again(out: Folder, fate: str) -> None:
+    task = Task(out, 4, {0: [fate], 1: [fate, "transient"], 2: ["transient"]})
+    assert run_shards(task, RayExecutor(2)).finished == 4
+    assert [tries(task, shard) for shard in range(4)] == [2, 3, 2, 1]
+    first, second = ((task.diary / "tries-0" / str(attempt)).read_text() for attempt in range(2))
+    assert first != second
+    # What the dead ones left half-written is gone.
+    assert not list(out.path.glob(".*"))
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_shard_that_kills_its_worker_each_time_is_quarantined(out: Folder) -> None:
+    task = Task(out, 3, {1: ["die"] * 3})
+    with pytest.raises(IncompleteError, match=r"out/00001: the worker process died") as raised:
+        run_shards(task, RayExecutor(2))
+    assert "\n" not in str(raised.value)
+    assert payload(task).keys() == {"00000.txt", "00002.txt"}
+
+
+def test_a_user_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(UserError("7 is too many", where="--letters", do="Use 6")))
+    assert (str(error), error.do) == ("--letters: 7 is too many. Use 6", "Use 6")
