@@ -35,7 +35,7 @@ class RunLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        # Else a killed process takes its last two minutes of scalars with it.
+        # A thread writes the scalars; a kill after the next checkpoint must not find it behind.
         self._board.flush()
 
     def __exit__(

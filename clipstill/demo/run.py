@@ -62,9 +62,9 @@ class DemoSettings:
     shard_size: int = 500
     pixels: int = 64
     views: int = 4
-    teacher_steps: int = 400
-    student_steps: int = 150
-    batch_size: int = 128
+    teacher_steps: int = 1000
+    student_steps: int = 300
+    batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "feature": 1000.0, "contrastive": 1.0})
 

@@ -535,3 +535,15 @@ def test_a_log_cut_in_the_middle_of_a_line_is_read_up_to_there(tmp_path: Path) -
     path.write_text(path.read_text()[:-8])
     assert read_log(path) == [{"step": 1, "loss": 2.0}]
     assert read_log(tmp_path / "none.jsonl") == []
+
+
+def test_a_line_is_on_disk_for_both_readers_when_it_is_written(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        for step in range(1, 40):
+            before = events.stat().st_size
+            log.write(step, {"loss": step / 2, "lr": 0.1})
+            # A scalar is a record of at least 12 bytes around its protocol buffer.
+            assert events.stat().st_size >= before + 2 * 16, step
+            assert read_log(tmp_path / "log.jsonl")[-1]["step"] == step
+    assert board(tmp_path)["loss"] == [(step, step / 2) for step in range(1, 40)]

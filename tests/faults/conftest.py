@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class Run:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
+        self.seen: set[int] = set()
 
     def interrupt(self) -> None:
         """What Ctrl-C does: every process of the foreground group gets SIGINT."""
@@ -128,8 +130,14 @@ class Run:
         """`kill -9` of the one process that the user started."""
         self.process.kill()
 
-    def descendants(self) -> set[int]:
-        return descendants(self.process.pid)
+    def look(self) -> dict[int, bytes]:
+        """The processes below this one now, with their command lines; they are ended with the test at the latest."""
+        self.seen |= descendants(self.process.pid)
+        lines = {}
+        for process in self.seen:
+            with contextlib.suppress(FileNotFoundError):
+                lines[process] = Path(f"/proc/{process}/cmdline").read_bytes()
+        return lines
 
     def finish(self) -> tuple[int, str, str]:
         """Exit status, standard output, standard error."""
@@ -149,11 +157,15 @@ def start() -> Iterator[Callable[..., Run]]:
     yield begin
     for run in runs:
         if run.process.poll() is None:
+            run.look()
             os.killpg(run.process.pid, signal.SIGKILL)
             run.process.communicate()
+        for process in run.seen:
+            if stat_of(process) is not None:
+                os.kill(process, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
-def alive() -> Callable[[set[int]], set[int]]:
+def alive() -> Callable[[Iterable[int]], set[int]]:
     """Those of some processes that still run."""
     return lambda processes: {process for process in processes if stat_of(process) is not None}

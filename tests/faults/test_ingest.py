@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from shards import InProcess, published_records, verify_dataset
 from shards.storage import Folder
 
 ROWS, SHARD = 24, 4
+"""A shard has more pictures than img2dataset lets wait for one thread."""
 
 Snapshot = Callable[[str | Path], dict[str, bytes]]
 
@@ -22,12 +23,12 @@ Snapshot = Callable[[str | Path], dict[str, bytes]]
 def settings(listing: Path, out: Path) -> IngestSettings:
     source = SourceSettings(paths=(str(listing),), format="cc3m")
     return IngestSettings(
-        source=source, out=str(out), name="set", shard_size=SHARD, image=ImageSettings(size=16), threads=2
+        source=source, out=str(out), name="set", shard_size=SHARD, image=ImageSettings(size=16), threads=1
     )
 
 
 def command(listing: Path, out: Path, *more: str) -> list[str | Path]:
-    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --threads 2".split()
+    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --threads 1".split()
     return ["ingest", listing, "--out", out, *options, *more]
 
 
@@ -57,59 +58,45 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(
     pictures.held_from = ROWS // 2
     run = start(*command(listing, out, where))
     wait_until(lambda: records(out) and pictures.waiting)
-    began = run.descendants()
-    assert bool(began) == (where != "--in-process")
+    below = run.look()
+    assert bool(below) == (where != "--in-process")
     run.interrupt()
     status, stdout, stderr = run.finish()
     assert (status, stdout) == (130, "")
-    assert stderr.splitlines() == [
-        "clipstill: interrupted. What was published stays; the same command goes on from there"
-    ]
-    wait_until(lambda: not alive(began))
-    published = published_records(Folder(out))
-    assert 0 < len(published) <= ROWS // SHARD // 2
+    *progress, last = stderr.splitlines()
+    assert last == "clipstill: interrupted. What was published stays; the same command goes on from there"
+    assert all(line.startswith("ingest: ") for line in progress)
+    wait_until(lambda: not alive(below))
+    finished = len(published_records(Folder(out)))
+    assert 0 < finished <= ROWS // SHARD // 2
     pictures.release.set()
-    status, stdout, _ = start(*command(listing, out, "--in-process")).finish()
-    assert status == 0
-    assert f"{ROWS // SHARD - len(published)} shards made, {len(published)} were there already" in stdout
+    report = ingest(settings(listing, out), InProcess())
+    assert (report.summary.skipped, report.summary.finished) == (finished, ROWS // SHARD - finished)
     assert snapshot(out) == expected
 
 
-def test_an_interrupt_while_more_pictures_wait_than_threads_does_not_hang(
-    pictures: Any, start: Callable[..., Any], wait_until: Callable[..., None], tmp_path: Path
-) -> None:
-    listing = pictures.write_list(tmp_path / "list.tsv", 200)
-    pictures.held_from = 0
-    run = start("ingest", listing, *"--format cc3m --name set --threads 3 --in-process --out".split(), tmp_path / "out")
-    wait_until(lambda: pictures.waiting == 3)
-    run.interrupt()
-    status, _, stderr = run.finish()
-    assert (status, len(stderr.splitlines())) == (130, 1)
-
-
-def test_a_killed_driver_leaves_no_process_and_no_half_shard(
+def test_a_killed_driver_leaves_no_worker_and_no_half_shard(
     pictures: Any, listing: Path, expected: dict[str, bytes], request: pytest.FixtureRequest
 ) -> None:
     start, wait_until, alive, snapshot = map(request.getfixturevalue, ("start", "wait_until", "alive", "snapshot"))
     out = listing.parent / "out"
     pictures.held_from = ROWS // 2
-    run = start(*command(listing, out, "--workers", "2"))
-    wait_until(lambda: records(out) and pictures.waiting == 4)
-    began = run.descendants()
-    names = {Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0] for process in began}
-    # Ray's own, and both workers.
-    assert any(b"raylet" in name for name in names)
-    assert len([process for process in began if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes()]) >= 2
+    run = start(*command(listing, out, "--workers=2"))
+    wait_until(lambda: records(out) and pictures.waiting == 2)
+    below = run.look()
+    workers = [process for process, line in below.items() if line.startswith(b"ray::_Actor")]
+    servers = [process for process, line in below.items() if b"raylet/raylet" in line or b"gcs_server" in line]
+    assert (len(workers), len(servers)) == (2, 2)
     run.kill()
     assert run.finish()[0] == -9
-    # The pictures are still held back: workers must go because their driver went, not because they are done.
-    wait_until(lambda: not alive(began))
+    # The pictures are still held back: the workers go because their driver went, not because they are done.
+    # (Ray's idle agents stay for a minute longer, trying to report to the server that is gone.)
+    wait_until(lambda: not alive([*workers, *servers]))
     finished = len(published_records(Folder(out)))
     assert 0 < finished <= ROWS // SHARD // 2
     pictures.release.set()
-    status, stdout, _ = start(*command(listing, out, "--workers", "2")).finish()
-    assert status == 0
-    assert f"{ROWS // SHARD - finished} shards made, {finished} were there already" in stdout
+    report = ingest(settings(listing, out), InProcess())
+    assert (report.summary.skipped, report.summary.finished) == (finished, ROWS // SHARD - finished)
     assert snapshot(out) == expected
 
 
@@ -139,16 +126,15 @@ def work(number):
         IngestSettings(source=source, out=out, name="set", shard_size={SHARD}, image=image, threads=2), InProcess()
     )
 """
-    kills = 12
+    kills = 8
     kill_often(program, kills)
     found = []
     for number in range(1, kills + 1):
         out = tmp_path / f"killed-{number}"
         found.append(records(out))
-        before = {path: path.read_bytes() for path in out.glob("0*")}
-        for path in before:
-            # Whatever has its final name is whole, record or not.
-            assert expected[path.name] == before[path]
+        # Whatever has its final name is whole, with a record or without.
+        for path in out.glob("0*"):
+            assert path.read_bytes() == expected[path.name]
         report = ingest(settings(listing, out), InProcess())
         assert report.summary.skipped == found[-1]
         assert snapshot(out) == expected
@@ -180,8 +166,6 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 sys.exit(main({[str(word) for word in command(listing, out, "--in-process")]!r}))
 """
-    import subprocess, sys
-
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "6 of 6 shards are missing" in done.stderr.splitlines()[-1]

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipstill.main import main
+
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
@@ -162,5 +164,17 @@ def clipstill() -> Clipstill:
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("clipstill")), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+    return run
+
+
+@pytest.fixture
+def clipstill_here(capfd: pytest.CaptureFixture[str]) -> Clipstill:
+    """`clipstill_here("ingest", ...)` in this process, which is faster."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        more = ["--in-process"] if arguments[0] == "ingest" else []
+        status = main([*map(str, arguments), *more])
+        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
 
     return run

@@ -272,14 +272,14 @@ def test_ray_makes_the_same_bytes_and_keeps_to_itself(
 
 
 def test_a_second_run_downloads_nothing(
-    site: Any, picture: Callable[..., bytes], clipstill: Callable[..., Any], tmp_path: Path, snapshot: Any
+    site: Any, picture: Callable[..., bytes], clipstill_here: Callable[..., Any], tmp_path: Path, snapshot: Any
 ) -> None:
     url = site.add("once", picture())
     (tmp_path / "a.csv").write_text(f"url,caption\n{url},one\n{site.url('nothing')},two\n")
-    command = ("ingest", tmp_path / "a.csv", "--name", "set", "--out", tmp_path / "out", "--in-process")
-    first = clipstill(*command)
+    command = ("ingest", tmp_path / "a.csv", "--name", "set", "--out", tmp_path / "out")
+    first = clipstill_here(*command)
     before, hits = snapshot(tmp_path / "out"), dict(site.hits)
-    second = clipstill(*command)
+    second = clipstill_here(*command)
     assert (first.returncode, second.returncode) == (0, 0)
     assert second.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
     assert second.stdout.splitlines()[-1].startswith("0 shards made, 1 were there already")
@@ -288,7 +288,7 @@ def test_a_second_run_downloads_nothing(
 
 
 def test_kept_columns_end_in_ledger_and_json(
-    site: Any, picture: Callable[..., bytes], clipstill: Callable[..., Any], tmp_path: Path
+    site: Any, picture: Callable[..., bytes], clipstill_here: Callable[..., Any], tmp_path: Path
 ) -> None:
     day = datetime.datetime(2020, 2, 29, 12, 30)
     kept = {
@@ -301,9 +301,7 @@ def test_kept_columns_end_in_ledger_and_json(
     urls = [site.add(f"kept/{number}", picture()) for number in range(3)]
     pq.write_table(pa.table({"URL": urls, "TEXT": [7, 8, 9], **kept}), tmp_path / "a.parquet")
     columns = ["--url-column", "URL", "--caption-column", "TEXT", "--keep", ",".join(kept)]
-    done = clipstill(
-        "ingest", tmp_path / "a.parquet", *columns, "--name", "set", "--out", tmp_path / "out", "--in-process"
-    )
+    done = clipstill_here("ingest", tmp_path / "a.parquet", *columns, "--name", "set", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     table = ledger(tmp_path / "out")
     assert [row["count"] for row in table] == [1, None, 2**40]
@@ -323,19 +321,19 @@ def test_kept_columns_end_in_ledger_and_json(
 
 
 def test_a_shard_that_cannot_be_made_is_named_and_the_status_is_one(
-    site: Any, picture: Callable[..., bytes], clipstill: Callable[..., Any], tmp_path: Path
+    site: Any, picture: Callable[..., bytes], clipstill_here: Callable[..., Any], tmp_path: Path
 ) -> None:
     url = site.add("again", picture())
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("url", "caption"), *[(url, f"row {row}") for row in range(5)]])
     command = ("ingest", tmp_path / "a.csv", "--name", "set", "--out", tmp_path / "out", "--shard-size", "2")
-    assert clipstill(*command, "--in-process").returncode == 0
+    assert clipstill_here(*command).returncode == 0
     for path in [*(tmp_path / "out" / "_records").glob("*"), *(tmp_path / "out").glob("00001*")]:
         path.unlink()
     planned = tmp_path / "out" / "_plan" / "00001.parquet"
     content = planned.read_bytes()
     planned.write_bytes(b"damaged")
-    done = clipstill(*command, "--in-process")
+    done = clipstill_here(*command)
     assert (done.returncode, done.stdout) == (1, "")
     last = done.stderr.splitlines()[-1]
     assert last.startswith("clipstill: incomplete: ingest: 1 of 3 shards are missing (out/00001: ArrowInvalid")
@@ -344,6 +342,6 @@ def test_a_shard_that_cannot_be_made_is_named_and_the_status_is_one(
     assert "Traceback" in report["trace"]
     assert not list((tmp_path / "out").glob("00001*"))
     planned.write_bytes(content)
-    assert clipstill(*command, "--in-process").returncode == 0
+    assert clipstill_here(*command).returncode == 0
     assert not list((tmp_path / "out" / "_failures").iterdir())
     assert len(Dataset.open(str(tmp_path / "out"))) == 5

@@ -132,6 +132,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not_an_image"),
     "only a header": (encode(noise, "JPEG")[:100], "not_an_image"),
     "postscript": (encode(quarters(), "EPS"), "not_an_image"),
+    "a format the web has no use for": (encode(quarters(), "PCX"), "not_an_image"),
     "pdf": (encode(quarters(), "PDF"), "not_an_image"),
     "too many bytes": (encode(quarters(), "JPEG") + bytes(200_000), "too_large"),
     "too many pixels": (encode(LARGE, "PNG"), "bomb"),

@@ -95,12 +95,12 @@ def test_a_process_says_no_more(clipstill: Callable[..., Any]) -> None:
         assert saying in line
 
 
-def test_damage_is_told_with_status_one(inputs: Path, clipstill: Callable[..., Any]) -> None:
-    done = clipstill("ingest", "good.tsv", "--format", "cc3m", "--name", "set", "--out", "out", "--in-process")
+def test_damage_is_told_with_status_one(inputs: Path, clipstill_here: Callable[..., Any]) -> None:
+    done = clipstill_here("ingest", "good.tsv", "--format", "cc3m", "--name", "set", "--out", "out")
     assert done.returncode == 0
     path = inputs / "out" / "00000.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    done = clipstill("shards", "verify", "out")
+    done = clipstill_here("shards", "verify", "out")
     first, last = done.stdout.splitlines()
     assert done.returncode == 1
     assert first.startswith("shard 00000: 00000.parquet has ")
