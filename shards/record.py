@@ -106,7 +106,7 @@ def published_records(folder: Folder) -> dict[int, RecordName]:
             raise UserError(
                 f"shard {name.shard:05d} has two records ({found[name.shard]} and {name})",
                 where=f"{folder}/{RECORDS}",
-                do="Two runs with different settings wrote here at once: delete both records and run one again",
+                do="Two runs wrote here at once: delete both records and run one again",
             )
         found[name.shard] = name
     return found

@@ -8,6 +8,7 @@ store one put of a finished object. Streaming into the final name is not offered
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -77,7 +78,8 @@ class Folder:
     def names(self, prefix: str = "") -> list[str]:
         """The names directly here that begin with `prefix`, sorted, hidden ones left out; empty if absent.
 
-        On an object store a prefix is resolved by the store, so it costs one small request however many files.
+        On an object store a prefix is resolved by the store, so it costs one small request however many files; it then
+        finds files only, no folders.
         """
         fs, path = self._located
         with _explained(self.url, absent_is_error=False):
@@ -140,17 +142,16 @@ class Folder:
         with _explained(self.url):
             # What the caller raises is the caller's own; whether this folder can be written is settled before.
             folder.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            path.unlink()
+            claim = _claim(path)
         try:
             yield path
-            assert path.is_file(), f"nothing was written for {name}"
             with _explained(self.url):
                 _sync(path)
                 path.replace(folder / name)
                 _sync(folder)
         finally:
             path.unlink(missing_ok=True)
+            os.close(claim)
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -161,14 +162,11 @@ class Folder:
     def sweep(self) -> int:
         """Remove what killed writers left half-written, here and in the `_...` folders beside the shards.
 
-        Call when every shard is published. Returns how many.
+        What a living writer is at is left alone. Returns how many were removed.
         """
         if not self.is_local or not self.path.is_dir():
             return 0
-        stale = [*self.path.glob(".*.tmp"), *self.path.glob("_*/.*.tmp")]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+        return sum(_remove_unclaimed(path) for path in [*self.path.glob(".*.tmp"), *self.path.glob("_*/.*.tmp")])
 
     def fetch(self, name: str, sha256: str, *, fresh: bool = False) -> Path:
         """A local path that holds `name`: the file itself, or for an object store a copy kept by its hash.
@@ -181,6 +179,7 @@ class Folder:
         root = Folder(os.environ.get("CLIPSTILL_CACHE") or Path.home() / ".cache" / "clipstill")
         held = root.path / sha256
         if fresh or not held.exists():
+            root.sweep()
             fs, _ = self._located
             with _explained(self.url), root.staged(sha256) as path:
                 fs.get_file(self._name(name), str(path))
@@ -189,6 +188,33 @@ class Folder:
                 if got != sha256:
                     raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
         return held
+
+
+def _claim(path: Path) -> int:
+    """Create a file that `_remove_unclaimed` leaves alone until the descriptor is closed or this process has died."""
+    while True:
+        claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(claim, fcntl.LOCK_EX)
+        if os.fstat(claim).st_nlink:
+            return claim
+        os.close(claim)  # removed between its creation and the lock
+
+
+def _remove_unclaimed(path: Path) -> bool:
+    try:
+        claim = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # claimed; or a file system without locks, where nobody can tell
+        return False
+    else:
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(claim)
 
 
 def _sync(path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_kill_at_any_moment_is_mended_by_running_again(
     kill_often: Callable[[str, int], list[int]],
     snapshot: Snapshot,
 ) -> None:
-    """From the first file of the plan to the last of the records, in one process."""
+    """From the first file of the plan to the last of the records, also with half a tar written, in one process."""
     program = f"""
 import os
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -115,7 +115,15 @@ import warnings
 warnings.simplefilter("ignore")
 import img2dataset.downloader
 from ingest import ImageSettings, IngestSettings, SourceSettings, ingest
-from shards import InProcess
+from shards import InProcess, ShardWriter
+
+add = ShardWriter.add
+
+def add_or_die(*sample):
+    tick()
+    add(*sample)
+
+ShardWriter.add = add_or_die
 
 def work(number):
     out = {str(tmp_path)!r} + f"/killed-{{number}}"
@@ -126,7 +134,7 @@ def work(number):
         IngestSettings(source=source, out=out, name="set", shard_size={SHARD}, image=image, threads=2), InProcess()
     )
 """
-    kills = 8
+    kills = 10
     kill_often(program, kills)
     found = []
     for number in range(1, kills + 1):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -162,6 +164,40 @@ def test_a_folder_crosses_processes_by_its_url_alone(folder: Folder) -> None:
     assert copy.read("x") == b"here"
     assert vars(pickle.loads(pickle.dumps(folder))) == {"url": folder.url}
     assert folder.child("y") != folder
+
+
+def test_sweep_leaves_alone_what_is_being_written(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    sweeper = f"from shards import Folder; print(Folder({str(tmp_path)!r}).sweep())"
+    with folder.staged("x") as path:
+        path.write_bytes(b"half")
+        assert folder.sweep() == 0
+        swept = subprocess.run([sys.executable, "-c", sweeper], capture_output=True, text=True, check=True)
+        assert swept.stdout == "0\n"
+        assert path.read_bytes() == b"half"
+    assert folder.read("x") == b"half"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_writers_and_sweepers_at_once_lose_nothing(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            folder.sweep()
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(2)]
+    for thread in sweepers:
+        thread.start()
+    try:
+        for number in range(150):
+            folder.publish(str(number), b"whole")
+    finally:
+        done.set()
+        for thread in sweepers:
+            thread.join()
+    assert sorted(folder.names(), key=int) == [str(number) for number in range(150)]
 
 
 def test_a_relative_path_is_made_absolute_when_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
