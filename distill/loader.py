@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +22,9 @@ from distill.order import Order
 from shards import Dataset, Shard, UserError, seed64
 from teacher_cache.reader import TeacherCache
 from teacher_cache.views import View, ViewPolicy, decode, draw_view, render
+
+_OPEN_SHARDS = 64
+"""Each holds up to four mapped files, and a process may open about a thousand."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Loader:
     ) -> None:
         self._dataset, self._order, self._views, self._cache = dataset, order, views, cache
         self._tokenizer, self._image_size, self._teacher_size = tokenizer, image_size, teacher_size
+        self._open: dict[int, None] = {}
+        self._opening = threading.Lock()
         self._tokenizing = threading.Lock()
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
@@ -110,6 +115,7 @@ class Loader:
             pixels = np.empty((size, self._teacher_size, self._teacher_size, 3), np.uint8)
         keys, captions = [], []
         targets: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._keep_open(dict.fromkeys(places[:, 0].tolist()))
         for at, (place, row) in enumerate(places.tolist()):
             shard = self._dataset.shards[place]
             key = shard.keys[row]
@@ -128,6 +134,19 @@ class Loader:
         with self._tokenizing:
             tokens = self._tokenizer(captions)
         return Batch(step, torch.from_numpy(images), tokens, teacher[0], teacher[1], keys, captions, pixels)
+
+    def _keep_open(self, places: Iterable[int]) -> None:
+        """Note which shards are in use, and close the one used longest ago once too many are open."""
+        with self._opening:
+            for place in places:
+                self._open[place] = self._open.pop(place, None)
+            while len(self._open) > _OPEN_SHARDS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                shard = self._dataset.shards[oldest]
+                shard.release()
+                if self._cache is not None:
+                    self._cache.release(shard)
 
     def _view(self, shard: Shard, row: int, index: int) -> tuple[Image.Image, View]:
         key = shard.keys[row]

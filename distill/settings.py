@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -62,7 +63,10 @@ class RunSettings:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in self.losses:
+        if "://" in self.out:
+            raise UserError("a run's folder must be on a local disk", where=self.out, do="Give a path")
+        for name, weight in self.losses.items():
+            _refuse_unless(0 < weight < math.inf, f"the weight of {name}", weight, "positive and finite")
             if name not in LOSSES:
                 raise UserError(f"there is no loss {name!r}", where="--loss", do=f"Use {', '.join(LOSSES)}")
             if LOSSES[name].needs_teacher and self.cache is None:
@@ -72,7 +76,11 @@ class RunSettings:
         lengths = ("steps", "epochs", "batch_size", "views", "log_every", "checkpoint_every")
         for name in (*lengths, "teacher_scale", "student_scale"):
             value = getattr(self, name)
-            _refuse_unless(value is None or value > 0, name, value, "positive")
+            _refuse_unless(value is None or 0 < value < math.inf, name, value, "positive and finite")
+        if self.cache is None and self.teacher_scale is not None:
+            raise UserError("a teacher's scale without a teacher", where="--teacher-scale", do="Give --cache")
+        if self.cache is not None and self.views != 1:
+            raise UserError(f"{self.views} views were asked for, but a cache brings its own", do="Leave out --views")
 
     def weights(self) -> dict[str, float]:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""

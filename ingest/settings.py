@@ -34,7 +34,8 @@ class ImageSettings:
     """How images are checked and stored.
 
     `size` in pixels and `resize_mode` as in img2dataset (keep_ratio: the shorter side becomes `size`; images are
-    never enlarged). JPEG at `quality`. `max_bytes` and `max_pixels` bound what one URL may cost.
+    never enlarged). JPEG at `quality`. Files over `max_bytes` and images over `max_pixels` are
+    refused once they are here: img2dataset's download itself has no limit.
     """
 
     size: int = 256

@@ -19,6 +19,9 @@ from ingest.settings import IngestSettings
 from shards import Folder, ShardRecord, ShardWriter, Spec
 from shards.publication import Publication
 
+_OUTAGE = 50
+"""From this many rows on, a shard of which no host could be reached is taken for an outage."""
+
 
 class IngestTask:
     """`facts` is the dataset's plan, as `make_plan` returns it."""
@@ -44,10 +47,8 @@ class _IngestWorker:
     def run(self, spec: Spec) -> ShardRecord:
         rows = pq.read_table(io.BytesIO(spec.folder.child(PLAN).read(f"{spec.shard:05d}.parquet")))
         results = self._fetch(rows)
+        _refuse_outage(results)
         publication = Publication(spec)
-        standing = publication.standing()
-        if standing is not None:
-            return standing
         kept = 0
         with publication.file(".tar") as path, ShardWriter(path) as tar:
             for row, fetched in zip(_each(rows), results, strict=True):
@@ -77,6 +78,13 @@ class _IngestWorker:
         wanted = [row for row in range(len(urls)) if row not in results]
         results.update(zip(wanted, self._engine.fetch([urls[row] for row in wanted]), strict=True))
         return [results[row] for row in range(len(urls))]
+
+
+def _refuse_outage(results: list[Fetched]) -> None:
+    """Raise `OSError` if not one of many hosts could be reached: that says nothing of the rows, so try them again."""
+    tried = [fetched for fetched in results if fetched.error_class not in {"bad_url", "no_caption"}]
+    if len(tried) >= _OUTAGE and all(fetched.error_class in {"dns", "connect", "timeout"} for fetched in tried):
+        raise OSError(f"none of {len(tried)} URLs could be reached; is the network down?")
 
 
 def _each(rows: pa.Table) -> Iterator[dict[str, Any]]:

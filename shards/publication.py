@@ -11,6 +11,17 @@ from shards.record import RECORDS, FileEntry, RecordName, ShardRecord
 from shards.task import Spec
 
 
+class SupersededError(Exception):
+    """Another worker published this very spec in the meantime: its `record` stands, and nothing here is published.
+
+    The runner takes it for success.
+    """
+
+    def __init__(self, record: ShardRecord) -> None:
+        super().__init__(str(record.name))
+        self.record = record
+
+
 class Publication:
     """Collects the payload of `spec` under its final names, then publishes the record that makes it count.
 
@@ -33,7 +44,10 @@ class Publication:
 
     @contextlib.contextmanager
     def file(self, suffix: str) -> Iterator[Path]:
-        """A local path to write; appears as `NNNNN<suffix>` when the block ends without an exception."""
+        """A local path to write; appears as `NNNNN<suffix>` when the block ends without an exception.
+
+        Raises `SupersededError` if this very spec has a record by then.
+        """
         name = f"{self._spec.shard:05d}{suffix}"
         with self._spec.folder.staged(name) as path:
             yield path
@@ -54,6 +68,9 @@ class Publication:
 
     def _withdraw(self) -> None:
         if not self._withdrawn:
+            standing = self.standing()
+            if standing is not None:
+                raise SupersededError(standing)
             for name in self._names():
                 self._spec.folder.child(RECORDS).delete(str(name))
             self._withdrawn = True

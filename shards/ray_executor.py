@@ -87,16 +87,18 @@ class RayExecutor:
         self._task = task
         cpus = max(os.cpu_count() or 1, round(self.slots * self._cpus))
         self._session.enter_context(ray_session(cpus=cpus, address=self._address))
-        have = ray.cluster_resources()
-        for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)):
-            if 0 < need <= have.get(kind, 0):
-                self.slots = min(self.slots, int(have[kind] / need))
-            elif need > 0:
-                self.close()
-                raise UserError(
-                    f"a worker needs {need:g} {kind}, the Ray cluster has {have.get(kind, 0):g} in all",
-                    do="Ask for less, or join a larger cluster with --ray-address",
-                )
+        needs = {kind: need for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)) if need > 0}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(min(int(node.get(kind, 0) / need) for kind, need in needs.items()) for node in nodes)
+        if not room:
+            self.close()
+            asked = " and ".join(f"{need:g} {kind}" for kind, need in needs.items())
+            have = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in needs) for node in nodes)
+            raise UserError(
+                f"a worker needs {asked} on one machine, those of the Ray cluster have {have}",
+                do="Ask for less, or join a larger cluster with --ray-address",
+            )
+        self.slots = min(self.slots, room)
         self._idle = [self._actor() for _ in range(self.slots)]
 
     def _actor(self) -> Any:

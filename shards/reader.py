@@ -84,6 +84,11 @@ class Shard:
         """16 hex digits over the keys in order: equal digests mean equal rows."""
         return fingerprint(self.keys)
 
+    def release(self) -> None:
+        """Let go of the mapped files; the next use maps them again. Safe while other threads read."""
+        for name in ("_tar", "_index", "keys_digest"):
+            self.__dict__.pop(name, None)
+
     def _part(self, part: str, row: int) -> bytes:
         start = int(self._index[f"{part}_offset"][row])
         return self._tar[start : start + int(self._index[f"{part}_size"][row])]

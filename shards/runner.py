@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from shards.errors import IncompleteError, ShardError, UserError
 from shards.progress import Meter
+from shards.publication import SupersededError
 from shards.record import ShardRecord, compact, published_records
 from shards.storage import Folder
 from shards.task import ShardTask, Spec, Worker
@@ -67,6 +68,8 @@ class Host:
             if self._worker is None:
                 self._worker = self._task.open()
             return Outcome(spec, record=self._worker.run(spec))
+        except SupersededError as error:
+            return Outcome(spec, record=error.record)
         except UserError as error:
             return Outcome(spec, kind="user", cause=str(error), error=error)
         except ShardError as error:
@@ -155,6 +158,9 @@ def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
     failures = _Failures()
     for folder in folders:
         failures.look(folder)
+    for spec in specs:
+        if _is_done(spec, done):
+            failures.clear(spec)
     failed: list[Outcome] = []
     summary = Summary(skipped=len(specs) - len(todo))
     if todo:
@@ -170,12 +176,7 @@ def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
                         meter.advance(1, items=outcome.record.count)
         finally:
             executor.close()
-    for folder in folders:
-        for record in compact(folder).values():
-            summary.samples += record.count
-            summary.stats.update(record.stats)
-        if not failed:
-            folder.sweep()
+    _add_up(specs, summary)
     if failed:
         causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in failed[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
@@ -183,7 +184,19 @@ def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
             f"{task.name}: {len(failed)} of {len(specs)} shards are missing ({causes}{more}). Details are in "
             f"{FAILURES}/ beside the shards; the same command tries only the missing ones again"
         )
+    for folder in folders:
+        folder.sweep()
     return summary
+
+
+def _add_up(specs: list[Spec], into: Summary) -> None:
+    """Add every published record of the specs, old and new; also writes the derived manifests."""
+    wanted = {(spec.folder, spec.shard) for spec in specs}
+    for folder in {spec.folder for spec in specs}:
+        for shard, record in compact(folder).items():
+            if (folder, shard) in wanted:
+                into.samples += record.count
+                into.stats.update(record.stats)
 
 
 def _is_done(spec: Spec, done: dict[Folder, Any]) -> bool:

@@ -204,6 +204,7 @@ class _CacheWorker:
         for rows in embeddings:
             _refuse_not_finite(shard, rows)
         table = layer_table(spec.layer, shard, [rows.astype(np.float16) for rows in embeddings], views)
+        shard.release()
         publication = Publication(spec, shard.content)
         standing = publication.standing()
         if standing is not None:

@@ -72,6 +72,11 @@ class TeacherCache:
         """(len(rows), D) float32, each row of unit norm: the teacher's embeddings of the captions."""
         return _unit(self._captions.column(shard, "captions", 0)[np.asarray(rows)])
 
+    def release(self, shard: Shard) -> None:
+        """Let go of a shard's mapped files; the next use maps them again. Safe while other threads read."""
+        for layer in {*self._views.values(), self._captions}:
+            layer.release(shard)
+
     def view(self, shard: Shard, row: int, view: int) -> View:
         """The stored parameters of one view."""
         crops, flips = self._views[view].crops(shard, view)
@@ -100,6 +105,9 @@ class _Layer:
     def crops(self, shard: Shard, view: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         columns = self._open(shard)
         return columns[f"crop_{view:03d}"], columns[f"flip_{view:03d}"]
+
+    def release(self, shard: Shard) -> None:
+        self._columns.pop(shard.id, None)
 
     def _open(self, shard: Shard) -> dict[str, npt.NDArray[Any]]:
         held = self._columns.get(shard.id)

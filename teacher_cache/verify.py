@@ -77,11 +77,12 @@ def verify_cache(
                 found = _check_file(place, layer, shard, records[shard.id], opened.teacher.embed_dim)
                 problems += [f"{layer.name}/{shard.id:05d}.arrow: {problem}" for problem in found]
                 files += 1
+                shard.release()
                 meter.advance(1, items=shard.count)
     if problems or rows < 1:
         return CacheReport(files, len(dataset), 0, float("nan"), float("nan"), tuple(problems))
     cosine, drift, done = _recompute(opened, dataset, model, (rows, seed), problems)
-    if drift > tolerance:
+    if not drift <= tolerance:
         problems.append(f"recomputed logits differ by up to {drift:.4f}, the tolerance is {tolerance:g}")
     return CacheReport(files, len(dataset), done, cosine, drift, tuple(problems))
 

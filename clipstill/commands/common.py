@@ -29,7 +29,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Keeps line breaks of descriptions and shows defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, "", ()) or action.default is argparse.SUPPRESS:
+        if action.default is False or action.default in (None, "", [], argparse.SUPPRESS):
             return action.help
         return super()._get_help_string(action)
 
@@ -38,8 +38,9 @@ def add_runner(parser: argparse.ArgumentParser, *, workers: str) -> None:
     """The options that say where shard tasks run."""
     group = parser.add_argument_group("where it runs")
     group.add_argument("--workers", type=int, metavar="N", help=f"how many run at once (default: {workers})")
-    group.add_argument("--ray-address", metavar="ADDRESS", help="join this Ray cluster instead of starting Ray here")
-    group.add_argument("--in-process", action="store_true", help="one shard after the other in this process, no Ray")
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--ray-address", metavar="ADDRESS", help="join this Ray cluster instead of starting Ray here")
+    where.add_argument("--in-process", action="store_true", help="one shard after the other in this process, no Ray")
 
 
 def make_executor(args: argparse.Namespace, *, workers: int, cpus: float, gpus: float = 0) -> Executor:
@@ -48,7 +49,9 @@ def make_executor(args: argparse.Namespace, *, workers: int, cpus: float, gpus: 
         return InProcess()
     from shards.ray_executor import RayExecutor  # noqa: PLC0415 - only needed here
 
-    return RayExecutor(args.workers or workers, cpus=cpus, gpus=gpus, address=args.ray_address)
+    return RayExecutor(
+        workers if args.workers is None else args.workers, cpus=cpus, gpus=gpus, address=args.ray_address
+    )
 
 
 def cores() -> int:

@@ -29,7 +29,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument("shards", metavar="SHARDS", help="what `clipstill ingest` wrote")
     parser.add_argument("--classes", metavar="FILE", help="JSON with classes and templates, for zero-shot")
     parser.add_argument("--label", metavar="COLUMN", help="the metadata column that names a sample's class")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples a forward")
     parser.set_defaults(run=run)
 
 
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from shards import Dataset  # noqa: PLC0415
 
     classes, templates = _read_classes(args.classes) if args.classes else (None, ())
+    if args.batch_size < 1:
+        raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         load_model(args.model, device),

@@ -40,7 +40,7 @@ from distill.export import FORMATS
 from distill.settings import OptimiserSettings, RunSettings
 from distill.train import train
 from ingest import ImageSettings, IngestSettings, SourceSettings, ingest
-from shards import Dataset, Folder, UserError
+from shards import Dataset, Folder, IncompleteError, UserError
 from shards.fingerprint import first_difference
 from shards.ray_executor import RayExecutor, ray_session
 from teacher_cache.build import BuildSettings, build_cache
@@ -70,7 +70,7 @@ class DemoSettings:
 
 
 class Demo:
-    """One demo folder. `stages` runs everything; each stage finds its own finished work."""
+    """One demo folder. `run` goes through every stage; each finds its own finished work."""
 
     def __init__(self, settings: DemoSettings, workers: int) -> None:
         self.settings, self.workers = settings, workers
@@ -154,7 +154,7 @@ class Demo:
             shard_size=self.settings.shard_size,
             image=ImageSettings(size=self.settings.pixels, max_bytes=2_000_000, max_pixels=4_000_000),
             timeout=3.0,
-            retries=0,
+            retries=1,
         )
         began = time.monotonic()
         with SceneServer(self._port(), pixels=self.settings.pixels):
@@ -216,6 +216,8 @@ class Demo:
         report = build_cache(settings, RayExecutor(1, cpus=self.workers))
         seconds = time.monotonic() - began
         checked = verify_cache(shards, cache)
+        if checked.problems:
+            raise IncompleteError(f"the teacher cache is not sound: {'; '.join(checked.problems[:3])}")
         return {
             "samples": report.samples,
             "views": report.views,
@@ -224,7 +226,6 @@ class Demo:
             "recomputed": checked.recomputed,
             "min_cosine": checked.min_cosine,
             "logit_drift": checked.logit_drift,
-            "problems": list(checked.problems),
         }
 
     def _model(self, name: str) -> str:

@@ -9,6 +9,7 @@ own, so that drawing takes no time from the interpreter that downloads.
 
 from __future__ import annotations
 
+import errno
 import http.server
 import io
 import multiprocessing
@@ -73,6 +74,9 @@ port where nobody listens; bad_host: a name that does not resolve; too_many_pixe
 too_many_bytes: an answer that goes on and on, without a length; slow: nothing for `stall` seconds.
 """
 
+_OUTLIVES = 5.0
+"""Seconds for which a server goes on when its parent is gone."""
+
 _NOBODYS_PORT = 1  # tcpmux: reserved, unused for decades, and below 1024, so no ordinary program opens it
 _STATUSES = {
     "not_found": HTTPStatus.NOT_FOUND,
@@ -115,7 +119,7 @@ class _Options:
 
 
 class SceneServer:
-    """The server as a context manager: `with SceneServer(port) as base_url`. Ends with the block, or with its parent.
+    """The server as a context manager: `with SceneServer(port) as base_url`. Ends with the block, or after its parent.
 
     `port`: 0 takes a free one; a demo that may be started again passes the same one each time, since URLs are data.
     `pixels`: width and height of the pictures. `stall`: seconds for which a slow row says nothing; longer than the
@@ -165,7 +169,7 @@ def _serve(port: int, options: _Options, ready: multiprocessing.connection.Conne
     # Ctrl-C reaches every process of a terminal; this one is ended by its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        web = _Web(port, options)
+        web = _bind(port, options)
     except OSError as error:
         ready.send(error.strerror or str(error))
         return
@@ -174,6 +178,21 @@ def _serve(port: int, options: _Options, ready: multiprocessing.connection.Conne
         ready.send(web.server_address[1])
         ready.close()
         _wait_for_parent()
+        # Workers of a driver that was killed live for seconds more: without a web they would take the rest of their
+        # rows for failures, and publish them.
+        time.sleep(_OUTLIVES)
+
+
+def _bind(port: int, options: _Options) -> _Web:
+    """Listen; on the port of a demo that was just killed, once its server has ended too."""
+    deadline = time.monotonic() + 2 * _OUTLIVES
+    while True:
+        try:
+            return _Web(port, options)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _wait_for_parent() -> None:

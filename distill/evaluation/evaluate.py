@@ -69,6 +69,8 @@ def evaluate(
         captions += batch.captions
         if weights is not None and label_field is not None:
             labels += [_label(sample, label_field, numbers) for sample in batch.samples]
+        for shard in {sample.shard for sample in batch.samples}:
+            shard.release()
     images, texts = torch.cat(image_parts), torch.cat(text_parts)
 
     zero_shot = None

@@ -104,10 +104,14 @@ def on_cpu(loaded: LoadedModel) -> Any:
 @contextmanager
 def staged(folder: str) -> Iterator[Path]:
     """A sibling of `folder` that takes its name when the block ends without an exception, and vanishes otherwise."""
+    if "://" in folder:
+        raise UserError("an export's folder must be on a local disk", where=folder, do="Give a path")
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("there is something already", where=folder, do="Name another folder or remove this one")
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
     except OSError as error:

@@ -31,7 +31,7 @@ class LossShape:
 
 
 class Loss(nn.Module):
-    """Base of every loss. `needs_teacher`: whether `teacher` may be None."""
+    """Base of every loss. `needs_teacher`: whether `teacher` must be given."""
 
     needs_teacher: ClassVar[bool] = True
 
@@ -50,10 +50,6 @@ class WeightedSum(nn.Module):
         super().__init__()
         self.losses = nn.ModuleDict(losses)
         self.weights = dict(weights)
-
-    @property
-    def needs_teacher(self) -> bool:
-        return any(loss.needs_teacher for loss in self.losses.values() if isinstance(loss, Loss))
 
     def forward(self, student: Embeddings, teacher: Embeddings | None) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {name: loss(student, teacher) for name, loss in self.losses.items()}

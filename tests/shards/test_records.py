@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards import FileEntry, Folder, ShardRecord, Spec, UserError, published_records, read_records
-from shards.publication import Publication
+from shards.publication import Publication, SupersededError
 from shards.record import RecordName, compact
 
 WANTED = "0123456789abcdef"
@@ -165,6 +165,22 @@ def test_what_another_worker_published_meanwhile_is_found(folder: Folder) -> Non
     assert Publication(Spec(1, folder, WANTED)).standing() is None
 
 
+def test_a_record_of_the_very_same_work_is_never_withdrawn(folder: Folder) -> None:
+    late = Publication(Spec(0, folder, WANTED))
+    record = publish(folder, 0, b"first")
+
+    def write() -> None:
+        with late.file(".bin") as path:
+            path.write_bytes(b"second")
+
+    with pytest.raises(SupersededError) as raised:
+        write()
+    assert raised.value.record == record
+    assert published_records(folder) == {0: record.name}
+    assert folder.names() == ["00000.bin", "_records"]
+    assert folder.read("00000.bin") == b"first"
+
+
 def test_workers_that_race_for_a_shard_leave_one_record_that_fits_the_payload(folder: Folder) -> None:
     """Every worker publishes all of the same shards at once, as after a driver that was taken for dead."""
     begin = threading.Barrier(4)
@@ -173,7 +189,11 @@ def test_workers_that_race_for_a_shard_leave_one_record_that_fits_the_payload(fo
     def work(place: int) -> None:
         begin.wait()
         for shard in range(15):
-            records[place].append(publish(Folder(folder.url), shard, b"same" * shard))
+            try:
+                record = publish(Folder(folder.url), shard, b"same" * shard)
+            except SupersededError as error:
+                record = error.record
+            records[place].append(record)
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
     for thread in threads:

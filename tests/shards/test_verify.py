@@ -43,7 +43,9 @@ def publish(
     rewrite: Callable[[Path], None] | None = None,
     index: list[Sample] | None = None,
 ) -> None:
-    """One shard with hashes that fit, sound unless told otherwise."""
+    """One shard in place of what was there, with hashes that fit, sound unless told otherwise."""
+    for record in folder.child("_records").names(f"{shard:05d}."):
+        folder.child("_records").delete(record)
     publication = Publication(Spec(shard, folder, "f" * 16))
     with publication.file(".tar") as path:
         with ShardWriter(path) as writer:
