@@ -42,8 +42,7 @@ class Checkpoints:
     ) -> None:
         """Publish the state after `step` steps; `state` is whatever else must come back, JSON-able."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(".*.tmp"):
-            shutil.rmtree(leftover)
+        self.prune()
         temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
         temporary.mkdir()
         moments, scalars = _flatten(optimiser)
@@ -56,6 +55,12 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync(self._folder)
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove all but the newest; also what a kill kept from being removed."""
+        for leftover in self._folder.glob(".*.tmp"):
+            shutil.rmtree(leftover)
         for old in self.steps()[:-KEEP]:
             shutil.rmtree(self._folder / f"{old:08d}")
 

@@ -210,6 +210,7 @@ def train(settings: RunSettings) -> Result:
                 state = {"scaler": run.scaler.state_dict(), "interval": sums.state()}
                 checkpoints.save(step, run.model, run.loss, run.optimiser, state)
     seconds = time.monotonic() - began
+    checkpoints.prune()
     save_model(run.model, run.config, str(model))
     for folder in (Folder(out), Folder(model)):
         folder.sweep()

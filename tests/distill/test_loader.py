@@ -22,6 +22,7 @@ from PIL import Image
 
 from distill.loader import Batch, Loader, Views
 from distill.order import Order
+from distill.train import Run
 from shards import Dataset, UserError
 from teacher_cache import TeacherCache, View, ViewPolicy, draw_view, render
 
@@ -211,3 +212,14 @@ def test_a_damaged_image_is_named(world: Any, tmp_path: Path, make_dataset: Call
     with pytest.raises(UserError, match=r"damaged/00001\.tar: the image of tiny-000000006 does not decode"):
         list(loader.batches(0, 20))
     assert not loader_threads()
+
+
+def test_only_so_many_shards_stay_open_however_many_there_are(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [batch.images for batch in Run(world.settings(world.root / "unused")).loader.batches(0, 8)]
+    monkeypatch.setattr("distill.loader._OPEN_SHARDS", 1)
+    run = Run(world.settings(world.root / "unused"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    images = [batch.images for batch in run.loader.batches(0, 8)]
+    assert all(torch.equal(one, other) for one, other in zip(images, expected, strict=True))
+    # One open shard holds its tar, its index, and a file of each of the cache's two layers.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4

@@ -24,8 +24,9 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("CLIPSTILL_CACHE", str(tmp_path / "copies"))
-    s3fs.S3FileSystem().mkdir("bucket")
-    yield "s3://bucket"
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("ingested")
+    yield "s3://ingested"
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
@@ -40,7 +41,7 @@ def test_ingested_to_a_store_and_read_from_there(
     urls = [site.add(f"{number}.jpg", picture(40 + 2 * number, 40)) for number in range(5)]
     text = "".join(f"caption {number}\t{url}\n" for number, url in enumerate([*urls, site.url("nothing")]))
     store = s3fs.S3FileSystem()
-    store.pipe_file("bucket/list.tsv", text.encode())
+    store.pipe_file("ingested/list.tsv", text.encode())
     (tmp_path / "list.tsv").write_text(text)
 
     def settings(source: str, out: str) -> IngestSettings:
@@ -51,7 +52,7 @@ def test_ingested_to_a_store_and_read_from_there(
     report = ingest(there, InProcess())
     assert (report.rows, report.samples, report.failed) == (6, 5, {"http_404": 1})
     ingest(settings(str(tmp_path / "list.tsv"), str(tmp_path / "here")), InProcess())
-    stored = {path.removeprefix("bucket/data/set/"): store.cat_file(path) for path in store.find("bucket/data/set")}
+    stored = {path.removeprefix("ingested/data/set/"): store.cat_file(path) for path in store.find("ingested/data/set")}
     assert stored == snapshot(tmp_path / "here")
 
     dataset = Dataset.open(there.out)
@@ -68,5 +69,5 @@ def test_ingested_to_a_store_and_read_from_there(
         Dataset.open(there.out)
     assert ingest(there, InProcess()).summary.finished == 1
     assert {
-        path.removeprefix("bucket/data/set/"): store.cat_file(path) for path in store.find("bucket/data/set")
+        path.removeprefix("ingested/data/set/"): store.cat_file(path) for path in store.find("ingested/data/set")
     } == stored

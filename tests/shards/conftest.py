@@ -24,6 +24,7 @@ def s3_endpoint() -> Iterator[str]:
         patch.setenv("AWS_ACCESS_KEY_ID", "tester")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
         yield endpoint
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()

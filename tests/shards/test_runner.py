@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import cloudpickle
 
 from shards import Folder, IncompleteError, InProcess, ShardError, ShardRecord, Spec, UserError, run_shards
@@ -267,9 +269,9 @@ def test_more_workers_than_the_cluster_has_room_for_do_not_hang(out: Folder) -> 
 
 @pytest.mark.usefixtures("ray_here")
 def test_workers_that_can_never_fit_are_refused(out: Folder) -> None:
-    with pytest.raises(UserError, match="a worker needs 3 CPU, the Ray cluster has 2 in all"):
+    with pytest.raises(UserError, match="a worker needs 3 CPU on one machine"):
         run_shards(Task(out, 2), RayExecutor(1, cpus=3))
-    with pytest.raises(UserError, match=r"needs 64 GPU"):
+    with pytest.raises(UserError, match="64 GPU on one machine"):
         run_shards(Task(out, 2), RayExecutor(1, gpus=64))
     with pytest.raises(UserError, match="0 workers"):
         RayExecutor(0)
@@ -306,6 +308,25 @@ def test_a_shard_that_kills_its_worker_each_time_is_quarantined(out: Folder) -> 
         run_shards(task, RayExecutor(2))
     assert "\n" not in str(raised.value)
     assert payload(task).keys() == {"00000.txt", "00002.txt"}
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    (tmp_path / "list.tsv").write_text("a\thttp://127.0.0.1:1/x.jpg\n" * 3)
+    where = f"--out {tmp_path}/out --shard-size 1 --workers 8 --ray-address {address}"
+    command = f"ingest {tmp_path}/list.tsv --format cc3m --name set {where}".split()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("clipstill"), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 shards made" in done.stdout
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert run_shards(Task(Folder(tmp_path / "after"), 2), RayExecutor(2)).finished == 2
 
 
 def test_a_user_error_survives_pickling() -> None:
