@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -115,8 +115,8 @@ class Loader:
             pixels = np.empty((size, self._teacher_size, self._teacher_size, 3), np.uint8)
         keys, captions = [], []
         targets: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        self._keep_open(dict.fromkeys(places[:, 0].tolist()))
         for at, (place, row) in enumerate(places.tolist()):
+            self._keep_open(place)
             shard = self._dataset.shards[place]
             key = shard.keys[row]
             index = self._views.index(key, epoch)
@@ -135,11 +135,10 @@ class Loader:
             tokens = self._tokenizer(captions)
         return Batch(step, torch.from_numpy(images), tokens, teacher[0], teacher[1], keys, captions, pixels)
 
-    def _keep_open(self, places: Iterable[int]) -> None:
-        """Note which shards are in use, and close the one used longest ago once too many are open."""
+    def _keep_open(self, place: int) -> None:
+        """Note that a shard is in use, and close the one used longest ago once too many are open."""
         with self._opening:
-            for place in places:
-                self._open[place] = self._open.pop(place, None)
+            self._open[place] = self._open.pop(place, None)
             while len(self._open) > _OPEN_SHARDS:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
