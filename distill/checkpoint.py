@@ -8,7 +8,6 @@ There is no RNG state: whatever is random in a step is seeded from (seed, step).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards import UserError
+from shards.storage import sync_to_disk
 
 KEEP = 2
 PARTS = ("model", "loss", "optimiser")
@@ -50,11 +50,11 @@ class Checkpoints:
             _save(temporary / f"{name}.safetensors", tensors)
         (temporary / "state.json").write_text(json.dumps({"step": step, "optimiser": scalars, **state}))
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync_to_disk(path)
         final = self._folder / f"{step:08d}"
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync(self._folder)
+        sync_to_disk(self._folder)
         self.prune()
 
     def prune(self) -> None:
@@ -102,11 +102,3 @@ def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], scala
         number, field = name.split(".", 1)
         state.setdefault(int(number), {})[field] = value
     optimiser.load_state_dict({"state": state, **scalars})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

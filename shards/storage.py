@@ -146,9 +146,9 @@ class Folder:
         try:
             yield path
             with _explained(self.url):
-                _sync(path)
+                sync_to_disk(path)
                 path.replace(folder / name)
-                _sync(folder)
+                sync_to_disk(folder)
         finally:
             path.unlink(missing_ok=True)
             os.close(claim)
@@ -217,7 +217,8 @@ def _remove_unclaimed(path: Path) -> bool:
         os.close(claim)
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Return once a file's bytes, or a folder's list of names, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,7 +5,6 @@ The comparison runs random images, an image through both preprocessors, and capt
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from clip_models import LoadedModel
 from shards.errors import UserError
+from shards.storage import sync_to_disk
 
 Measured = dict[str, float]
 """What an export measured; see `to_open_clip.export_open_clip`."""
@@ -119,16 +119,8 @@ def staged(folder: str) -> Iterator[Path]:
     try:
         yield staging
         for path in (*staging.rglob("*"), staging):
-            _sync(path)
+            sync_to_disk(path)
         staging.rename(target)
-        _sync(target.parent)
+        sync_to_disk(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
