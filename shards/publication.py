@@ -36,11 +36,7 @@ class Publication:
 
     def standing(self) -> ShardRecord | None:
         """The record another worker published for this very spec in the meantime, if any: then publish nothing."""
-        records = self._spec.folder.child(RECORDS)
-        for name in self._names():
-            if name.fingerprint == self._spec.fingerprint:
-                return ShardRecord.from_json(records.read(str(name)))
-        return None
+        return self._standing(self._names())
 
     @contextlib.contextmanager
     def file(self, suffix: str) -> Iterator[Path]:
@@ -62,15 +58,23 @@ class Publication:
         spec.folder.child(RECORDS).publish(str(record.name), record.to_json().encode())
         return record
 
+    def _standing(self, names: list[RecordName]) -> ShardRecord | None:
+        for name in names:
+            if name.fingerprint == self._spec.fingerprint:
+                return ShardRecord.from_json(self._spec.folder.child(RECORDS).read(str(name)))
+        return None
+
     def _names(self) -> list[RecordName]:
         texts = self._spec.folder.child(RECORDS).names(f"{self._spec.shard:05d}.")
         return [name for name in map(RecordName.parse, texts) if name is not None]
 
     def _withdraw(self) -> None:
         if not self._withdrawn:
-            standing = self.standing()
+            # One listing for both questions: what is published after it is not touched.
+            names = self._names()
+            standing = self._standing(names)
             if standing is not None:
                 raise SupersededError(standing)
-            for name in self._names():
+            for name in names:
                 self._spec.folder.child(RECORDS).delete(str(name))
             self._withdrawn = True
