@@ -12,8 +12,8 @@ import numpy.typing as npt
 import open_clip
 import PIL
 import torch
-from clip_models import LoadedModel, load_model
 
+from clip_models import LoadedModel, load_model
 from shards import UserError
 from teacher_cache.layout import TeacherFacts, slug
 
