@@ -204,7 +204,8 @@ class Demo:
         settings = self._run(f"{kind}-{seed}", "student.json", self.settings.student_steps, lr=1e-3, seed=seed)
         if kind == "baseline":
             return settings
-        return replace(settings, cache=str(self.out / "cache"), losses=self.settings.losses)
+        # The cache brings its own views: the same ones, drawn by the same policy.
+        return replace(settings, cache=str(self.out / "cache"), losses=self.settings.losses, views=1)
 
     def _cache(self, teacher: str) -> dict[str, Any]:
         return dict(self._once("cache", lambda: self._build_cache(teacher)))

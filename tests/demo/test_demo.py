@@ -83,13 +83,33 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-# What is on disk when the signal comes, and which signal: kill -9 of everything, or Ctrl-C.
+# What is on disk when the signal comes, which signal, and how it is sent: kill -9 of the driver alone (its web server
+# and Ray's workers must not publish what they make of that), kill -9 of everything, Ctrl-C.
 MOMENTS = [
-    ("shards/train/_records/00001.*.json", signal.SIGKILL),
-    ("runs/teacher/checkpoints/0*3", signal.SIGINT),
-    ("cache/teacher/views-000-001/_records/00000.*.json", signal.SIGKILL),
-    ("runs/distilled-0/checkpoints/0*2", signal.SIGKILL),
+    ("shards/train/_records/00001.*.json", signal.SIGKILL, os.kill),
+    ("runs/teacher/checkpoints/0*3", signal.SIGINT, os.killpg),
+    ("cache/teacher/views-000-001/_records/00000.*.json", signal.SIGKILL, os.killpg),
+    ("runs/distilled-0/checkpoints/0*2", signal.SIGKILL, os.killpg),
 ]
+
+
+def test_a_small_demo_ends_with_its_page(script: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    finish(begin(script, out))
+    results = json.loads((out / "results.json").read_text())
+    for split in results["ingest"].values():
+        assert split["rows"] == split["samples"] + sum(split["failed"].values())
+    assert set(results["scores"]) == {"teacher", "baseline-0", "distilled-0"}
+    assert (out / "export" / "transformers" / "model.safetensors").exists()
+    check_page(out)
+
+
+def check_page(out: Path) -> None:
+    page = (out / "index.html").read_text()
+    assert page.count("<img ") == 24
+    assert "http_404" in page
+    assert "<script" not in page
+    assert 'src="http' not in page
 
 
 @pytest.mark.long
@@ -100,10 +120,10 @@ def test_a_demo_killed_in_every_stage_ends_with_the_same_numbers(script: Path, t
     (killed / "results").mkdir(parents=True)
     port = (undisturbed / "results" / "port.json").read_text()
     (killed / "results" / "port.json").write_text(port)
-    for place, sign in MOMENTS:
+    for place, sign, send in MOMENTS:
         process = begin(script, killed)
         until(process, killed / place)
-        os.killpg(process.pid, sign)
+        send(process.pid, sign)
         process.communicate(timeout=60)
         assert process.returncode != 0
         deadline = time.monotonic() + 30
@@ -112,11 +132,7 @@ def test_a_demo_killed_in_every_stage_ends_with_the_same_numbers(script: Path, t
             os.sched_yield()
     finish(begin(script, killed))
     assert numbers(killed) == numbers(undisturbed)
-    page = (killed / "index.html").read_text()
-    assert page.count("<img ") == 24
-    assert "http_404" in page
-    assert "<script" not in page
-    assert 'src="http' not in page
+    check_page(killed)
 
 
 def test_a_demo_begun_otherwise_is_refused(tmp_path: Path) -> None:
