@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-long lint types format lock clean
+.PHONY: demo test test-long bench-ingest lint types format lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -16,9 +16,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
-# The whole demo, killed at every stage: about 4 minutes.
+# The whole demo killed at every stage, and an ingest killed fifty times: about 7 minutes.
 test-long: $(READY)
 	$(BIN)/pytest -m long --timeout 900
+
+# Ours against img2dataset and Daft, about 20 minutes on an otherwise idle machine; installs those two on first use.
+bench-ingest: $(READY)
+	exec $(BIN)/python -m benchmarks.ingest
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -44,4 +48,4 @@ lock: $(READY)
 		pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv demo-out
+	rm -rf .venv .bench demo-out

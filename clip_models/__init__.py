@@ -1,9 +1,10 @@
 """What a model on disk is: load, create and save CLIP models in open_clip's formats.
 
 Comes in: a spec (`ARCH:TAG`, `ARCH:/path/to/weights`, a folder) or a configuration. Goes out: open_clip modules with
-their preprocessing and tokenizer, and folders that open_clip reads. Teachers and students are loaded alike.
+their preprocessing and tokenizer, and folders that open_clip reads. Teachers and students are loaded and run alike.
 """
 
+from clip_models.forward import Normaliser, Precision, autocast, square_side
 from clip_models.models import (
     LoadedModel,
     ModelConfig,
@@ -14,4 +15,16 @@ from clip_models.models import (
     tokenizer_for,
 )
 
-__all__ = ["LoadedModel", "ModelConfig", "Tokenizer", "create_student", "load_model", "save_model", "tokenizer_for"]
+__all__ = [
+    "LoadedModel",
+    "ModelConfig",
+    "Normaliser",
+    "Precision",
+    "Tokenizer",
+    "autocast",
+    "create_student",
+    "load_model",
+    "save_model",
+    "square_side",
+    "tokenizer_for",
+]

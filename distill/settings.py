@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from clip_models import Precision
 from distill.losses import LOSSES
 from shards import UserError
 
@@ -57,7 +58,7 @@ class RunSettings:
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     teacher_scale: float | None = None
     student_scale: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500

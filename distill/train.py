@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_models import ModelConfig, create_student, save_model, tokenizer_for
+from clip_models import ModelConfig, Normaliser, autocast, create_student, save_model, square_side, tokenizer_for
 from distill.checkpoint import Checkpoints
 from distill.loader import Batch, Loader, Views
 from distill.logs import RunLog
@@ -83,7 +83,7 @@ class Run:
             self.order,
             views,
             tokenizer_for(self.config),
-            image_size=_square(self.config["preprocess_cfg"]["size"], settings.student),
+            image_size=square_side(self.config, settings.student),
             cache=self.cache,
             teacher_size=teacher_size,
         )
@@ -95,9 +95,7 @@ class Run:
         self._pin()
         self.optimiser = make_adamw([self.model, self.loss], settings.optimiser)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        preprocess = self.config["preprocess_cfg"]
-        self._mean = torch.tensor(preprocess["mean"], device=self.device).view(3, 1, 1) * 255
-        self._std = torch.tensor(preprocess["std"], device=self.device).view(3, 1, 1) * 255
+        self._normalise = Normaliser(self.config, self.device)
 
     def identity(self) -> dict[str, Any]:
         """What decides the trained weights: settings, data, cache and the student's architecture."""
@@ -119,10 +117,10 @@ class Run:
 
     def embed(self, batch: Batch) -> Embeddings:
         """The student's embeddings of a batch, float32 of unit norm, with gradient."""
-        pixels = batch.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = batch.images.to(self.device, non_blocking=True)
         tokens = batch.tokens.to(self.device, non_blocking=True)
-        with self._autocast():
-            image = self.model.encode_image((pixels.float() - self._mean) / self._std)
+        with autocast(self.device, self.settings.precision):
+            image = self.model.encode_image(self._normalise(pixels))
             text = self.model.encode_text(tokens)
         image, text = (F.normalize(rows.float(), dim=-1) for rows in (image, text))
         return Embeddings(image, text, self.model.logit_scale.exp())
@@ -153,19 +151,6 @@ class Run:
             with torch.no_grad():
                 self.model.logit_scale.fill_(math.log(self.settings.student_scale))
             self.model.logit_scale.requires_grad_(False)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.settings.precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype)
-
-
-def _square(size: int | list[int], student: str) -> int:
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise UserError(f"the student sees {size} pixels; only square inputs can share a view", where=student)
-    return sides.pop()
 
 
 def _make_student(settings: RunSettings) -> tuple[Any, ModelConfig]:

@@ -1,95 +1,162 @@
 """The ledger: one row for every input row, with what became of it.
 
-The columns are img2dataset's (`status`, `error_message`, sizes, `sha256`) with the cause as one word of a fixed
-vocabulary beside them, so that failures can be counted without reading prose.
+The columns are img2dataset's (`status`, `error_message`, sizes, hash, `exif`) with the cause as one word of a fixed
+vocabulary beside them, so that failures can be counted without reading prose, and with where and when each row was
+fetched. Those last columns (`MEASURED`) differ from run to run; everything else does not, if the web answers alike.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards import Folder, UserError
 
 CAUSES = (
     "bad_url",  # not http(s), empty, or a malformed input row
     "no_caption",
+    "duplicate",  # the URL stands in an earlier row too, which has the sample
+    "filtered_where",  # by a condition on the input's columns
+    "blocked_address",  # private, loopback, link-local and the like
+    "robots_txt",
+    "opt_out",  # X-Robots-Tag: noai and the like
     "dns",
     "connect",
     "tls",
     "timeout",
-    "opt_out",  # X-Robots-Tag: noai and the like
+    "incomplete",  # the connection ended before the answer did
+    "protocol",  # an answer that is no HTTP, or has too many headers or redirects
     "too_large",  # more bytes than allowed
-    "bomb",  # more pixels than allowed, by the header
+    "hash_mismatch",  # other bytes than the input promises
     "not_an_image",
     "truncated",
-    "filtered",
+    "bomb",  # more pixels than allowed, by the header
+    "filtered_size",
+    "filtered_area",
+    "filtered_aspect",
     "other",
 )
 """The words a failure's `error_class` may be, besides `http_NNN` for an HTTP status."""
 
-RESULT_FIELDS = [
-    pa.field("status", pa.string()),
-    pa.field("error_class", pa.string()),
-    pa.field("error_message", pa.string()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-    pa.field("original_width", pa.int32()),
-    pa.field("original_height", pa.int32()),
-    pa.field("sha256", pa.string()),
-    pa.field("exif", pa.string()),
+IMAGE_CAUSES = frozenset(
+    {"not_an_image", "truncated", "bomb", "filtered_size", "filtered_area", "filtered_aspect", "hash_mismatch"}
+)
+"""The causes that lie in the bytes, not in getting them."""
+
+_MAY_PASS = re.compile(r"dns|connect|tls|timeout|incomplete|http_(408|425|429|5\d\d)")
+
+
+def may_pass(cause: str) -> bool:
+    """Whether fetching again on another day may succeed."""
+    return _MAY_PASS.fullmatch(cause) is not None
+
+
+HASHES = ("md5", "sha256", "sha512")
+"""What the originals can be hashed with; the ledger's column has the hash's name."""
+
+_RESULT = [
+    ("status", pa.string()),
+    ("error_class", pa.string()),
+    ("error_message", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("original_width", pa.int32()),
+    ("original_height", pa.int32()),
+    ("exif", pa.string()),
+    ("host", pa.string()),
+    ("bytes", pa.int64()),
 ]
-RESERVED = ("key", "url", "caption", *(field.name for field in RESULT_FIELDS))
+_MEASURED = [
+    ("started", pa.timestamp("ms", tz="UTC")),
+    ("seconds", pa.float32()),
+    ("attempts", pa.int16()),
+]
+MEASURED = tuple(name for name, _ in _MEASURED)
+"""The columns that no second run repeats: when the fetch began, how long it took with all attempts, how many."""
+
+
+def result_fields(hash_name: str) -> list[pa.Field]:
+    """The columns that the ledger adds to the plan's, in order."""
+    names = [*_RESULT[:-2], (hash_name, pa.string()), *_RESULT[-2:], *_MEASURED]
+    return [pa.field(name, kind) for name, kind in names]
+
+
+PLAN_COLUMNS = ("key", "url", "caption", "captions", "duplicate_of", "filtered_by", "digest")
+"""The ledger's first columns: the plan's. After them come the columns kept from the input, then the result's."""
+
+RESERVED = frozenset([*PLAN_COLUMNS, *HASHES, *(name for name, _ in _RESULT + _MEASURED)])
+"""Names that no kept column may have."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One URL to fetch. `digest`: the lower-case hex hash that the original must have, if the input promises one."""
+
+    url: str
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came of one URL: an encoded JPEG with its sizes in pixels and the original bytes' SHA-256, or a cause."""
+    """What came of one URL: an encoded image with its sizes in pixels and the original bytes' hash, or a cause.
+
+    `bytes` is the original's size, `started` in seconds since 1970, `seconds` the time of all attempts together.
+    """
 
     image: bytes | None = None
+    extension: str = "jpg"
     width: int | None = None
     height: int | None = None
     original_width: int | None = None
     original_height: int | None = None
-    sha256: str | None = None
+    digest: str | None = None
     exif: str | None = None
     error_class: str | None = None
     error_message: str | None = None
+    host: str | None = None
+    bytes: int | None = None
+    started: float | None = None
+    seconds: float | None = None
+    attempts: int | None = None
 
     @property
     def status(self) -> str:
-        """img2dataset's word: `success`, `failed_to_download` or `failed_to_resize`."""
-        if self.image is not None:
+        """img2dataset's word (`success`, `failed_to_download`, `failed_to_resize`), or `duplicate` or `filtered`."""
+        if self.error_class is None:
             return "success"
-        decoding = {"too_large", "bomb", "not_an_image", "truncated", "filtered"}
-        return "failed_to_resize" if self.error_class in decoding else "failed_to_download"
+        if self.error_class == "duplicate":
+            return "duplicate"
+        if self.error_class == "filtered_where":
+            return "filtered"
+        return "failed_to_resize" if self.error_class in IMAGE_CAUSES else "failed_to_download"
 
-    def result(self) -> dict[str, str | int | None]:
-        """The row's values for `RESULT_FIELDS`."""
-        values = {field.name: getattr(self, field.name) for field in RESULT_FIELDS}
-        return values
-
-
-_BY_MESSAGE = (
-    (r"X-Robots-Tag", "opt_out"),
-    (r"CERTIFICATE|SSL|TLS", "tls"),
-    (r"timed out|timeout", "timeout"),
-    (r"IncompleteRead|truncated|broken data stream", "truncated"),
-    (r"Errno -[235]\b|Name or service not known|getaddrinfo|nodename nor servname", "dns"),
-    (r"unknown url type|no host given|control characters|unsupported URL|Invalid URL|nonnumeric port|idna", "bad_url"),
-    (r"Invalid IPv6|codec can't encode|Errno -8\b", "bad_url"),
-    (r"Image decoding error", "not_an_image"),
-    (r"image too small|area too large|aspect ratio", "filtered"),
-    (r"Errno 1\d\d\b|[Cc]onnection|Remote end closed|reset by peer", "connect"),
-)
+    def result(self, hash_name: str) -> dict[str, Any]:
+        """The row's values for `result_fields`."""
+        started = None if self.started is None else int(self.started * 1000)
+        return {**vars(self), "started": started, "status": self.status, hash_name: self.digest}
 
 
-def classify(message: str) -> str:
-    """The cause that a message of urllib or img2dataset stands for: one of `CAUSES` or `http_NNN`."""
-    status = re.match(r"HTTP Error (\d{3})", message)
-    if status:
-        return f"http_{status.group(1)}"
-    for pattern, cause in _BY_MESSAGE:
-        if re.search(pattern, message):
-            return cause
-    return "other"
+def read_ledger(folder: Folder, shard: int) -> pa.Table:
+    """All rows of one shard's ledger, its checksums checked. Raises `UserError` if it is missing or damaged."""
+    name = f"{shard:05d}.parquet"
+    with reading(folder, name):
+        return pq.read_table(io.BytesIO(folder.read(name)), page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def reading(folder: Folder, name: str) -> Iterator[None]:
+    """Raise `UserError` if the file `name` turns out to be missing or damaged."""
+    do = "`clipstill shards verify` shows what else is damaged"
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{name} is missing", where=str(folder), do=do) from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{name} cannot be read ({error})", where=str(folder), do=do) from None

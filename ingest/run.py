@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
-from ingest.plan import make_plan
-from ingest.settings import IngestSettings
+from ingest import plan
+from ingest.fetch import Fetcher
+from ingest.preflight import resolver_warning
+from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
-from shards import Summary, UserError, run_shards
+from shards import Folder, Summary, UserError, published_records, run_shards
 from shards.runner import Executor
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Rows in, samples out, and the failed rows by cause; `rows == samples + sum(failed.values())` always holds."""
+    """Rows in, samples out, and the other rows by cause; `rows == samples + sum(failed.values())` always holds."""
 
     rows: int
     samples: int
@@ -25,22 +30,40 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     """Bring every row of the input to a sample or to a cause in the ledger; goes on where an earlier run stopped.
 
     Raises:
-        UserError: unusable input or settings, or a folder that holds another dataset.
+        UserError: unusable input or settings, a folder that holds another dataset, or nothing that comes through.
         IncompleteError: shards are missing at the end.
     """
-    facts = make_plan(settings)
-    summary = run_shards(IngestTask(settings, facts), executor)
+    refuse_early(settings.network)
+    if settings.engine == "img2dataset":
+        log.warning("ingest: img2dataset's engine refuses no address and has no deadline: only for lists you trust")
+    out = Folder(settings.out)
+    with out.alone():
+        facts = plan.make_plan(settings)
+        if not published_records(out):
+            warning = resolver_warning(plan.read_rows(out, facts, 0))
+            if warning is not None:
+                log.warning("ingest: %s", warning)
+        return run_planned(IngestTask(settings, facts), executor)
+
+
+def refuse_early(network: NetworkSettings) -> None:
+    """Raise `UserError` for what every worker would refuse, before any is started."""
+    Fetcher(network, max_bytes=1).close()
+
+
+def run_planned(task: IngestTask, executor: Executor) -> IngestReport:
+    """As `ingest`, for shards that are planned already."""
+    summary = run_shards(task, executor)
     failed = {
         name.removeprefix("failed."): int(count)
         for name, count in sorted(summary.stats.items())
         if name.startswith("failed.")
     }
-    rows = int(summary.stats["rows"])
-    if rows != facts["rows"] or rows != summary.samples + sum(failed.values()):
+    rows, planned = int(summary.stats["rows"]), task.facts["rows"]
+    if rows != planned or rows != summary.samples + sum(failed.values()):
         raise UserError(
-            f"the records account for {summary.samples} samples and {sum(failed.values())} failures of "
-            f"{facts['rows']} rows",
-            where=settings.out,
+            f"the records account for {summary.samples} samples and {sum(failed.values())} failures of {planned} rows",
+            where=task.settings.out,
             do="Run `clipstill shards verify` on it",
         )
     return IngestReport(rows, summary.samples, failed, summary)

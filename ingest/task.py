@@ -1,114 +1,208 @@
-"""The ingest shard task: one planned shard in, one tar with its ledger, statistics and record out."""
+"""The ingest shard task: one planned shard in, one tar with its ledger, statistics and record out.
+
+plan rows → what need not be fetched is settled → engine → a spool on disk, in order of completion
+          → tar, index, ledger, statistics, record, in the plan's order
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.img2dataset_engine import Img2datasetEngine
-from ingest.ledger import RESULT_FIELDS, Fetched
-from ingest.plan import PLAN
+from ingest import plan
+from ingest.collapse import CollapseWatch
+from ingest.engines.engine import Engine
+from ingest.ledger import MEASURED, PLAN_COLUMNS, Fetched, Request, result_fields
 from ingest.settings import IngestSettings
 from shards import Folder, ShardRecord, ShardWriter, Spec
 from shards.publication import Publication
+from shards.reader import read_rounds
 
-_OUTAGE = 50
-"""From this many rows on, a shard of which no host could be reached is taken for an outage."""
+_IN_MEMORY = 16_000_000
+_NOT_IN_JSON = frozenset(
+    {"captions", "duplicate_of", "filtered_by", "digest", "error_class", "error_message", "host", "bytes", *MEASURED}
+)
 
 
+@dataclass
 class IngestTask:
-    """`facts` is the dataset's plan, as `make_plan` returns it."""
+    """Fetches the shards that `facts` plan: those of the dataset (`make_plan`), or of a round, which has a `first`."""
 
-    name = "ingest"
-
-    def __init__(self, settings: IngestSettings, facts: dict[str, Any]) -> None:
-        self._settings, self._shards, self._fingerprint = settings, facts["shards"], facts["fingerprint"]
+    settings: IngestSettings
+    facts: dict[str, Any]
+    name: str = "ingest"
 
     def specs(self) -> Iterator[Spec]:
-        out = Folder(self._settings.out)
-        for shard in range(self._shards):
-            yield Spec(shard, out, self._fingerprint)
+        out = Folder(self.settings.out)
+        first = self.facts.get("first", 0)
+        for shard in range(first, first + self.facts["shards"]):
+            yield Spec(shard, out, self.facts["fingerprint"])
 
     def open(self) -> _IngestWorker:
-        return _IngestWorker(Img2datasetEngine(self._settings))
+        return _IngestWorker(self.settings, self.facts, _open_engine(self.settings))
+
+
+def _open_engine(settings: IngestSettings) -> Engine:
+    # Only workers need either, and both are slow to import.
+    if settings.engine == "img2dataset":
+        from ingest.engines.img2dataset_engine import Img2datasetEngine  # noqa: PLC0415
+
+        return Img2datasetEngine(settings)
+    from ingest.engines.clipstill_engine import ClipstillEngine  # noqa: PLC0415
+
+    return ClipstillEngine(settings)
 
 
 class _IngestWorker:
-    def __init__(self, engine: Img2datasetEngine) -> None:
-        self._engine = engine
+    def __init__(self, settings: IngestSettings, facts: dict[str, Any], engine: Engine) -> None:
+        self._facts, self._engine = facts, engine
+        self._hash = settings.image.hash
+        self._fields = result_fields(self._hash)
+        self._watch = CollapseWatch(facts.get("witnesses", ())) if settings.stop_on_collapse else None
 
     def run(self, spec: Spec) -> ShardRecord:
-        rows = pq.read_table(io.BytesIO(spec.folder.child(PLAN).read(f"{spec.shard:05d}.parquet")))
-        results = self._fetch(rows)
-        _refuse_outage(results)
-        publication = Publication(spec)
-        kept = 0
-        with publication.file(".tar") as path, ShardWriter(path) as tar:
-            for row, fetched in zip(_each(rows), results, strict=True):
-                if fetched.image is not None:
-                    tar.add(row["key"], fetched.image, "jpg", row["caption"], _meta(row, fetched))
-            kept = len(tar)
+        rows = plan.read_rows(spec.folder, self._facts, spec.shard)
+        with _Spool() as spool:
+            results = self._fetch(rows, _in_later_rounds(spec, rows), spool)
+            publication = Publication(spec)
+            with publication.file(".tar") as path, ShardWriter(path) as tar:
+                for place, row in enumerate(_each(rows)):
+                    fetched = results[place]
+                    if fetched.error_class is None:
+                        caption = row["caption"] or ""
+                        tar.add(row["key"], spool.read(place), fetched.extension, caption, self._meta(row, fetched))
+                kept = len(tar)
         with publication.file(".index.arrow") as path:
             tar.write_index(path)
-        with publication.file(".parquet") as path:
-            pq.write_table(_ledger(rows, results), path, compression="zstd")
-        causes = Counter(fetched.error_class for fetched in results if fetched.error_class)
         statuses = Counter(fetched.status for fetched in results)
+        causes = Counter(fetched.error_class for fetched in results if fetched.error_class)
         with publication.file("_stats.json") as path:
             path.write_text(json.dumps(_img2dataset_stats(rows.num_rows, statuses, causes), indent=1))
+        with publication.beside(".parquet") as path:
+            pq.write_table(self._ledger(rows, results), path, compression="zstd", write_page_checksum=True)
         stats = {"rows": rows.num_rows, **{f"failed.{cause}": count for cause, count in sorted(causes.items())}}
         return publication.finish(kept, stats)
 
-    def _fetch(self, rows: pa.Table) -> list[Fetched]:
-        """What came of each row; rows that cannot be fetched or used never reach the network."""
-        results: dict[int, Fetched] = {}
-        urls = rows["url"].to_pylist()
-        for row, (url, caption) in enumerate(zip(urls, rows["caption"].to_pylist(), strict=True)):
-            if not url or not url.lower().startswith(("http://", "https://")):
-                results[row] = Fetched(error_class="bad_url", error_message=f"not an http(s) URL: {url!r}")
-            elif not caption or not caption.strip():
-                results[row] = Fetched(error_class="no_caption", error_message="the caption is empty")
-        wanted = [row for row in range(len(urls)) if row not in results]
-        results.update(zip(wanted, self._engine.fetch([urls[row] for row in wanted]), strict=True))
-        return [results[row] for row in range(len(urls))]
+    def close(self) -> None:
+        self._engine.close()
+
+    def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool) -> list[Fetched]:
+        """What came of each row, its image left in the spool; rows that need no fetch never reach the network."""
+        planned = list(_each(rows.select(list(PLAN_COLUMNS))))
+        if self._watch is not None:
+            self._watch.begin()
+        while True:
+            results = [_settled(row, self._facts["captioned"], later) for row in planned]
+            wanted = [place for place, settled in enumerate(results) if settled is None]
+            requests = [Request(planned[place]["url"], planned[place]["digest"]) for place in wanted]
+            collapsed = False
+            for number, fetched in self._engine.fetch(requests):
+                place = wanted[number]
+                if fetched.image is not None:
+                    spool.add(place, fetched.image)
+                results[place] = replace(fetched, image=None)
+                if self._watch is not None and (collapsed := self._watch.see(requests[number], fetched)):
+                    break
+            if self._watch is not None and (collapsed or self._watch.finish()):
+                self._watch.confirm(self._engine)
+            if not collapsed:
+                return [result for result in results if result is not None]
+
+    def _ledger(self, rows: pa.Table, results: list[Fetched]) -> pa.Table:
+        columns = [fetched.result(self._hash) for fetched in results]
+        for field in self._fields:
+            rows = rows.append_column(field, pa.array([values[field.name] for values in columns], field.type))
+        return rows
+
+    def _meta(self, row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
+        """The sample's JSON: img2dataset's, and the captions of the URL's other rows if there are any."""
+        result = fetched.result(self._hash)
+        values = {name: value for name, value in row.items() if name not in _NOT_IN_JSON}
+        values |= {name: result[name] for name in (field.name for field in self._fields) if name not in _NOT_IN_JSON}
+        if row["captions"]:
+            values["captions"] = row["captions"]
+        return {name: value if _is_json(value) else str(value) for name, value in values.items()}
 
 
-def _refuse_outage(results: list[Fetched]) -> None:
-    """Raise `OSError` if not one of many hosts could be reached: that says nothing of the rows, so try them again."""
-    tried = [fetched for fetched in results if fetched.error_class not in {"bad_url", "no_caption"}]
-    if len(tried) >= _OUTAGE and all(fetched.error_class in {"dns", "connect", "timeout"} for fetched in tried):
-        raise OSError(f"none of {len(tried)} URLs could be reached; is the network down?")
+class _Spool:
+    """Encoded images in order of completion; on disk beyond `_IN_MEMORY`, so that large ones do not fill memory."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="clipstill-")  # noqa: SIM115 - closed on exit
+        self._places: dict[int, tuple[int, int]] = {}
+        self._end = 0
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, place: int, image: bytes) -> None:
+        self._file.write(image)
+        self._places[place] = (self._end, len(image))
+        self._end += len(image)
+
+    def read(self, place: int) -> bytes:
+        start, size = self._places[place]
+        self._file.seek(start)
+        return self._file.read(size)
+
+
+def _in_later_rounds(spec: Spec, rows: pa.Table) -> set[str]:
+    """Keys that stand in a round after this shard: it is being made again, and its round has what became of them."""
+    found: set[str] = set()
+    for added in read_rounds(spec.folder):
+        if added["first"] > spec.shard:
+            for part in added["parts"]:
+                for batch in plan.read_part(spec.folder, part, ["key"]):
+                    found.update(batch.filter(pc.is_in(batch["key"], rows["key"].combine_chunks()))["key"].to_pylist())
+    return found
+
+
+def _settled(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched | None:
+    """What is known of a row before any fetch, None if it must be fetched."""
+    if row["key"] in later:
+        return Fetched(error_class="other", error_message="fetched again in a later round")
+    if row["filtered_by"] is not None:
+        return Fetched(error_class="filtered_where", error_message=f"not {row['filtered_by']}")
+    if not row["url"]:
+        return Fetched(error_class="bad_url", error_message="the row is malformed or has no URL")
+    if row["duplicate_of"] is not None:
+        return Fetched(error_class="duplicate", error_message=f"the same URL as {row['duplicate_of']}")
+    if captioned and not (row["caption"] or "").strip():
+        return Fetched(error_class="no_caption", error_message="the caption is empty")
+    return None
 
 
 def _each(rows: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in rows.to_batches():
-        yield from batch.to_pylist()
+    names = rows.column_names
+    for start in range(0, rows.num_rows, 1000):
+        part = rows.slice(start, 1000)
+        for values in zip(*map(_values, part.columns), strict=True):
+            yield dict(zip(names, values, strict=True))
 
 
-def _meta(row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
-    kept = {name: value for name, value in fetched.result().items() if not name.startswith("error_")}
-    plain = {name: value if _is_json(value) else str(value) for name, value in row.items()}
-    return {**plain, **kept}
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    # Tables know times that Python does not.
+    values: list[Any] = (column.cast(pa.string()) if pa.types.is_temporal(column.type) else column).to_pylist()
+    return values
 
 
 def _is_json(value: Any) -> bool:
     # JSON knows no NaN; a table's missing number may be one.
+    if isinstance(value, list):
+        return all(_is_json(part) for part in value)
     return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _ledger(rows: pa.Table, results: list[Fetched]) -> pa.Table:
-    columns = [fetched.result() for fetched in results]
-    for field in RESULT_FIELDS:
-        values = pa.array([values[field.name] for values in columns], field.type)
-        rows = rows.append_column(field, values)
-    return rows
 
 
 def _img2dataset_stats(rows: int, statuses: Counter[str], causes: Counter[str]) -> dict[str, Any]:

@@ -44,12 +44,20 @@ class Publication:
 
         Raises `SupersededError` if this very spec has a record by then.
         """
-        name = f"{self._spec.shard:05d}{suffix}"
-        with self._spec.folder.staged(name) as path:
+        with self.beside(suffix) as path:
             yield path
-            entry = FileEntry(name, path.stat().st_size, sha256_file(path))
-            self._withdraw()
+            entry = FileEntry(f"{self._spec.shard:05d}{suffix}", path.stat().st_size, sha256_file(path))
         self._files.append(entry)
+
+    @contextlib.contextmanager
+    def beside(self, suffix: str) -> Iterator[Path]:
+        """As `file`, for a file that the record does not name: one with times in it, which no second run repeats.
+
+        Of two workers at the same shard the last one's stays, whichever of them publishes the record.
+        """
+        with self._spec.folder.staged(f"{self._spec.shard:05d}{suffix}") as path:
+            yield path
+            self._withdraw()
 
     def finish(self, count: int, stats: Mapping[str, float]) -> ShardRecord:
         """Publish and return the record."""

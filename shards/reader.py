@@ -16,11 +16,30 @@ import pyarrow as pa
 
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
-from shards.record import RecordName, ShardRecord, published_records, read_records
+from shards.record import FileEntry, RecordName, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
 DATASET = "dataset.json"
+ROUNDS = "_rounds"
 SCHEMA_VERSION = 1
+
+
+def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
+    """The bytes of a published file, mapped read-only.
+
+    Raises `UserError` if it is absent or has another size than its record says; `remake` tells how to make it again.
+    """
+    path = folder.fetch(entry.name, entry.sha256)
+    size = path.stat().st_size if path.exists() else None
+    if size != entry.bytes:
+        state = "is missing" if size is None else f"has {size} bytes"
+        raise UserError(
+            f"{entry.name} {state}, its record says {entry.bytes}",
+            where=str(folder),
+            do=f"Delete the shard's record in _records/ and {remake}; `verify` shows what else is damaged",
+        )
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class Shard:
@@ -49,19 +68,7 @@ class Shard:
         return self.record.content
 
     def _map(self, suffix: str) -> mmap.mmap:
-        entry = self.record.file(suffix)
-        path = self.folder.fetch(entry.name, entry.sha256)
-        size = path.stat().st_size if path.exists() else None
-        if size != entry.bytes:
-            state = "is missing" if size is None else f"has {size} bytes"
-            raise UserError(
-                f"{entry.name} {state}, its record says {entry.bytes}",
-                where=str(self.folder),
-                do="Run `clipstill shards verify` to see what else is damaged; delete the shard's record in "
-                "_records/ and run the command that made it again",
-            )
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return map_file(self.folder, self.record.file(suffix), "run the command that made it again")
 
     @cached_property
     def _tar(self) -> mmap.mmap:
@@ -137,14 +144,15 @@ class Dataset:
         folder = Folder(url)
         facts = read_dataset_facts(folder)
         names = published_records(folder)
-        planned = range(facts["shards"])
-        missing = [shard for shard in planned if not is_planned(facts, names.get(shard))]
+        planned = planned_shards(folder, facts)
+        missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
         if missing:
             shown = ", ".join(f"{shard:05d}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            command = "`clipstill ingest` command" if missing[0] < facts["shards"] else "`clipstill ingest retry`"
             raise UserError(
-                f"{len(missing)} of {facts['shards']} shards are missing ({shown})",
+                f"{len(missing)} of {len(planned)} shards are missing ({shown})",
                 where=str(folder),
-                do="Run the same `clipstill ingest` command again; it goes on where it stopped",
+                do=f"Run the same {command} again; it goes on where it stopped",
             )
         records = read_records(folder, [names[shard] for shard in planned])
         shards = tuple(Shard(folder, record) for record in records.values())
@@ -182,10 +190,33 @@ def read_dataset_facts(folder: Folder) -> dict[str, Any]:
     return facts
 
 
-def is_planned(facts: dict[str, Any], name: RecordName | None) -> bool:
-    """Whether a published record is one that this dataset's plan asked for, and not left by an earlier plan.
+def read_rounds(folder: Folder) -> list[dict[str, Any]]:
+    """What `_rounds/NNN.json` say, in order: shards that were added to the plan, to fetch again what had failed.
 
-    A dataset that was written without a plan has no fingerprint to compare.
+    Each names its `first` shard and how many `shards` and `rows` it has, and their `fingerprint`.
     """
-    wanted = facts.get("fingerprint")
-    return name is not None and name.shard < facts["shards"] and wanted in {None, name.fingerprint}
+    rounds = folder.child(ROUNDS)
+    found = []
+    for name in rounds.names():
+        if name.endswith(".json"):
+            try:
+                found.append(json.loads(rounds.read(name)))
+            except ValueError:
+                raise UserError(f"{ROUNDS}/{name} is damaged", where=str(folder), do="Restore it") from None
+    return found
+
+
+def planned_shards(folder: Folder, facts: dict[str, Any]) -> dict[int, str | None]:
+    """Every shard that the dataset is to have, with the fingerprint that its record must have, in order.
+
+    A dataset that was written without a plan has no fingerprint to compare: None.
+    """
+    planned = dict.fromkeys(range(facts["shards"]), facts.get("fingerprint"))
+    for added in read_rounds(folder):
+        planned |= dict.fromkeys(range(added["first"], added["first"] + added["shards"]), added["fingerprint"])
+    return planned
+
+
+def is_planned(planned: dict[int, str | None], name: RecordName | None) -> bool:
+    """Whether a published record is one that the plan asks for, and not left by an earlier plan."""
+    return name is not None and name.shard in planned and planned[name.shard] in {None, name.fingerprint}

@@ -6,6 +6,7 @@ Where the work runs is an `Executor`'s business: `InProcess` here, Ray in `ray_e
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import traceback
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FAILURES = "_failures"
 _ATTEMPTS = 3
+_ROOM = "Make room there and in $TMPDIR, then run the same command again"
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,20 @@ class Host:
         except ShardError as error:
             return Outcome(spec, kind="permanent", cause=_one_line(error), trace=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
-            cause = f"{type(error).__name__}: {_one_line(error)}"
-            return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
+            return _failed(spec, error)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
+def _failed(spec: Spec, error: Exception) -> Outcome:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        # Every other shard would be made, and lost, in the same way.
+        full = UserError(f"the disk is full ({_one_line(error)})", where=str(spec.folder), do=_ROOM)
+        return Outcome(spec, kind="user", cause=str(full), error=full)
+    cause = f"{type(error).__name__}: {_one_line(error)}"
+    return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
 
 
 def _one_line(error: Exception) -> str:
@@ -103,6 +117,8 @@ class InProcess:
         return self._host.run(self._waiting.popleft())
 
     def close(self) -> None:
+        if self._host is not None:
+            self._host.close()
         self._host = None
         self._waiting.clear()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import tempfile
 import uuid
@@ -22,6 +23,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Folder:
@@ -168,6 +171,29 @@ class Folder:
             return 0
         return sum(_remove_unclaimed(path) for path in [*self.path.glob(".*.tmp"), *self.path.glob("_*/.*.tmp")])
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process holds this local folder, then hold it; on an object store nobody can.
+
+        A folder that was made for it and is still empty in the end is removed.
+        """
+        if not self.is_local:
+            yield
+            return
+        made = not self.path.exists()
+        with _explained(self.url):
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                _wait_for(held, self.url)
+            yield
+        finally:
+            os.close(held)
+            if made:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+
     def fetch(self, name: str, sha256: str, *, fresh: bool = False) -> Path:
         """A local path that holds `name`: the file itself, or for an object store a copy kept by its hash.
 
@@ -188,6 +214,14 @@ class Folder:
                 if got != sha256:
                     raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
         return held
+
+
+def _wait_for(descriptor: int, url: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("%s: another run is at work here; waiting for its end", url)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _claim(path: Path) -> int:

@@ -41,6 +41,10 @@ class Worker(Protocol[S_contra]):
         """
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds; called once, unless its process dies first."""
+        ...
+
 
 class ShardTask(Protocol, Generic[S]):
     """A stage's work. The task object itself travels to the workers: keep it small and picklable."""

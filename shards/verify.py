@@ -9,14 +9,15 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from shards.fingerprint import sha256_file
-from shards.keys import is_key
+from shards.keys import is_key, sample_key
 from shards.progress import Meter
-from shards.reader import Shard, is_planned, read_dataset_facts
+from shards.reader import Shard, is_planned, planned_shards, read_dataset_facts, read_rounds
 from shards.record import ShardRecord, published_records, read_records
 from shards.storage import Folder
 
@@ -42,11 +43,12 @@ def verify_dataset(url: str) -> Report:
     folder = Folder(url)
     facts = read_dataset_facts(folder)
     names = published_records(folder)
-    problems = [f"shard {shard:05d}: not published" for shard in range(facts["shards"]) if shard not in names]
+    planned = planned_shards(folder, facts)
+    problems = [f"shard {shard:05d}: not published" for shard in planned if shard not in names]
     problems += [
         f"shard {shard:05d}: published, but not in the plan"
         for shard, name in sorted(names.items())
-        if not is_planned(facts, name)
+        if not is_planned(planned, name)
     ]
     records = read_records(folder, names.values())
     seen: dict[str, int] = {}
@@ -62,22 +64,25 @@ def verify_dataset(url: str) -> Report:
             records.values(), pool.map(lambda r: _check(folder, r), records.values()), strict=True
         ):
             problems += [f"shard {record.shard:05d}: {problem}" for problem in found.problems]
+            if "parts" in facts and record.shard < facts["shards"]:
+                problems += _check_rows(facts["name"], record.shard, rows, found.ledger)
             for key in found.keys:
                 if seen.setdefault(key, record.shard) != record.shard:
                     problems.append(f"key {key} is in shards {seen[key]:05d} and {record.shard:05d}")
-            rows += found.rows
+            rows += len(found.ledger)
             samples += record.count
             size += sum(file.bytes for file in record.files)
             meter.advance(1, items=record.count)
-    if not problems and rows != facts["rows"]:
-        problems.append(f"the ledgers hold {rows} rows, the plan {facts['rows']}")
+    wanted = facts["rows"] + sum(added["rows"] for added in read_rounds(folder))
+    if not problems and rows != wanted:
+        problems.append(f"the ledgers hold {rows} rows, the plan {wanted}")
     return Report(len(records), rows, samples, size, tuple(problems))
 
 
 @dataclass(frozen=True)
 class _Found:
     keys: list[str]
-    rows: int
+    ledger: list[str]
     problems: list[str]
 
 
@@ -96,12 +101,27 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
             continue
         if got != file.sha256:
             problems.append(f"{file.name} hashes to {got[:16]}..., the record says {file.sha256[:16]}...")
+    name = f"{record.shard:05d}.parquet"
+    try:
+        # All of it: its pages carry checksums. It has times in it, so the record does not name its hash.
+        ledger = pq.read_table(io.BytesIO(folder.read(name)), page_checksum_verification=True)
+    except FileNotFoundError:
+        problems.append(f"{name} is missing")
+    except (OSError, pa.ArrowException) as error:
+        problems.append(f"{name} cannot be read ({error})")
     if problems:
-        return _Found([], 0, problems)
+        return _Found([], [], problems)
     shard = Shard(folder, record)
-    problems += _check_tar(shard)
-    rows, ledger_problems = _check_ledger(shard)
-    return _Found(shard.keys, rows, problems + ledger_problems)
+    problems += _check_tar(shard) + _check_ledger(shard, ledger)
+    return _Found(shard.keys, ledger["key"].to_pylist(), problems)
+
+
+def _check_rows(name: str, shard: int, first: int, ledger: list[str]) -> list[str]:
+    """Every row of the input stands in the ledgers once, in order; this shard's begin with row `first`."""
+    for place, key in enumerate(ledger):
+        if key != sample_key(name, first + place):
+            return [f"shard {shard:05d}: ledger row {place} is {key}, the plan's is {sample_key(name, first + place)}"]
+    return []
 
 
 def _check_tar(shard: Shard) -> list[str]:
@@ -137,13 +157,11 @@ def _check_tar(shard: Shard) -> list[str]:
     return problems
 
 
-def _check_ledger(shard: Shard) -> tuple[int, list[str]]:
-    entry = shard.record.file(".parquet")
-    table = pq.read_table(shard.folder.fetch(entry.name, entry.sha256), columns=["key", "status"])
-    kept = table.filter(pc.equal(table["status"], "success"))["key"].to_pylist()
+def _check_ledger(shard: Shard, ledger: pa.Table) -> list[str]:
+    kept = ledger.filter(pc.equal(ledger["status"], "success"))["key"].to_pylist()
     if len(kept) != len(shard.keys):
-        return table.num_rows, [f"the ledger counts {len(kept)} successes, the tar holds {shard.count} samples"]
+        return [f"the ledger counts {len(kept)} successes, the tar holds {shard.count} samples"]
     if kept != shard.keys:
         row = next(row for row, pair in enumerate(zip(kept, shard.keys, strict=True)) if len(set(pair)) == 2)
-        return table.num_rows, [f"success {row} of the ledger is {kept[row]}, of the tar {shard.keys[row]}"]
-    return table.num_rows, []
+        return [f"success {row} of the ledger is {kept[row]}, of the tar {shard.keys[row]}"]
+    return []

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from clip_models import Precision
 from shards import Dataset, Folder, Shard, ShardError, ShardRecord, Spec, Summary, UserError, run_shards
 from shards.publication import Publication
 from shards.runner import Executor
@@ -28,7 +29,7 @@ from teacher_cache.layout import (
     read_teacher,
     refuse_another,
 )
-from teacher_cache.teacher import Precision, Teacher
+from teacher_cache.teacher import Teacher
 from teacher_cache.views import View, ViewPolicy, decode, draw_view, render
 
 
@@ -64,7 +65,6 @@ class BuildReport:
     """
 
     folder: str
-    teacher: TeacherFacts
     samples: int
     views: int
     bytes: int
@@ -95,7 +95,7 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
     summary = run_shards(task, executor)
     folder.sweep()
     views = sum(len(layer.columns) for layer in layers if layer.kind == "views")
-    return BuildReport(str(folder), facts, len(dataset), views, int(summary.stats["bytes"]), summary)
+    return BuildReport(str(folder), len(dataset), views, int(summary.stats["bytes"]), summary)
 
 
 def _settle_teacher(folder: Folder, facts: TeacherFacts) -> None:
@@ -192,6 +192,9 @@ class CacheTask:
 class _CacheWorker:
     def __init__(self, teacher: Teacher, batch_size: int) -> None:
         self._teacher, self._batch_size = teacher, batch_size
+
+    def close(self) -> None:
+        """Nothing: models go with the worker."""
 
     def run(self, spec: CacheSpec) -> ShardRecord:
         shard = spec.source

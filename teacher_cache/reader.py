@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards import Dataset, Folder, Shard, ShardRecord, UserError, published_records, read_records
+from shards.reader import map_file
 from teacher_cache.layout import (
     Kind,
     LayerFacts,
@@ -122,16 +122,7 @@ def map_layer_file(folder: Folder, record: ShardRecord, shard: Shard) -> dict[st
     Raises `UserError` if the file is absent, has another size than recorded, or its keys are not the shard's.
     """
     entry = record.file(".arrow")
-    path = folder.fetch(entry.name, entry.sha256)
-    size = path.stat().st_size if path.exists() else None
-    if size != entry.bytes:
-        raise UserError(
-            f"{entry.name} has {size} bytes, its record says {entry.bytes}",
-            where=str(folder),
-            do="Delete the shard's record in _records/ and run `clipstill cache build` again",
-        )
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped = map_file(folder, entry, "run `clipstill cache build` again")
     table = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
     keys = (table.schema.metadata or {}).get(b"keys", b"").decode()
     if keys != shard.keys_digest or table.num_rows != shard.count:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +11,9 @@ import open_clip
 import PIL
 import torch
 
-from clip_models import LoadedModel, load_model
-from shards import UserError
+from clip_models import LoadedModel, Normaliser, Precision, autocast, load_model, square_side
 from teacher_cache.layout import TeacherFacts, slug
 
-Precision = Literal["fp32", "bf16", "fp16"]
 _PROBE = ["a photo of a cat", "Ünïcode, emoji 🙂 & punctuation!", ""]
 
 
@@ -31,46 +27,31 @@ class Teacher:
         self.device, self.precision = torch.device(device), precision
         self._model, self._tokenizer = loaded.model, loaded.tokenizer
         self.config = loaded.config
-        size = loaded.config["preprocess_cfg"]["size"]
-        sides = {size} if isinstance(size, int) else set(size)
-        if len(sides) != 1:
-            raise UserError(f"the teacher sees {size} pixels; only square inputs can share a view", where=loaded.name)
-        self.image_size: int = sides.pop()
-        self._mean = torch.tensor(loaded.config["preprocess_cfg"]["mean"], device=self.device).view(3, 1, 1) * 255
-        self._std = torch.tensor(loaded.config["preprocess_cfg"]["std"], device=self.device).view(3, 1, 1) * 255
+        self.image_size = square_side(loaded.config, loaded.name)
+        self._normalise = Normaliser(loaded.config, self.device)
         bias = getattr(self._model, "logit_bias", None)
         self.logit_scale = float(self._model.logit_scale.detach().exp())
         self.logit_bias = None if bias is None else float(bias.detach())
 
     @staticmethod
-    def load(spec: str, *, device: str | None = None, precision: Precision = "fp32") -> Teacher:
-        """Load by spec (see `clip_models.load_model`) onto `device`, by default an accelerator if there is one."""
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    def load(spec: str, *, precision: Precision = "fp32") -> Teacher:
+        """Load by spec (see `clip_models.load_model`), onto an accelerator if there is one."""
+        where = "cuda" if torch.cuda.is_available() else "cpu"
         return Teacher(load_model(spec, where), where, precision)
 
     @torch.inference_mode()
     def embed_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(n, S, S, 3) uint8 → (n, D) float32 of unit norm."""
         images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
-        with self._autocast():
-            return _unit(self._model.encode_image(self.normalise(images)))
+        with autocast(self.device, self.precision):
+            return _unit(self._model.encode_image(self._normalise(images)))
 
     @torch.inference_mode()
     def embed_texts(self, captions: Sequence[str]) -> npt.NDArray[np.float32]:
         """n captions → (n, D) float32 of unit norm."""
         tokens = self._tokenizer(list(captions)).to(self.device)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             return _unit(self._model.encode_text(tokens))
-
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, S, S, 3) uint8 → (n, 3, S, S) float32 with the teacher's mean and standard deviation."""
-        normal: torch.Tensor = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
-        return normal
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
     def facts(self, spec: str, name: str | None) -> TeacherFacts:
         """Who this is: its weights' and tokenizer's hashes and its preprocessing decide what a cache holds."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,9 @@ def write_dataset(folder: str | Path, shards: Sequence[Sequence[Sample]], name: 
                 writer.add(key, image, extension, caption, {"key": key, "caption": caption})
         with publication.file(".index.arrow") as path:
             writer.write_index(path)
-        with publication.file(".parquet") as path:
+        with publication.beside(".parquet") as path:
             ledger = {"key": pa.array(keys, pa.string()), "status": pa.array(["success"] * len(keys), pa.string())}
-            pq.write_table(pa.table(ledger), str(path))
+            pq.write_table(pa.table(ledger), str(path), write_page_checksum=True)
         publication.finish(len(samples), {})
     facts = {"schema": 1, "name": name, "shards": len(shards), "rows": row}
     place.publish("dataset.json", json.dumps(facts).encode())
@@ -226,12 +227,59 @@ def kill_often() -> Callable[[str, int], list[int]]:
     return kill
 
 
+MEASURED = {"started", "seconds", "attempts"}
+"""The ledger's columns that no second run repeats."""
+
+
 def files_below(folder: str | Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too: path → bytes."""
+    """Every file below a folder, hidden ones too: path → bytes; of a ledger's rows all that is not measured."""
     root = Path(folder)
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(root)): _content(path) for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix != ".parquet":
+        return path.read_bytes()
+    table = pq.read_table(path)
+    return repr(table.drop_columns([name for name in table.column_names if name in MEASURED]).to_pylist()).encode()
 
 
 @pytest.fixture(scope="session")
 def snapshot() -> Callable[[str | Path], dict[str, bytes]]:
     return files_below
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server on this machine; the environment names it and holds credentials for it."""
+    import s3fs  # noqa: PLC0415 - only a few tests need a store
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415
+
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield endpoint
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+_BUCKETS = itertools.count()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new, empty bucket; local copies of what is read from it lie in `tmp_path / "copies"`."""
+    import s3fs  # noqa: PLC0415
+
+    assert s3_endpoint
+    monkeypatch.setenv("CLIPSTILL_CACHE", str(tmp_path / "copies"))
+    name = f"bucket-{next(_BUCKETS)}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}"

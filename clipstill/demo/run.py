@@ -32,14 +32,14 @@ from clip_models import load_model
 from clipstill.demo.page import write_page
 from clipstill.demo.pool import run_side_by_side
 from clipstill.demo.scenes import CLASSES, TEMPLATES
-from clipstill.demo.server import SceneServer, free_port, list_rows
+from clipstill.demo.server import HOST, SceneServer, free_port, list_rows
 from clipstill.demo.speed import measure_steps
 from clipstill.demo.table import print_tables
 from distill.evaluation import evaluate
 from distill.export import FORMATS
 from distill.settings import OptimiserSettings, RunSettings
 from distill.train import train
-from ingest import ImageSettings, IngestSettings, SourceSettings, ingest
+from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings, ingest
 from shards import Dataset, Folder, IncompleteError, UserError
 from shards.fingerprint import first_difference
 from shards.ray_executor import RayExecutor, ray_session
@@ -153,8 +153,7 @@ class Demo:
             name=f"scenes-{split}",
             shard_size=self.settings.shard_size,
             image=ImageSettings(size=self.settings.pixels, max_bytes=2_000_000, max_pixels=4_000_000),
-            timeout=3.0,
-            retries=1,
+            network=NetworkSettings(deadline=5.0, retries=1, allow_addresses=(HOST,)),
         )
         began = time.monotonic()
         with SceneServer(self._port(), pixels=self.settings.pixels):

@@ -34,6 +34,7 @@ class Pictures(http.server.ThreadingHTTPServer):
         self.held_from: float = float("inf")
         self.release = threading.Event()
         self.waiting = 0
+        self.answers = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is not news."""
@@ -60,6 +61,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(sink.tell()))
         self.end_headers()
         self.wfile.write(sink.getvalue())
+        self.server.answers += 1
 
     def log_message(self, *_: object) -> None:
         pass
@@ -139,6 +141,13 @@ class Run:
                 lines[process] = Path(f"/proc/{process}/cmdline").read_bytes()
         return lines
 
+    def abandon(self) -> None:
+        """Wait for the end of a killed run; its children may hold its output open for longer."""
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
     def finish(self) -> tuple[int, str, str]:
         """Exit status, standard output, standard error."""
         out, err = self.process.communicate(timeout=DEADLINE)
@@ -169,3 +178,20 @@ def start() -> Iterator[Callable[..., Run]]:
 def alive() -> Callable[[Iterable[int]], set[int]]:
     """Those of some processes that still run."""
     return lambda processes: {process for process in processes if stat_of(process) is not None}
+
+
+@pytest.fixture(scope="session")
+def in_own_mounts() -> Callable[[str], str]:
+    """Runs a program that may mount what it likes; what it prints."""
+    enter = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        subprocess.run([*enter, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine gives no mount namespaces ({error})")
+
+    def run(program: str) -> str:
+        done = subprocess.run([*enter, sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

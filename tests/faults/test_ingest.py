@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from ingest import ImageSettings, IngestSettings, SourceSettings, ingest
+from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings, ingest
 from shards import InProcess, published_records, verify_dataset
 from shards.storage import Folder
 
 ROWS, SHARD = 24, 4
-"""A shard has more pictures than img2dataset lets wait for one thread."""
 
 Snapshot = Callable[[str | Path], dict[str, bytes]]
 
@@ -23,13 +22,18 @@ Snapshot = Callable[[str | Path], dict[str, bytes]]
 def settings(listing: Path, out: Path) -> IngestSettings:
     source = SourceSettings(paths=(str(listing),), format="cc3m")
     return IngestSettings(
-        source=source, out=str(out), name="set", shard_size=SHARD, image=ImageSettings(size=16), threads=1
+        source=source,
+        out=str(out),
+        name="set",
+        shard_size=SHARD,
+        image=ImageSettings(size=16),
+        network=NetworkSettings(connections=1, deadline=60, allow_addresses=("127.0.0.1",)),
     )
 
 
 def command(listing: Path, out: Path, *more: str) -> list[str | Path]:
-    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --threads 1".split()
-    return ["ingest", listing, "--out", out, *options, *more]
+    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --connections 1 --deadline 60"
+    return ["ingest", listing, "--out", out, *options.split(), "--allow-address", "127.0.0.1", *more]
 
 
 @pytest.fixture
@@ -109,12 +113,8 @@ def test_a_kill_at_any_moment_is_mended_by_running_again(
 ) -> None:
     """From the first file of the plan to the last of the records, also with half a tar written, in one process."""
     program = f"""
-import os
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-import warnings
-warnings.simplefilter("ignore")
-import img2dataset.downloader
-from ingest import ImageSettings, IngestSettings, SourceSettings, ingest
+import ingest.engines.clipstill_engine
+from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings, ingest
 from shards import InProcess, ShardWriter
 
 add = ShardWriter.add
@@ -130,8 +130,10 @@ def work(number):
     tick_at_files(out)
     source = SourceSettings(paths=({str(listing)!r},), format="cc3m")
     image = ImageSettings(size=16)
+    network = NetworkSettings(connections=2, allow_addresses=("127.0.0.1",))
     ingest(
-        IngestSettings(source=source, out=out, name="set", shard_size={SHARD}, image=image, threads=2), InProcess()
+        IngestSettings(source=source, out=out, name="set", shard_size={SHARD}, image=image, network=network),
+        InProcess(),
     )
 """
     kills = 10
@@ -141,8 +143,9 @@ def work(number):
         out = tmp_path / f"killed-{number}"
         found.append(records(out))
         # Whatever has its final name is whole, with a record or without.
-        for path in out.glob("0*"):
-            assert path.read_bytes() == expected[path.name]
+        for name, content in snapshot(out).items():
+            if name.startswith("0"):
+                assert content == expected[name]
         report = ingest(settings(listing, out), InProcess())
         assert report.summary.skipped == found[-1]
         assert snapshot(out) == expected
@@ -182,3 +185,23 @@ sys.exit(main({[str(word) for word in command(listing, out, "--in-process")]!r})
     assert not list(out.glob("*.tar"))
     ingest(settings(listing, out), InProcess())
     assert snapshot(out) == expected
+
+
+def test_a_disk_without_room_stops_the_run_at_once(
+    listing: Path, tmp_path: Path, in_own_mounts: Callable[[str], str]
+) -> None:
+    """Six shards, and room for less than one: not one more than the first is fetched."""
+    program = f"""
+import subprocess, sys
+from pathlib import Path
+from clipstill.main import main
+out = Path({str(tmp_path / "small")!r})
+out.mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(out)], check=True)
+sys.stderr = sys.stdout
+print("status", main({[str(word) for word in command(listing, tmp_path / "small" / "out", "--in-process")]!r}))
+"""
+    *_, said, status = in_own_mounts(program).splitlines()
+    assert status == "status 2"
+    assert "the disk is full" in said
+    assert "Make room there and in $TMPDIR" in said

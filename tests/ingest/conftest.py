@@ -173,8 +173,29 @@ def clipstill_here(capfd: pytest.CaptureFixture[str]) -> Clipstill:
     """`clipstill_here("ingest", ...)` in this process, which is faster."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        more = ["--in-process"] if arguments[0] == "ingest" else []
+        more = ["--in-process"] if arguments[0] in {"ingest", "ingest retry"} else []
         status = main([*map(str, arguments), *more])
         return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_own_network() -> Callable[[str], str]:
+    """Runs a program that may use `own_network.py` in a network namespace of its own; what it prints."""
+    enter = ["unshare", "--user", "--map-root-user", "--mount", "--net"]
+    try:
+        subprocess.run([*enter, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine gives no network namespaces ({error})")
+    helpers = Path(__file__).with_name("own_network")
+
+    def run(program: str) -> str:
+        text = f"import sys; sys.path.insert(0, {str(helpers)!r})\n{program}"
+        done = subprocess.run(
+            [*enter, sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     return run

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import io
 import json
+import shutil
 import ssl
 import tarfile
 from collections import Counter
@@ -32,12 +33,16 @@ SHARD = 10
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the input, and what must become of it: a cause, or the image that was served."""
+    """A row of the input, and what must become of it: a cause, or the image that was served.
+
+    `theirs` is the cause that img2dataset's engine gives, where it is another.
+    """
 
     caption: str
     url: str
     cause: str | None = None
     body: bytes = b""
+    theirs: str | None = None
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +107,18 @@ def rows(site: Any, tls_site: Any, picture: Callable[..., bytes]) -> list[Row]:
         good.append(Row(f"robots {opt_out}", url, cause, jpeg))
     moved = site.add("moved", status=302, Location=site.url("good/0"))
     flaky = site.add_flaky("flaky", jpeg)
+    to_file = site.add("to-file", status=302, Location="file:///etc/passwd")
+    circle = site.add("circle", status=302, Location=site.url("circle"))
     return [
         *good,
         Row("moved", moved, None, jpeg),
         Row("flaky", flaky, None, jpeg),
-        Row("moved to a file", site.add("to-file", status=302, Location="file:///etc/passwd"), "http_302"),
-        Row("moved in circles", site.add("circle", status=302, Location=site.url("circle")), "http_302"),
+        Row("moved to a file", to_file, "protocol", theirs="http_302"),
+        Row("moved in circles", circle, "protocol", theirs="http_302"),
         Row("not there", site.url("nothing"), "http_404"),
         Row("forbidden", site.add("forbidden", status=403), "http_403"),
         Row("broken server", site.add("broken", b"oops", 500), "http_500"),
-        Row("cut short", site.add_cut("cut", jpeg, len(jpeg) // 2), "truncated"),
+        Row("cut short", site.add_cut("cut", jpeg, len(jpeg) // 2), "incomplete"),
         Row("half an image", site.add("half", jpeg[:-60]), "truncated"),
         Row("a page", site.add("page", b"<html>not here</html>", Content_Type="image/jpeg"), "not_an_image"),
         Row("nothing", site.add("empty", b""), "not_an_image"),
@@ -125,11 +132,14 @@ def rows(site: Any, tls_site: Any, picture: Callable[..., bytes]) -> list[Row]:
         Row("file", "file:///etc/passwd", "bad_url"),
         Row("ftp", "ftp://127.0.0.1/x.jpg", "bad_url"),
         Row("data", "data:image/png;base64,AAAA", "bad_url"),
-        Row("spaces", site.url("a b.jpg"), "bad_url"),
+        Row("spaces", site.add("a%20b.jpg", jpeg).replace("%20", " "), None, jpeg, "bad_url"),
+        Row("letters", site.add("%C3%A4.jpg", jpeg).replace("%C3%A4", "ä"), None, jpeg, "bad_url"),
         Row("no host", "http:///x.jpg", "bad_url"),
         Row("no url", "", "bad_url"),
-        Row("", site.url("good/0"), "no_caption"),
-        Row(" \x0b ", site.url("good/0"), "no_caption"),
+        Row("", site.url("no-caption"), "no_caption"),
+        Row(" \x0b ", site.url("blank-caption"), "no_caption"),
+        Row("plain, once more", site.url("good/0"), "duplicate"),
+        Row("plain", site.url("good/0"), "duplicate"),
         # A row without a tab is kept as a caption without a URL.
         Row("malformed", "\0", "bad_url"),
     ]
@@ -147,8 +157,8 @@ def run(
     def ingest(*options: str) -> tuple[Path, Any]:
         out = tmp_path_factory.mktemp("out") / "set"
         chosen = ["--format", "cc3m", "--name", "set", "--out", out, "--shard-size", SHARD, "--image-size", 48]
-        limits = ["--timeout", 1, "--retries", 1, "--max-bytes", 30_000, "--max-pixels", 1_000_000]
-        return out, clipstill("ingest", listing, *chosen, *limits, *options)
+        limits = ["--deadline", 3, "--connect-timeout", 1, "--retries", 1, "--max-bytes", 30_000, "--max-pixels", 10**6]
+        return out, clipstill("ingest", listing, *chosen, *limits, "--allow-address", "127.0.0.1", *options)
 
     return ingest
 
@@ -156,7 +166,7 @@ def run(
 @pytest.fixture(scope="module")
 def here(run: Callable[..., tuple[Path, Any]]) -> tuple[Path, Any]:
     """Everything in one process."""
-    return run("--in-process", "--threads", "16")
+    return run("--in-process", "--connections", "16")
 
 
 def ledger(out: Path) -> list[dict[str, Any]]:
@@ -171,7 +181,9 @@ def test_the_command_says_what_became_of_the_rows_and_nothing_else(here: tuple[P
     assert done.stderr.splitlines()[-1].startswith(f"ingest: {shards}/{shards} shards")
     assert len(done.stderr.splitlines()) == 1
     first, *middle, last = done.stdout.splitlines()
-    assert first == f"{len(rows)} rows: {len(rows) - causes.total()} samples, {causes.total()} failed"
+    failed = causes.total() - causes["duplicate"]
+    assert first == f"{len(rows)} rows: {len(rows) - causes.total()} samples, {failed} failed, 2 duplicates"
+    del causes["duplicate"]
     assert {line.split()[1]: int(line.split()[0]) for line in middle} == causes
     assert last == f"{shards} shards made, 0 were there already, in {out}"
 
@@ -186,7 +198,28 @@ def test_every_row_is_in_the_ledger_with_its_cause(here: tuple[Path, Any], rows:
     ]
     for row in table:
         assert (row["status"] == "success") == (row["error_class"] is None) == (row["error_message"] is None)
-        assert row["status"] in {"success", "failed_to_download", "failed_to_resize"}
+        assert row["status"] in {"success", "failed_to_download", "failed_to_resize", "duplicate"}
+        assert (row["duplicate_of"] == "set-000000000") == (row["error_class"] == "duplicate")
+
+
+def test_every_fetch_has_its_place_size_and_time(here: tuple[Path, Any], rows: list[Row]) -> None:
+    for row, given in zip(ledger(here[0]), rows, strict=True):
+        if row["error_class"] in {"no_caption", "duplicate"} or not row["url"]:
+            assert (row["host"], row["started"], row["attempts"]) == (None, None, None)
+        elif row["error_class"] != "bad_url":
+            assert row["host"] in {"127.0.0.1", "no-such-host.invalid"}
+            assert 0 <= row["seconds"] < 3.5
+            assert row["attempts"] in {1, 2}
+            assert abs(datetime.datetime.now(datetime.UTC) - row["started"]) < datetime.timedelta(minutes=10)
+        if row["status"] == "success":
+            assert row["bytes"] == len(given.body)
+
+
+def test_a_samples_json_has_the_captions_of_its_duplicates(here: tuple[Path, Any]) -> None:
+    first = Dataset.open(str(here[0])).shards[0]
+    assert (first.caption(0), first.meta(0)["captions"]) == ("plain", ["plain, once more"])
+    assert "captions" not in first.meta(1)
+    assert [row["captions"] for row in ledger(here[0])[:2]] == [["plain, once more"], None]
 
 
 def test_the_tars_hold_the_successes_and_nothing_else(here: tuple[Path, Any], rows: list[Row]) -> None:
@@ -219,11 +252,11 @@ def test_the_tars_hold_the_successes_and_nothing_else(here: tuple[Path, Any], ro
 def test_others_read_the_dataset(here: tuple[Path, Any], rows: list[Row]) -> None:
     out, _ = here
     kept = [row.caption for row in rows if row.cause is None]
-    # webdataset refuses a tar without members; the shard of nothing but failures is one, of 10,240 bytes.
-    shards = [str(path) for path in sorted(out.glob("*.tar")) if path.stat().st_size > 10_240]
-    assert len(shards) < len(list(out.glob("*.tar")))
-    assert [sample["txt"] for sample in webdataset.WebDataset(shards, shardshuffle=False).decode("pil")] == kept
     dataset = Dataset.open(str(out))
+    # webdataset refuses a tar without members; the shard of nothing but failures is one.
+    shards = [str(out / f"{shard.id:05d}.tar") for shard in dataset.shards if shard.count]
+    assert len(shards) < len(dataset.shards)
+    assert [sample["txt"] for sample in webdataset.WebDataset(shards, shardshuffle=False).decode("pil")] == kept
     assert [shard.caption(row) for shard in dataset.shards for row in range(shard.count)] == kept
 
 
@@ -246,7 +279,7 @@ def test_the_statistics_are_img2datasets(here: tuple[Path, Any], rows: list[Row]
         assert path.name == f"{number:05d}_stats.json"
         assert stats["count"] == len(part)
         assert stats["successes"] == len(part) - causes.total()
-        assert stats["failed_to_download"] + stats["failed_to_resize"] == causes.total()
+        assert stats["failed_to_download"] + stats["failed_to_resize"] == causes.total() - causes["duplicate"]
         assert stats["status_dict"] == {"success": stats["successes"], **causes}
 
 
@@ -264,11 +297,23 @@ def test_ray_makes_the_same_bytes_and_keeps_to_itself(
     snapshot: Callable[[Path], dict[str, bytes]],
 ) -> None:
     site.hits["/flaky"] = 0
-    out, done = run("--workers", "2", "--threads", "3")
+    out, done = run("--workers", "2", "--connections", "3")
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stdout == here[1].stdout.replace(str(here[0]), str(out))
     assert snapshot(out) == snapshot(here[0])
+
+
+def test_img2datasets_engine_gives_the_same_layout_and_its_own_causes(
+    run: Callable[..., tuple[Path, Any]], rows: list[Row], site: Any
+) -> None:
+    site.hits["/flaky"] = 0
+    out, done = run("--in-process", "--engine", "img2dataset", "--retries", "0")
+    assert done.returncode == 0, done.stderr
+    expected = [(row.caption[:20], row.theirs or row.cause) for row in rows]
+    expected[expected.index(("flaky", None))] = ("flaky", "http_503")
+    assert [(row["caption"][:20], row["error_class"]) for row in ledger(out)] == expected
+    assert verify_dataset(str(out)).problems == ()
 
 
 def test_a_second_run_downloads_nothing(
@@ -276,7 +321,7 @@ def test_a_second_run_downloads_nothing(
 ) -> None:
     url = site.add("once", picture())
     (tmp_path / "a.csv").write_text(f"url,caption\n{url},one\n{site.url('nothing')},two\n")
-    command = ("ingest", tmp_path / "a.csv", "--name", "set", "--out", tmp_path / "out")
+    command = ("ingest", tmp_path / "a.csv", "--name", "set", "--out", tmp_path / "out", "--allow-address", "127.0.0.1")
     first = clipstill_here(*command)
     before, hits = snapshot(tmp_path / "out"), dict(site.hits)
     second = clipstill_here(*command)
@@ -301,7 +346,8 @@ def test_kept_columns_end_in_ledger_and_json(
     urls = [site.add(f"kept/{number}", picture()) for number in range(3)]
     pq.write_table(pa.table({"URL": urls, "TEXT": [7, 8, 9], **kept}), tmp_path / "a.parquet")
     columns = ["--url-column", "URL", "--caption-column", "TEXT", "--keep", ",".join(kept)]
-    done = clipstill_here("ingest", tmp_path / "a.parquet", *columns, "--name", "set", "--out", tmp_path / "out")
+    more = ["--name", "set", "--out", tmp_path / "out", "--allow-address", "127.0.0.1"]
+    done = clipstill_here("ingest", tmp_path / "a.parquet", *columns, *more)
     assert done.returncode == 0, done.stderr
     table = ledger(tmp_path / "out")
     assert [row["count"] for row in table] == [1, None, 2**40]
@@ -315,7 +361,7 @@ def test_kept_columns_end_in_ledger_and_json(
     # As strict readers do, who know no NaN.
     metas = [json.loads(json.dumps(shard.meta(row)), parse_constant=refuse) for row in range(3)]
     assert [meta["score"] for meta in metas] == [0.5, "nan", None]
-    assert [meta["seen"] for meta in metas] == [str(day), None, str(day)]
+    assert [meta["seen"] for meta in metas] == [f"{day}.000000", None, f"{day}.000000"]
     assert [meta["count"] for meta in metas] == [1, None, 2**40]
     assert [meta["nsfw"] for meta in metas] == [True, False, None]
 
@@ -323,25 +369,25 @@ def test_kept_columns_end_in_ledger_and_json(
 def test_a_shard_that_cannot_be_made_is_named_and_the_status_is_one(
     site: Any, picture: Callable[..., bytes], clipstill_here: Callable[..., Any], tmp_path: Path
 ) -> None:
-    url = site.add("again", picture())
+    urls = [site.add(f"again/{row}", picture()) for row in range(5)]
     with (tmp_path / "a.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("url", "caption"), *[(url, f"row {row}") for row in range(5)]])
-    command = ("ingest", tmp_path / "a.csv", "--name", "set", "--out", tmp_path / "out", "--shard-size", "2")
+        csv.writer(file).writerows([("url", "caption"), *[(url, f"row {row}") for row, url in enumerate(urls)]])
+    out = tmp_path / "out"
+    options = ("--name", "set", "--out", out, "--shard-size", "2", "--allow-address", "127.0.0.1")
+    command = ("ingest", tmp_path / "a.csv", *options)
     assert clipstill_here(*command).returncode == 0
-    for path in [*(tmp_path / "out" / "_records").glob("*"), *(tmp_path / "out").glob("00001*")]:
+    for path in [*(out / "_records").glob("*"), *out.glob("00001*")]:
         path.unlink()
-    planned = tmp_path / "out" / "_plan" / "00001.parquet"
-    content = planned.read_bytes()
-    planned.write_bytes(b"damaged")
+    (out / "00001.tar" / "in the way").mkdir(parents=True)
     done = clipstill_here(*command)
     assert (done.returncode, done.stdout) == (1, "")
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("clipstill: incomplete: ingest: 1 of 3 shards are missing (out/00001: ArrowInvalid")
+    assert last.startswith("clipstill: incomplete: ingest: 1 of 3 shards are missing (out/00001: IsADirectoryError")
     assert "Traceback" not in done.stderr
     report = json.loads((tmp_path / "out" / "_failures" / "00001.json").read_text())
     assert "Traceback" in report["trace"]
-    assert not list((tmp_path / "out").glob("00001*"))
-    planned.write_bytes(content)
+    assert [path.name for path in out.glob("00001*")] == ["00001.tar"]
+    shutil.rmtree(out / "00001.tar")
     assert clipstill_here(*command).returncode == 0
     assert not list((tmp_path / "out" / "_failures").iterdir())
     assert len(Dataset.open(str(tmp_path / "out"))) == 5

@@ -19,7 +19,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.tsv").write_text(GOOD)
     (tmp_path / "empty.tsv").write_text("")
-    (tmp_path / "headed.csv").write_text("URL,TEXT\nhttp://127.0.0.1:1/x.jpg,a\n")
+    (tmp_path / "headed.csv").write_text("LINK,ALT\nhttp://127.0.0.1:1/x.jpg,a\n")
+    (tmp_path / "nothing").mkdir()
     (tmp_path / "latin.tsv").write_bytes("é\thttp://a\n".encode("latin-1"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
     (tmp_path / "broken.tsv.gz").write_bytes(gzip.compress(GOOD.encode() * 9000)[:-20])
@@ -30,27 +31,31 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 REFUSALS: dict[str, tuple[str, str]] = {
     "no such file": ("nothing.tsv --format cc3m", "nothing.tsv: no such input file"),
     "no such glob": ("*.nothing --format cc3m", "*.nothing: no such input file"),
-    "a folder": (". --format cc3m", "no such input file"),
+    "a folder without lists": ("nothing --format cc3m", "nothing"),
     "an unknown scheme": ("nope://x.tsv --format cc3m", "Protocol not known"),
-    "an unknown ending": ("file", "cannot tell the format from the ending"),
+    "an unknown ending": ("file", "cannot tell the format from the file's ending"),
     "an empty input": ("empty.tsv --format cc3m", "no rows"),
     "an empty headed input": ("empty.tsv", "the file is empty"),
-    "a missing column": ("headed.csv", "no column 'url'; the columns are 'URL', 'TEXT'"),
+    "a missing column": ("headed.csv", "no column 'url'; the columns are 'LINK', 'ALT'"),
     "a missing kept column": ("good.tsv --format cc3m --keep x", "no column 'x'"),
     "a reserved column": ("good.tsv --format cc3m --keep url", "cannot keep a column named 'url'"),
     "not UTF-8": ("latin.tsv --format cc3m", "not UTF-8"),
     "unreadable parquet": ("broken.parquet", "cannot be read as parquet"),
-    "cut gzip": ("broken.tsv.gz --format cc3m", "cannot be read as cc3m"),
+    "cut gzip": ("broken.tsv.gz --format cc3m", "cannot be read as tsv"),
     "a name with a dot": ("good.tsv --format cc3m --name a.b", "dataset name 'a.b'"),
     "no shard size": ("good.tsv --format cc3m --shard-size 0", "shard size 0"),
-    "no threads": ("good.tsv --format cc3m --threads 0", "threads 0"),
+    "no connections": ("good.tsv --format cc3m --connections 0", "connections 0"),
     "negative retries": ("good.tsv --format cc3m --retries -1", "retries -1"),
-    "no time": ("good.tsv --format cc3m --timeout 0", "timeout 0"),
+    "no time": ("good.tsv --format cc3m --deadline 0", "deadline of 0 s"),
+    "an address that is none": ("good.tsv --format cc3m --allow-address 300.0.0.1", "300.0.0.1"),
+    "a certificate that is none": ("good.tsv --format cc3m --ca-file file", "file"),
+    "a condition that is none": ("good.tsv --format cc3m --where nonsense", "nonsense"),
+    "an agent that cannot be sent": ("good.tsv --format cc3m --user-agent é", "user agent"),
     "a quality over 100": ("good.tsv --format cc3m --quality 101", "quality 101"),
     "no size": ("good.tsv --format cc3m --image-size 0", "image size 0"),
     "no bytes": ("good.tsv --format cc3m --max-bytes 0", "limit of 0 bytes"),
     "more pixels than can be": ("good.tsv --format cc3m --max-pixels 1000000000", "1000000000 pixels"),
-    "a file for a folder": ("good.tsv --format cc3m --out file", "cannot be used (Not a directory)"),
+    "a file for a folder": ("good.tsv --format cc3m --out file", "cannot be used (File exists)"),
     "a file above the folder": ("good.tsv --format cc3m --out file/below", "cannot be used (Not a directory)"),
     "a folder that cannot be": ("good.tsv --format cc3m --out /proc/clipstill", "/proc/clipstill"),
     "negative workers": ("good.tsv --format cc3m --workers -1", "-1 workers"),
@@ -103,5 +108,5 @@ def test_damage_is_told_with_status_one(inputs: Path, clipstill_here: Callable[.
     done = clipstill_here("shards", "verify", "out")
     first, last = done.stdout.splitlines()
     assert done.returncode == 1
-    assert first.startswith("shard 00000: 00000.parquet has ")
+    assert first.startswith("shard 00000: 00000.parquet cannot be read")
     assert last.startswith("1 problems: 1 shards")

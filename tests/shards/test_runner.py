@@ -65,6 +65,9 @@ class Task:
 class Worker:
     task: Task
 
+    def close(self) -> None:
+        pass
+
     def run(self, spec: Spec) -> ShardRecord:
         diary = self.task.diary
         tries, running = diary / f"tries-{spec.shard}", diary / "running"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -324,3 +325,33 @@ def test_an_endpoint_that_does_not_answer_is_the_users_to_mend(bucket: str, monk
     folder = Folder(f"{bucket}/data")
     assert "127.0.0.1:1" in said(lambda: folder.read("x"), folder.url)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+HOLDER = """
+import sys
+from shards import Folder
+with Folder(sys.argv[1]).alone():
+    print("mine")
+"""
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with contextlib.ExitStack() as mine:
+        mine.enter_context(Folder(tmp_path).alone())
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline() == f"{tmp_path}: another run is at work here; waiting for its end\n"
+            assert process.poll() is None
+            mine.close()
+            assert process.communicate(timeout=60)[0] == "mine\n"
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    with Folder(tmp_path / "new").alone():
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with Folder(tmp_path / "mine").alone():
+        pass
+    assert (tmp_path / "mine").is_dir()

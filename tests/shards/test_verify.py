@@ -64,8 +64,9 @@ def publish(
         "key": [*keys, *(f"failed-{shard}-{number}" for number in range(failed))],
         "status": ["success"] * len(keys) + ["failed_to_download"] * failed,
     }
-    with publication.file(".parquet") as path:
-        pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in ledger.items()}), path)
+    with publication.beside(".parquet") as path:
+        table = pa.table({name: pa.array(values, pa.string()) for name, values in ledger.items()})
+        pq.write_table(table, path, write_page_checksum=True)
     publication.finish(len(samples) if count is None else count, {})
 
 
@@ -90,11 +91,11 @@ def problems(folder: Folder) -> list[str]:
 def test_a_sound_dataset_has_no_problems_and_is_counted(folder: Folder) -> None:
     report = verify_dataset(folder.url)
     assert report.problems == ()
-    size = sum(path.stat().st_size for path in folder.path.glob("0*"))
+    size = sum(path.stat().st_size for path in folder.path.glob("0*") if path.suffix != ".parquet")
     assert (report.shards, report.rows, report.samples, report.bytes) == (3, 8, 5, size)
 
 
-@pytest.mark.parametrize("ending", [".tar", ".parquet", ".index.arrow"])
+@pytest.mark.parametrize("ending", [".tar", ".index.arrow"])
 @pytest.mark.parametrize("place", [0.0, 0.37, 0.62, 1.0])
 def test_one_flipped_bit_is_found(folder: Folder, ending: str, place: float) -> None:
     path = folder.path / f"00002{ending}"
@@ -105,7 +106,34 @@ def test_one_flipped_bit_is_found(folder: Folder, ending: str, place: float) -> 
     assert problem.startswith(f"shard 00002: 00002{ending} hashes to")
 
 
-@pytest.mark.parametrize("ending", [".tar", ".parquet", ".index.arrow"])
+def test_one_flipped_bit_in_any_page_of_the_ledger_is_found(folder: Folder) -> None:
+    path = folder.path / "00002.parquet"
+    whole = path.read_bytes()
+    column = pq.ParquetFile(path).metadata.row_group(0).column
+    for pages in (column(0), column(1)):
+        end = (
+            pages.data_page_offset
+            + pages.total_compressed_size
+            - (pages.data_page_offset - pages.dictionary_page_offset)
+        )
+        for place in (end - 1, end - 5):
+            data = bytearray(whole)
+            data[place] ^= 0x10
+            path.write_bytes(data)
+            (problem,) = problems(folder)
+            assert problem.startswith("shard 00002: 00002.parquet cannot be read")
+
+
+def test_a_missing_or_cut_ledger_is_found(folder: Folder) -> None:
+    path = folder.path / "00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    (problem,) = problems(folder)
+    assert problem.startswith("shard 00000: 00000.parquet cannot be read")
+    path.unlink()
+    assert problems(folder) == ["shard 00000: 00000.parquet is missing"]
+
+
+@pytest.mark.parametrize("ending", [".tar", ".index.arrow"])
 def test_a_missing_longer_or_shorter_file_is_found(folder: Folder, ending: str) -> None:
     path = folder.path / f"00000{ending}"
     data = path.read_bytes()
@@ -270,3 +298,17 @@ def test_a_store_is_verified_itself_and_not_the_copies_of_it(
     there.publish("00000.tar", bytes(data))
     (problem,) = problems(there)
     assert "00000.tar: downloaded bytes hash to" in problem
+
+
+def test_rounds_belong_to_the_plan(folder: Folder) -> None:
+    """Shards that were added to fetch again what had failed: a sample and a row that fails once more."""
+    publish(folder, 3, [sample(9)])
+    assert problems(folder) == ["shard 00003: published, but not in the plan"]
+    added = {"first": 3, "shards": 1, "rows": 2, "fingerprint": "f" * 16}
+    folder.child("_rounds").publish("001.json", json.dumps(added).encode())
+    report = verify_dataset(folder.url)
+    assert (report.problems, report.rows, report.samples) == ((), 10, 6)
+    folder.child("_rounds").publish("001.json", json.dumps({**added, "shards": 2}).encode())
+    assert problems(folder) == ["shard 00004: not published"]
+    folder.child("_rounds").publish("001.json", json.dumps({**added, "rows": 3}).encode())
+    assert problems(folder) == ["the ledgers hold 10 rows, the plan 11"]

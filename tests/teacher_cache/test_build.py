@@ -289,7 +289,7 @@ def test_a_changed_teacher_under_the_same_name_is_refused(
     settings: BuildSettings, built: BuildReport, root: Path, save_teacher: Callable[..., str]
 ) -> None:
     other = save_teacher(root / "other", seed=1)
-    old = built.teacher.identity["weights"]
+    old = json.loads((Path(built.folder) / "teacher.json").read_text())["identity"]["weights"]
     with pytest.raises(UserError, match=rf'another teacher: weights was "{old}", now "[0-9a-f]{{16}}"'):
         build_cache(replace(settings, teacher=other), InProcess())
     wider = save_teacher(root / "wider", width=64)

@@ -8,28 +8,35 @@ orientation (dropped), 16-bit, CMYK and palette images (wrong colours).
 from __future__ import annotations
 
 import io
+import math
 import os
+import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from ingest.ledger import Fetched, classify
+from ingest.ledger import CAUSES, Fetched, Request
 from ingest.settings import IngestSettings
 
 _OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]
-_AGENT = "clipstill"
+_THREADS = 32
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO", "JPEG2000", "PPM")
 """What Pillow may decode: not EPS, which it hands to Ghostscript, nor formats that the web does not use."""
 
 
 class Img2datasetEngine:
-    """Fetches the URLs of one shard at a time with `settings.threads` threads. Not for use by several threads."""
+    """Fetches the URLs of one shard at a time. Of the network's settings it knows those that img2dataset has.
+
+    Not for use by several threads.
+    """
 
     def __init__(self, settings: IngestSettings) -> None:
         # albumentations asks a package registry for its newest version on import unless told not to.
@@ -43,38 +50,49 @@ class Img2datasetEngine:
         self._settings = settings
         self._downloader_class = Downloader
 
-    def fetch(self, urls: Sequence[str]) -> list[Fetched]:
-        """What came of each URL, in order."""
-        if not urls:
-            return []
+    def fetch(self, requests: Sequence[Request]) -> Iterator[tuple[int, Fetched]]:
+        """What came of each request, in order."""
+        wanted = [place for place, request in enumerate(requests) if _is_web(request.url)]
         collected: dict[int, Fetched] = {}
+        network, image = self._settings.network, self._settings.image
         with tempfile.TemporaryDirectory(prefix="clipstill-") as scratch:
             rows = Path(scratch) / "rows.arrow"
-            table = pa.table({"url": list(urls)})
+            table = pa.table({"url": [requests[place].url for place in wanted]})
             with pa.ipc.new_file(str(rows), table.schema) as sink:
                 sink.write_table(table)
             downloader = self._downloader_class(
-                sample_writer_class=lambda *_: _Collector(collected),
+                sample_writer_class=lambda *_: _Collector(collected, image.hash, image.format),
                 resizer=self._resizer,
-                thread_count=self._settings.threads,
+                thread_count=min(_THREADS, network.connections),
                 save_caption=False,
                 extract_exif=True,
                 output_folder=scratch,
                 column_list=["url"],
-                timeout=self._settings.timeout,
-                number_sample_per_shard=len(urls),
+                timeout=network.connect_timeout,
+                number_sample_per_shard=len(wanted),
                 oom_shard_count=1,
-                compute_hash="sha256",
+                compute_hash=image.hash,
                 verify_hash_type=None,
-                encode_format="jpg",
-                retries=self._settings.retries,
-                user_agent_token=_AGENT,
-                disallowed_header_directives=_OPT_OUTS,
+                encode_format=image.format,
+                retries=network.retries,
+                user_agent_token=network.user_agent.split("/")[0],
+                disallowed_header_directives=_OPT_OUTS if network.opt_outs else None,
             )
-            _beside(lambda: downloader.download_shard((0, str(rows))), self._resizer.stop)
+            if wanted:
+                _beside(lambda: downloader.download_shard((0, str(rows))), self._resizer.stop)
         # Its loop prints and drops a sample that raises; here that sample is a failure like any other.
         lost = Fetched(error_class="other", error_message="img2dataset dropped the row")
-        return [collected.get(row, lost) for row in range(len(urls))]
+        answers = {place: collected.get(number, lost) for number, place in enumerate(wanted)}
+        for place, request in enumerate(requests):
+            got = answers.get(place, Fetched(error_class="bad_url", error_message="not an http(s) URL"))
+            if request.digest and got.digest and request.digest != got.digest:
+                got = Fetched(
+                    error_class="hash_mismatch", error_message=f"{image.hash} is {got.digest}, not {request.digest}"
+                )
+            yield place, replace(got, host=_host(request.url))
+
+    def close(self) -> None:
+        """Nothing stays open between shards."""
 
 
 def _beside(work: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -104,8 +122,8 @@ def _beside(work: Callable[[], None], stop: Callable[[], None]) -> None:
 class _Collector:
     """Stands where img2dataset has its sample writers, which write in order of completion."""
 
-    def __init__(self, into: dict[int, Fetched]) -> None:
-        self._into = into
+    def __init__(self, into: dict[int, Fetched], hash_name: str, extension: str) -> None:
+        self._into, self._hash, self._extension = into, hash_name, extension
 
     def write(self, image: bytes | None, key: str, _caption: str | None, meta: dict[str, Any]) -> None:
         # With shard 0 img2dataset's key is the zero-padded row number.
@@ -113,13 +131,13 @@ class _Collector:
         if image is None:
             message = str(meta["error_message"])
             cause, _, rest = message.partition(": ")
-            known = cause in {"too_large", "bomb", "truncated", "not_an_image"}
+            known = cause in CAUSES
             fetched = Fetched(
                 error_class=cause if known else classify(message), error_message=rest if known else message
             )
         else:
             exif = meta["exif"] if meta["exif"] not in (None, "{}") else None
-            fetched = Fetched(image=image, sha256=meta["sha256"], exif=exif, **sizes)
+            fetched = Fetched(image=image, extension=self._extension, digest=meta[self._hash], exif=exif, **sizes)
         self._into[int(key)] = fetched
 
     def close(self) -> None:
@@ -139,8 +157,13 @@ class _StrictResizer:
         self._resize = Resizer(
             image_size=self._image.size,
             resize_mode=self._image.resize_mode,
-            resize_only_if_bigger=True,
+            resize_only_if_bigger=not self._image.enlarge,
             encode_quality=self._image.quality,
+            encode_format=self._image.format,
+            skip_reencode=self._image.skip_reencode,
+            min_image_size=self._image.min_size,
+            max_image_area=self._image.max_area or math.inf,
+            max_aspect_ratio=self._image.max_aspect_ratio or math.inf,
         )
 
     def __call__(self, stream: io.BytesIO, _boxes: None) -> tuple[Any, ...]:
@@ -203,3 +226,43 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _one_line(error: Exception) -> str:
     # Pillow names the stream by its address, which would make the ledger differ from run to run.
     return " ".join(str(error).split()).split(" <_io", 1)[0]
+
+
+_BY_MESSAGE = (
+    (r"X-Robots-Tag", "opt_out"),
+    (r"CERTIFICATE|SSL|TLS", "tls"),
+    (r"timed out|timeout", "timeout"),
+    (r"IncompleteRead", "incomplete"),
+    (r"truncated|broken data stream", "truncated"),
+    (r"Errno -[235]\b|Name or service not known|getaddrinfo|nodename nor servname", "dns"),
+    (r"unknown url type|no host given|control characters|unsupported URL|Invalid URL|nonnumeric port|idna", "bad_url"),
+    (r"Invalid IPv6|codec can't encode|Errno -8\b", "bad_url"),
+    (r"Image decoding error", "not_an_image"),
+    (r"image too small", "filtered_size"),
+    (r"area too large", "filtered_area"),
+    (r"aspect ratio", "filtered_aspect"),
+    (r"Errno 1\d\d\b|[Cc]onnection|Remote end closed|reset by peer", "connect"),
+)
+
+
+def classify(message: str) -> str:
+    """The cause that a message of urllib or img2dataset stands for: one of `ledger.CAUSES` or `http_NNN`."""
+    status = re.match(r"HTTP Error (\d{3})", message)
+    if status:
+        return f"http_{status.group(1)}"
+    for pattern, cause in _BY_MESSAGE:
+        if re.search(pattern, message):
+            return cause
+    return "other"
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _is_web(url: str) -> bool:
+    # It stores what file: and data: name, too.
+    return url.lower().startswith(("http://", "https://"))

@@ -1,0 +1,46 @@
+"""What teacher and student do alike before and around a forward: normalise pixels, choose the precision."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from clip_models.models import ModelConfig
+from shards.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Of a forward: float32, or autocast to bfloat16 or float16; weights stay float32."""
+
+
+def square_side(config: ModelConfig, where: str) -> int:
+    """The side in pixels of the images a model sees; raises `UserError` naming `where` if they are not square."""
+    size = config["preprocess_cfg"]["size"]
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UserError(f"the model sees {size} pixels; only square inputs can share a view", where=where)
+    side: int = sides.pop()
+    return side
+
+
+class Normaliser:
+    """Pixels as a loader makes them to what a model expects, by the mean and standard deviation of its config."""
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        preprocess = config["preprocess_cfg"]
+        self._mean = torch.tensor(preprocess["mean"], device=device).view(3, 1, 1) * 255
+        self._std = torch.tensor(preprocess["std"], device=device).view(3, 1, 1) * 255
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(n, S, S, 3) uint8 on the device → (n, 3, S, S) float32."""
+        normal: Tensor = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
+        return normal
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a forward of this precision runs."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

@@ -1,0 +1,9 @@
+"""URLs in, bodies out, safely: the one place that talks to strangers.
+
+Read `fetcher.py` first (the order of things), then `transfer.py` (one answer), `addresses.py` (where we may connect)
+and `opt_out.py` (who does not want us).
+"""
+
+from ingest.fetch.fetcher import Answer, Fetcher
+
+__all__ = ["Answer", "Fetcher"]

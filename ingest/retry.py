@@ -1,0 +1,124 @@
+"""Fetch again what failed but may pass, into new shards: rounds, each planned before it is fetched.
+
+    ledgers of the last round → rows that may pass → _rounds/NNN.json and its plan → shards after the last ones
+
+A round's plan is published as the dataset's is, so a killed retry goes on where it was. The shards that are there and
+their ledgers are never touched: a row's state is that of its key's last ledger row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest import plan
+from ingest.ledger import may_pass, read_ledger, result_fields
+from ingest.run import IngestReport, refuse_early, run_planned
+from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
+from ingest.task import IngestTask
+from shards import Folder, UserError, fingerprint, published_records
+from shards.reader import ROUNDS, is_planned, planned_shards, read_dataset_facts, read_rounds
+from shards.runner import Executor
+
+_WORTH = 0.01
+"""A round that brings a smaller share of its rows is the last one."""
+_WITNESSES = 20
+
+
+def retry(
+    out: str, network: NetworkSettings, executor: Executor, *, stop_on_collapse: bool = True
+) -> list[IngestReport]:
+    """Fetch the retryable rows of the dataset at `out` again, round after round, until none is left or none comes.
+
+    Images are made as the dataset's settings say. Returns a report of every round that ran.
+
+    Raises:
+        UserError: no dataset there, one whose ingest is not complete, or nothing that comes through.
+        IncompleteError: shards of a round are missing at the end.
+    """
+    refuse_early(network)
+    folder = Folder(out)
+    facts = read_dataset_facts(folder)
+    settings = _settings_of(out, facts, network, stop_on_collapse)
+    reports: list[IngestReport] = []
+    with folder.alone():
+        while (added := _next_round(folder, facts, settings)) is not None:
+            reports.append(run_planned(IngestTask(settings, added, name="retry"), executor))
+            if reports[-1].samples < _WORTH * reports[-1].rows:
+                break
+    return reports
+
+
+def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings, stop: bool) -> IngestSettings:
+    chosen = facts["settings"]
+    source: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in chosen["source"].items()
+    }
+    return IngestSettings(
+        source=SourceSettings(paths=(), **source),
+        out=out,
+        name=chosen["name"],
+        shard_size=chosen["shard_size"],
+        image=ImageSettings(**chosen["image"]),
+        network=network,
+        engine=chosen["engine"],
+        stop_on_collapse=stop,
+    )
+
+
+def _next_round(folder: Folder, facts: dict[str, Any], settings: IngestSettings) -> dict[str, Any] | None:
+    """The round that an earlier run left unfinished, or a new one, published; None if there is nothing to retry."""
+    rounds = read_rounds(folder)
+    planned = planned_shards(folder, facts)
+    names = published_records(folder)
+    missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
+    if missing and missing[0] < facts["shards"]:
+        raise UserError(
+            f"{len(missing)} of {len(planned)} shards are missing",
+            where=str(folder),
+            do="Run the same `clipstill ingest` command again to finish it, then retry",
+        )
+    if missing:
+        return next(added for added in rounds if missing[0] < added["first"] + added["shards"])
+    last = {"first": 0, **(rounds[-1] if rounds else facts)}
+    number = f"{len(rounds) + 1:03d}"
+    witnesses: dict[str, str] = {}
+    tables = plan.cut(_retryable(folder, last, settings, witnesses), settings.shard_size)
+    parts = plan.write_parts(folder, f"round-{number}", tables)
+    if not parts:
+        return None
+    added = {
+        "first": last["first"] + last["shards"],
+        "shards": sum(part["shards"] for part in parts),
+        "rows": sum(part["rows"] for part in parts),
+        "captioned": facts["captioned"],
+        "fingerprint": fingerprint([facts["fingerprint"], parts]),
+        "parts": parts,
+        "witnesses": sorted(witnesses.values()),
+    }
+    folder.child(ROUNDS).publish(f"{number}.json", json.dumps(added, indent=1).encode())
+    return added
+
+
+def _retryable(
+    folder: Folder, last: dict[str, Any], settings: IngestSettings, witnesses: dict[str, str]
+) -> Iterator[pa.Table]:
+    """The plan rows of what failed but may pass in the shards of the plan or the last round.
+
+    `witnesses` fills with URLs that did answer, one a host: should all of a round fail, they tell whether it is the
+    network's fault.
+    """
+    results = [field.name for field in result_fields(settings.image.hash)]
+    for shard in range(last["first"], last["first"] + last["shards"]):
+        ledger = read_ledger(folder, shard)
+        causes = [cause for cause in pc.unique(ledger["error_class"]).to_pylist() if cause and may_pass(cause)]
+        if causes:
+            failed = ledger.filter(pc.is_in(ledger["error_class"], pa.array(causes)))
+            yield failed.drop_columns(results)
+        if len(witnesses) < _WITNESSES:
+            good = ledger.filter(pc.equal(ledger["status"], "success")).slice(0, _WITNESSES)
+            witnesses.update(zip(good["host"].to_pylist(), good["url"].to_pylist(), strict=True))

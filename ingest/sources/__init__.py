@@ -1,0 +1,14 @@
+"""Metadata files as one stream of Arrow tables, whatever they are: text, CSV, TSV, JSON lines, Parquet, YFCC100M.
+
+Comes in: `SourceSettings`. Goes out: `Source.tables()`, in which every input row is a row, in the input's order.
+Memory does not grow with the number of rows.
+
+    files.py (what `paths` name) → delimited.py, records.py, parquet.py, yfcc.py (a reader for each kind of file)
+    → columns.py with published.py (which columns are the URL, the caption and those to keep) and conditions.py
+    → source.py (all of it together; read this first)
+"""
+
+from ingest.sources.files import describe_input
+from ingest.sources.source import Source
+
+__all__ = ["Source", "describe_input"]

@@ -1,0 +1,82 @@
+"""Which columns of a file are the URL, the caption, the expected hash, those to keep, and those with conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ingest.settings import SourceSettings
+from ingest.sources.conditions import Condition
+from ingest.sources.published import Layout
+from shards import UserError
+
+_DO = "Name the right ones with --url-column, --caption-column, --hash-column, --keep and --where"
+
+
+class Wanted(NamedTuple):
+    """A column to keep: the first of its possible names, and the name it gets (None: the one it has)."""
+
+    name: str
+    output: str | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Names of columns in one file: of the URL, caption and digest, those to keep, and those with conditions."""
+
+    url: str
+    caption: str
+    digest: str | None
+    kept: dict[Wanted, str]
+    conditions: tuple[tuple[Condition, str], ...]
+
+    @property
+    def all(self) -> list[str]:
+        """Every column that is needed, once."""
+        more = [self.digest] if self.digest is not None else []
+        named = [self.url, self.caption, *more, *self.kept.values(), *(name for _, name in self.conditions)]
+        return list(dict.fromkeys(named))
+
+
+def choose_columns(
+    path: str, have: Sequence[str], source: SourceSettings, layout: Layout, conditions: Sequence[Condition]
+) -> Chosen:
+    """Find what `source` asks for, or else the layout's usual names, among a file's columns.
+
+    Raises `UserError` for a column that is asked for or cannot be done without, and is absent or there twice.
+    """
+
+    def need(names: Sequence[str]) -> str:
+        found = _find(path, have, names)
+        if found is None:
+            wanted = " or ".join(map(repr, names))
+            do = _DO if len(have) != 2 else f"{_DO}; lists without a header are --format cc3m or cc12m"
+            raise UserError(f"no column {wanted}; the columns are {', '.join(map(repr, have))}", where=path, do=do)
+        return found
+
+    if not have:
+        raise UserError("the file is empty", where=path)
+    url = need([source.url_column] if source.url_column else layout.url)
+    caption = need([source.caption_column] if source.caption_column else layout.caption)
+    digest = need([source.hash_column]) if source.hash_column else _find(path, have, layout.digest)
+    asked = {name.lower() for name in source.keep}
+    kept: dict[Wanted, str] = {}
+    for names, output in layout.kept:
+        found = _find(path, have, names)
+        if found is not None and (output or found).lower() not in asked:
+            kept[Wanted(names[0], output)] = found
+    kept.update({Wanted(name, name): need([name]) for name in source.keep})
+    return Chosen(url, caption, digest, kept, tuple((condition, need([condition.column])) for condition in conditions))
+
+
+def _find(path: str, have: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of `names` that is a column: spelled so, or else but for upper and lower case."""
+    for name in names:
+        matches = [column for column in have if column == name]
+        matches = matches or [column for column in have if column.lower() == name.lower()]
+        if len(matches) > 1:
+            raise UserError(f"has {len(matches)} columns {name!r}", where=path, do="Rename one of them")
+        if matches:
+            return matches[0]
+    return None

@@ -1,0 +1,102 @@
+"""The input files: found by path, glob, folder or URL, opened with their compression undone, described by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from shards import UserError
+
+_CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+KINDS = {
+    ".txt": "txt",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+
+
+def kind_of(path: str) -> str | None:
+    """The kind of file that an ending stands for, a compression's ending left aside; None if it stands for none."""
+    name = path.rsplit("/", 1)[-1].lower()
+    for ending in _CODECS:
+        name = name.removesuffix(ending)
+    return KINDS.get("." + name.rsplit(".", 1)[-1]) if "." in name else None
+
+
+def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[str]:
+    """The input files that `paths` name: globs expanded and sorted, of folders every file that `belongs`, sorted.
+
+    In folders, what begins with "." or "_" is left aside. Raises `UserError` for a path that names no file.
+    """
+    found: list[str] = []
+    for path in paths:
+        try:
+            fs, plain = fsspec.core.url_to_fs(path)
+            if fs.isfile(plain):
+                matches = [plain]
+            elif fs.isdir(plain):
+                matches = [file for file in sorted(fs.find(plain)) if _is_data(file, plain) and belongs(file)]
+            else:
+                matches = sorted(fs.glob(plain)) if any(sign in plain for sign in "*?[") else []
+                matches = [match for match in matches if fs.isfile(match)]
+        except (ValueError, ImportError, OSError) as error:
+            raise UserError(f"cannot be opened ({error})", where=path) from None
+        if not matches:
+            raise UserError("no such input file", where=path, do="Check the path and --format")
+        found += [fs.unstrip_protocol(match) for match in matches]
+    return found
+
+
+def _is_data(file: str, folder: str) -> bool:
+    below = file.removeprefix(folder.rstrip("/")).strip("/").split("/")
+    return not any(part.startswith((".", "_")) for part in below)
+
+
+def describe_input(path: str, stop: threading.Event) -> dict[str, Any]:
+    """Name, size in bytes and SHA-256 of an input file, or of its beginning once `stop` is set.
+
+    Raises `UserError` if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with fsspec.open(path, "rb") as file:
+            while not stop.is_set() and (block := file.read(1 << 20)):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})", where=path) from None
+    return {"name": path.rsplit("/", 1)[-1], "bytes": size, "sha256": digest.hexdigest()}
+
+
+@contextmanager
+def open_raw(path: str) -> Iterator[pa.NativeFile]:
+    """A file as its bytes are."""
+    fs, plain = fsspec.core.url_to_fs(path)
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        with pa.OSFile(plain) as local:
+            yield local
+    else:
+        with fs.open(plain, "rb") as remote, pa.PythonFile(remote, "r") as wrapped:
+            yield wrapped
+
+
+@contextmanager
+def open_text(path: str) -> Iterator[pa.NativeFile]:
+    """A file's bytes, decompressed if its name ends in .gz, .bz2 or .zst."""
+    codec = next((codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None)
+    with open_raw(path) as raw:
+        if codec is None:
+            yield raw
+        else:
+            with pa.CompressedInputStream(raw, codec) as plain:
+                yield plain

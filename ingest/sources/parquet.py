@@ -1,0 +1,39 @@
+"""Parquet: types and nulls are kept; only the columns that are needed are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.sources.files import open_raw
+from ingest.sources.reader import Block, FileReader
+
+_ROWS = 1 << 14
+_BUFFER = 1 << 16
+
+
+class ParquetReader(FileReader):
+    def schema(self, path: str) -> pa.Schema:
+        with open_raw(path) as file:
+            schema = pq.ParquetFile(file).schema_arrow
+        return pa.schema([field.with_type(_plain(field.type)) for field in schema])
+
+    def blocks(self, path: str, columns: Sequence[str]) -> Iterator[Block]:
+        with open_raw(path) as file:
+            # Otherwise the columns of a row group, which may be all of a file, are read whole.
+            parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+            for batch in parquet.iter_batches(_ROWS, columns=list(columns)):
+                table = pa.Table.from_batches([batch]).select(list(columns))
+                plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
+                yield Block(table.cast(plain))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type that a plan keeps: files of one dataset may hold the same text in different encodings."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return kind

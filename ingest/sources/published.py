@@ -1,0 +1,96 @@
+"""What published lists look like: the kind of file, the columns' names, and what is worth keeping of them.
+
+Names are matched without regard to case. Kept columns that the ledger has under the same name are renamed: a width in
+a list is what somebody once measured, and becomes `listed_width`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a format's files are read.
+
+    `header`: the columns of files that do not name them. `url`, `caption`, `digest`: names that a column may have,
+    the first there is is taken. `kept`: columns kept where they exist, each as possible names and the name that it
+    gets (None: the one it has).
+    """
+
+    kind: str | None = None
+    header: tuple[str, ...] | None = None
+    url: tuple[str, ...] = ("url",)
+    caption: tuple[str, ...] = ("caption", "text")
+    digest: tuple[str, ...] = ()
+    kept: tuple[tuple[tuple[str, ...], str | None], ...] = ()
+
+
+_SIZES = ((("original_width", "width"), "listed_width"), (("original_height", "height"), "listed_height"))
+
+YFCC_COLUMNS = (
+    "line",
+    "photo_id",
+    "photo_hash",
+    "user_id",
+    "nickname",
+    "date_taken",
+    "date_uploaded",
+    "device",
+    "title",
+    "description",
+    "user_tags",
+    "machine_tags",
+    "longitude",
+    "latitude",
+    "accuracy",
+    "page_url",
+    "download_url",
+    "license",
+    "license_url",
+    "server",
+    "farm",
+    "secret",
+    "secret_original",
+    "extension",
+    "marker",
+)
+"""YFCC100M's own files have no header; these are our names for its columns."""
+
+LAYOUTS = {
+    **{kind: Layout(kind=kind) for kind in ("txt", "csv", "tsv", "jsonl", "parquet")},
+    "auto": Layout(),
+    "cc3m": Layout(kind="tsv", header=("caption", "url")),
+    "cc12m": Layout(kind="tsv", header=("url", "caption")),
+    "yfcc15m": Layout(
+        kind="yfcc",
+        url=("download_url",),
+        caption=("caption",),
+        kept=tuple(((name,), None) for name in ("photo_id", "nickname", "page_url", "license", "license_url")),
+    ),
+    # LAION-400M, LAION-2B with its variants, and Re-LAION, whose names are lower case.
+    "laion": Layout(
+        kind="parquet",
+        caption=("text", "caption"),
+        kept=(
+            (("sample_id",), None),
+            (("key",), "listed_key"),
+            *(
+                ((name,), None)
+                for name in ("license", "language", "nsfw", "similarity", "punsafe", "pwatermark", "hash")
+            ),
+            (("aesthetic", "aesthetic_score"), None),
+            *_SIZES,
+        ),
+    ),
+    "datacomp": Layout(
+        kind="parquet",
+        caption=("text",),
+        digest=("sha256",),
+        kept=(
+            *(((name,), None) for name in ("uid", "clip_b32_similarity_score", "clip_l14_similarity_score")),
+            (("face_bboxes",), None),
+            *_SIZES,
+        ),
+    ),
+}

@@ -1,0 +1,106 @@
+"""Our own engine: decoding that cannot keep up is no server's fault, and what waits for it is bounded."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ingest.engines.clipstill_engine import ClipstillEngine
+from ingest.ledger import Fetched, Request
+from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
+
+Picture = Callable[..., bytes]
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def engine(**network: Any) -> ClipstillEngine:
+    return ClipstillEngine(
+        IngestSettings(
+            source=SourceSettings(paths=("list.parquet",)),
+            out="out",
+            name="x",
+            image=ImageSettings(size=64, exact=True),
+            network=NetworkSettings(**{"allow_addresses": ("127.0.0.1",), "retries": 0, **network}),
+        )
+    )
+
+
+def fetch(urls: list[str], **network: Any) -> list[Fetched]:
+    ours = engine(**network)
+    results = dict(ours.fetch([Request(url, None) for url in urls]))
+    ours.close()
+    return [results[place] for place in range(len(urls))]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_images_that_take_long_to_decode_make_nothing_late(site: Any, picture: Picture) -> None:
+    """A dozen seconds of decoding, at a deadline of one: half of the answers come in the middle of it."""
+    heavy = picture(5000, 5000, "PNG")
+    all_asked = threading.Barrier(24)
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        all_asked.wait(10)
+        if handler.path.startswith("/late"):
+            site.closing.wait(0.4)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(heavy)
+
+    urls = [site.add_answer(f"{when}/{number}", answer) for when in ("early", "late") for number in range(12)]
+    more = [site.add(f"more/{number}", heavy) for number in range(6)]
+    results = fetch([*urls, *more], connections=24, deadline=1.5)
+    assert [result.error_class for result in results] == [None] * 30
+    assert all(result.seconds is not None and result.seconds < 1.5 for result in results)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_no_more_is_fetched_than_is_soon_decoded(site: Any, picture: Picture) -> None:
+    """Eight bodies may wait for the thread, and then as many come as were under way."""
+    heavy = picture(2000, 2000, "PNG")
+    urls = [site.add(f"many/{number}", heavy) for number in range(60)]
+    ours = engine(connections=4)
+    done = most = 0
+    for _, result in ours.fetch([Request(url, None) for url in urls]):
+        assert result.error_class is None
+        asked = sum(path.startswith("/many") for path in site.hits)
+        most = max(most, asked - done)
+        done += 1
+    ours.close()
+    assert done == 60
+    assert 8 <= most <= 8 + 4
+
+
+def test_bodies_and_failures_come_with_their_places(site: Any, picture: Picture) -> None:
+    urls = [site.add("good", picture()), site.add("gone", b"", 404), site.add("text", b"text"), "nonsense"]
+    assert [result.error_class for result in fetch(urls)] == [None, "http_404", "not_an_image", "bad_url"]
+
+
+def test_who_stops_early_may_begin_again(site: Any, picture: Picture) -> None:
+    requests = [Request(site.add(f"stop/{number}", picture()), None) for number in range(40)]
+    ours = engine(connections=4)
+    for _ in range(3):
+        for _, result in ours.fetch(requests):
+            assert result.error_class is None
+            break
+    assert sorted(place for place, _ in ours.fetch(requests)) == list(range(40))
+    ours.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [("3", 3), ("4,2", 4), (" 2 , 1", 2), ("0", None), ("", None), ("many", None), ("-1", None)],
+)
+def test_threads_are_what_openmp_would_take(monkeypatch: pytest.MonkeyPatch, given: str, threads: int | None) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    ours = engine()
+    assert ours._threads == (threads or os.cpu_count())
+    ours.close()

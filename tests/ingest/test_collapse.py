@@ -1,0 +1,131 @@
+"""When nothing comes through, the run stops and says why; when it comes back, no row is lost to the outage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+PROGRAM = """
+import io, os, tempfile, threading
+from own_network import Resolver, begin, serve
+from PIL import Image
+from clipstill.main import main
+
+begin("93.184.216.34", "93.184.216.35")
+body = io.BytesIO()
+Image.new("RGB", (20, 20), (200, 30, 30)).save(body, "JPEG")
+picture = (200, {{}}, body.getvalue())
+portal = (200, {{}}, b"<html>Please pay for your room</html>")
+forbidden = (403, {{}}, b"no")
+os.chdir(tempfile.mkdtemp())
+with open("list.csv", "w") as file:
+    print("url,caption", *(f"http://host{{n}}.example/x.jpg,row {{n}}" for n in range(60)), sep=chr(10), file=file)
+{setting}
+command = "ingest list.csv --name set --out out --in-process --retries 0 --deadline 5 {options}"
+print("status", main(command.split()))
+print("shards", len(list(os.scandir("out/_records"))) if os.path.exists("out/_records") else 0)
+"""
+
+Run = Callable[[str], str]
+
+
+def outcome(run: Run, setting: str, options: str = "") -> tuple[int, int, str]:
+    """Exit status, files in `_records`, everything said on standard error."""
+    program = PROGRAM.format(setting=setting, options=options)
+    out = run(program + "\n").splitlines()
+    status, shards = (int(line.split()[1]) for line in out if line.startswith(("status", "shards")))
+    return status, shards, "\n".join(out)
+
+
+CATCH = "import sys; sys.stderr = sys.stdout\n"
+
+
+def test_a_dead_resolver_stops_the_run(in_own_network: Run) -> None:
+    status, shards, said = outcome(in_own_network, CATCH)  # nobody answers on port 53
+    assert (status, shards) == (2, 0)
+    assert "nothing comes through: 60 rows failed" in said
+    assert "Probably no name can be resolved: the resolver is down or overloaded" in said
+    assert "--no-stop" in said
+
+
+def test_a_portal_that_answers_for_everybody_stops_the_run(in_own_network: Run) -> None:
+    setting = CATCH + 'Resolver(lambda name: ["93.184.216.34"]); serve("93.184.216.34", {"/x.jpg": portal})'
+    status, shards, said = outcome(in_own_network, setting)
+    assert (status, shards) == (2, 0)
+    assert "a proxy or portal is in the way" in said
+
+
+def test_names_that_all_point_inside_stop_the_run(in_own_network: Run) -> None:
+    setting = CATCH + 'Resolver(lambda name: ["10.0.0.1"])'
+    status, shards, said = outcome(in_own_network, setting)
+    assert (status, shards) == (2, 0)
+    assert "--allow-address" in said
+
+
+def test_a_host_that_refuses_everything_is_that_hosts_affair(in_own_network: Run) -> None:
+    """All rows 403, but from one server of many names at work: nine hosts at most may answer alike."""
+    setting = (
+        CATCH
+        + """
+open("list.csv", "w").write(
+    "url,caption" + chr(10) + "".join(f"http://host{n % 9}.example/{n}.jpg,row {n}" + chr(10) for n in range(60))
+)
+Resolver(lambda name: ["93.184.216.34"])
+serve("93.184.216.34", {f"/{n}.jpg": forbidden for n in range(60)})
+"""
+    )
+    status, shards, said = outcome(in_own_network, setting)
+    assert (status, shards) == (0, 2), said
+    assert "60  http_403" in said
+
+
+def test_it_can_be_switched_off(in_own_network: Run) -> None:
+    status, shards, said = outcome(in_own_network, CATCH, "--no-stop")
+    assert (status, shards) == (0, 2), said
+    assert "60  dns" in said
+
+
+def test_an_outage_that_passes_costs_no_row(in_own_network: Run) -> None:
+    """The resolver comes up while the run waits to make sure."""
+    setting = (
+        CATCH
+        + """
+serve("93.184.216.34", {"/x.jpg": picture})
+import ingest.collapse
+confirm = ingest.collapse.CollapseWatch.confirm
+def up_again(watch, engine):
+    Resolver(lambda name: ["93.184.216.34"])
+    confirm(watch, engine)
+ingest.collapse.CollapseWatch.confirm = up_again
+"""
+    )
+    status, shards, said = outcome(in_own_network, setting)
+    assert (status, shards) == (0, 2), said
+    assert "60 rows: 60 samples, 0 failed" in said
+
+
+GONE = (
+    CATCH
+    + """
+with open("list.csv", "w") as file:
+    names = [f"good{n}" for n in range(50)] + [f"gone{n}" for n in range(60)]
+    print("url,caption", *(f"http://{name}.example/x.jpg,{name}" for name in names), sep=chr(10), file=file)
+Resolver(lambda name: ["93.184.216.34"] if "good" in name else [])
+serve("93.184.216.34", {"/x.jpg": picture})
+"""
+)
+"""Fifty hosts that answer, then sixty that are gone."""
+
+
+def test_dead_links_are_no_outage_where_others_answer(in_own_network: Run) -> None:
+    """A shard of nothing but names that do not exist says something of those names."""
+    status, _, said = outcome(in_own_network, GONE, "--shard-size 50")
+    assert status == 0, said
+    assert "110 rows: 50 samples, 60 failed" in said
+
+
+def test_a_round_of_nothing_but_dead_links_ends_the_retry(in_own_network: Run) -> None:
+    program = PROGRAM.format(setting=GONE, options="") + 'print("again", main("ingest retry out --in-process".split()))'
+    said = in_own_network(program)
+    assert "110 rows: 50 samples, 60 failed" in said
+    assert "60 rows: 0 samples, 60 failed" in said
+    assert said.splitlines()[-1] == "again 0"
