@@ -201,7 +201,8 @@ def test_what_cannot_pass_is_quarantined_at_once(start: Start, out: Folder) -> N
 
 
 def test_what_the_user_must_mend_stops_the_run_as_it_was_raised(start: Start, out: Folder) -> None:
-    task = Task(out, 30, {0: ["user"] * 9})
+    # Each of the two workers meets it first: neither can finish all the others while one is slow to start.
+    task = Task(out, 30, {0: ["user"] * 9, 1: ["user"] * 9})
     with pytest.raises(UserError) as raised:
         run_shards(task, start())
     error = raised.value
