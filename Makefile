@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-long bench-ingest lint types format lock clean
+.PHONY: demo test test-long bench-ingest bench-cache lint types format lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -23,6 +23,10 @@ test-long: $(READY)
 # Ours against img2dataset and Daft, about 20 minutes on an otherwise idle machine; installs those two on first use.
 bench-ingest: $(READY)
 	exec $(BIN)/python -m benchmarks.ingest
+
+# The teacher cache: building, size, reading beside DataCompDR's files, memory; about 10 minutes, likewise.
+bench-cache: $(READY)
+	exec $(BIN)/python -m benchmarks.cache
 
 lint: $(READY)
 	$(BIN)/ruff check .

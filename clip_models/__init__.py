@@ -1,7 +1,8 @@
 """What a model on disk is: load, create and save CLIP models in open_clip's formats.
 
-Comes in: a spec (`ARCH:TAG`, `ARCH:/path/to/weights`, a folder) or a configuration. Goes out: open_clip modules with
-their preprocessing and tokenizer, and folders that open_clip reads. Teachers and students are loaded and run alike.
+Comes in: a spec (`ARCH:TAG`, `ARCH:/path/to/weights`, a folder, `hf-hub:ORG/NAME`) or a configuration. Goes out:
+open_clip modules with their preprocessing and tokenizer, and folders that open_clip reads. Teachers and students are
+loaded and run alike.
 """
 
 from clip_models.forward import Normaliser, Precision, autocast, square_side

@@ -12,6 +12,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from PIL import Image
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_SPEC_FORMS = "Give ARCH:TAG, ARCH:/path/to/weights, or a folder that holds " + CONFIG_NAME
+_SPEC_FORMS = "Give ARCH:TAG, ARCH:/path/to/weights, hf-hub:ORG/NAME, or a folder that holds " + CONFIG_NAME
 
 
 @dataclass
@@ -52,14 +53,18 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
     """Load a model with its evaluation preprocessing and its tokenizer.
 
     `spec` is `ARCH:TAG` (a pretrained tag of open_clip, fetched and cached by open_clip), `ARCH:/path/to/weights`
-    (.safetensors; .pt, .pth and .bin are read without executing pickled code) or a folder with `open_clip_config.json`
-    and `open_clip_model.safetensors` (also as `local-dir:FOLDER`). Weights without a config beside them get
-    open_clip's default preprocessing. A tag that was trained with QuickGELU gets it, also under an architecture whose
-    own configuration says GELU (open_clip itself only warns there, and computes something else).
+    (.safetensors; .pt, .pth and .bin are read without executing pickled code), a folder with `open_clip_config.json`
+    and `open_clip_model.safetensors` (also as `local-dir:FOLDER`), or `hf-hub:ORG/NAME`, a repository of such files,
+    fetched and cached by huggingface_hub. Weights without a config beside them get the preprocessing that all tags of
+    their architecture share (SigLIP's, say), else open_clip's default. A tag that was trained with QuickGELU gets it,
+    also under an architecture whose own configuration says GELU (open_clip itself only warns there, and computes
+    something else).
 
     Raises `UserError` if the architecture, tag, folder or file is unknown, cannot be fetched or read, or if the
     weights do not fit the architecture.
     """
+    if spec.startswith("hf-hub:"):
+        return _load_hub(spec, device)
     if spec.startswith("local-dir:") or Path(spec).is_dir():
         return _load_folder(spec, Path(spec.removeprefix("local-dir:")), device)
     name, colon, source = spec.partition(":")
@@ -82,7 +87,8 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         problem = f"{source!r} is no tag of {architecture}" if source else f"no weights are named for {architecture}"
         raise UserError(problem, where=spec, do=f"Its tags: {tags}. {_SPEC_FORMS}")
-    config = {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model_cfg, tag)}
+    chosen = _preprocess_cfg(model_cfg, tag) if tag else _usual_preprocess_cfg(architecture, model_cfg)
+    config = {"model_cfg": model_cfg, "preprocess_cfg": chosen}
     return _load(spec, config, weights, tokenizer_for(config), device)
 
 
@@ -148,18 +154,36 @@ def save_model(model: nn.Module, config: ModelConfig, folder: str) -> None:
 def _load_folder(spec: str, folder: Path, device: str | torch.device) -> LoadedModel:
     if not folder.is_dir():
         raise UserError("there is no such folder", where=spec, do=_SPEC_FORMS)
-    do = f"A model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
-    config = _read_json(folder / CONFIG_NAME, do)
-    if not isinstance(config.get("model_cfg"), dict):
-        raise UserError("it has no model_cfg", where=str(folder / CONFIG_NAME), do=do)
-    _check_model_cfg(config["model_cfg"], str(folder / CONFIG_NAME))
-    preprocess_cfg = _preprocess_cfg(config["model_cfg"], config.get("preprocess_cfg") or {})
-    config = {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess_cfg}
+    config = _read_config(folder / CONFIG_NAME)
     text_cfg = config["model_cfg"]["text_cfg"]
     source = text_cfg.get("hf_tokenizer_name") or ""
     if source and (folder / "tokenizer_config.json").is_file():
         source = str(folder)
     return _load(spec, config, folder / WEIGHTS_NAME, _tokenizer(text_cfg, source), device)
+
+
+def _load_hub(spec: str, device: str | torch.device) -> LoadedModel:
+    name = spec.removeprefix("hf-hub:")
+    try:
+        config = _read_config(Path(download_pretrained_from_hf(name, CONFIG_NAME)))
+        weights = Path(download_pretrained_from_hf(name))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the hub does not give it: {str(error).rstrip('.')}",
+            where=spec,
+            do="Check the name and the network, or fetch the repository elsewhere and give its folder",
+        ) from error
+    return _load(spec, config, weights, tokenizer_for(config), device)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    do = f"A model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+    config = _read_json(path, do)
+    if not isinstance(config.get("model_cfg"), dict):
+        raise UserError("it has no model_cfg", where=str(path), do=do)
+    _check_model_cfg(config["model_cfg"], str(path))
+    preprocess_cfg = _preprocess_cfg(config["model_cfg"], config.get("preprocess_cfg") or {})
+    return {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess_cfg}
 
 
 def _load(
@@ -233,6 +257,14 @@ def _preprocess_cfg(model_cfg: dict[str, Any], chosen: dict[str, Any]) -> dict[s
     merged["size"] = model_cfg["vision_cfg"].get("image_size", 224)
     plain: dict[str, Any] = json.loads(json.dumps(merged))
     return plain
+
+
+def _usual_preprocess_cfg(architecture: str, model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """What all tags of an architecture were trained with, open_clip's default if they differ or there are none."""
+    names = open_clip.list_pretrained_tags_by_model(architecture)
+    tags = [_preprocess_cfg(model_cfg, open_clip.get_pretrained_cfg(architecture, name)) for name in names]
+    alike = bool(tags) and all(tag == tags[0] for tag in tags)
+    return tags[0] if alike else _preprocess_cfg(model_cfg, {})
 
 
 def _downloaded(tag: dict[str, Any], spec: str) -> Path:

@@ -15,16 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distill.order import Order
-from shards import Dataset, Shard, UserError, seed64
+from shards import Dataset, UserError, seed64
 from teacher_cache.reader import TeacherCache
-from teacher_cache.views import View, ViewPolicy, decode, draw_view, render
+from teacher_cache.views import EncodedImage, ViewPolicy
 
 _OPEN_SHARDS = 64
-"""Each holds up to four mapped files, and a process may open about a thousand."""
+"""Each holds up to two mapped files, and a process may open about a thousand."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,9 @@ class Batch:
     """B samples.
 
     `images`: (B, S, S, 3) uint8; `tokens`: (B, context) int64; `teacher_image`, `teacher_text`: (B, D) float32 of unit
-    norm, None without a cache. `captions`, `keys` and `teacher_pixels` ((B, T, T, 3) uint8, the same views at another
-    resolution, only if asked for) serve those who run a teacher beside it.
+    norm, None without a cache. `taught`: where some samples have no teacher, which ones these are of, int64; None if
+    all have. `captions`, `keys` and `teacher_pixels` ((B, T, T, 3) uint8, the same views at another resolution, only
+    if asked for) serve those who run a teacher beside it.
     """
 
     step: int
@@ -41,6 +41,7 @@ class Batch:
     tokens: Tensor
     teacher_image: Tensor | None
     teacher_text: Tensor | None
+    taught: Tensor | None
     keys: list[str]
     captions: list[str]
     teacher_pixels: np.ndarray | None = None
@@ -114,26 +115,45 @@ class Loader:
         if self._teacher_size is not None:
             pixels = np.empty((size, self._teacher_size, self._teacher_size, 3), np.uint8)
         keys, captions = [], []
-        targets: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        indices = np.empty(size, np.int64)
+        present = np.ones(size, np.bool_) if self._cache is None else self._cache.present(places)
         for at, (place, row) in enumerate(places.tolist()):
             self._keep_open(place)
             shard = self._dataset.shards[place]
             key = shard.keys[row]
             index = self._views.index(key, epoch)
-            image, view = self._view(shard, row, index)
-            images[at] = render(image, view, self._image_size)
-            if pixels is not None and self._teacher_size is not None:
-                pixels[at] = render(image, view, self._teacher_size)
-            if self._cache is not None:
-                targets[0].append(self._cache.image(shard, [row], index))
-                targets[1].append(self._cache.text(shard, [row]))
+            indices[at] = index
+            data = shard.image_bytes(row)
+            try:
+                image = EncodedImage(data)
+                if self._cache is not None and present[at]:
+                    view = self._cache.view(place, row, index)
+                else:
+                    # Views that were given can be drawn for nobody else.
+                    policy = self._views.policy if self._views.policy.kind != "given" else ViewPolicy()
+                    view = policy.draw(key, index, image.width, image.height)
+                images[at] = self._views.policy.render(image, view, self._image_size)
+                if pixels is not None and self._teacher_size is not None:
+                    pixels[at] = self._views.policy.render(image, view, self._teacher_size)
+            except OSError as error:
+                raise UserError(
+                    f"the image of {key} does not decode ({error})",
+                    where=f"{shard.folder}/{shard.id:05d}.tar",
+                    do="Run `clipstill shards verify`",
+                ) from None
             keys.append(key)
             captions.append(shard.caption(row))
-        teacher = [torch.from_numpy(np.concatenate(rows)) if rows else None for rows in targets]
+        teacher_image = teacher_text = taught = None
+        if self._cache is not None:
+            taught = None if present.all() else torch.from_numpy(np.flatnonzero(present))
+            teacher_image = torch.from_numpy(self._cache.image(places[present], indices[present]))
+            teacher_text = torch.from_numpy(self._cache.text(places[present]))
         # Hugging Face's tokenizers cannot be called from two threads at once.
         with self._tokenizing:
             tokens = self._tokenizer(captions)
-        return Batch(step, torch.from_numpy(images), tokens, teacher[0], teacher[1], keys, captions, pixels)
+        return Batch(
+            step, torch.from_numpy(images), tokens, teacher_image, teacher_text, taught, keys, captions, pixels
+        )
 
     def _keep_open(self, place: int) -> None:
         """Note that a shard is in use, and close the one used longest ago once too many are open."""
@@ -142,21 +162,4 @@ class Loader:
             while len(self._open) > _OPEN_SHARDS:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
-                shard = self._dataset.shards[oldest]
-                shard.release()
-                if self._cache is not None:
-                    self._cache.release(shard)
-
-    def _view(self, shard: Shard, row: int, index: int) -> tuple[Image.Image, View]:
-        key = shard.keys[row]
-        try:
-            image = decode(shard.image_bytes(row))
-        except OSError as error:
-            raise UserError(
-                f"the image of {key} does not decode ({error})",
-                where=f"{shard.folder}/{shard.id:05d}.tar",
-                do="Run `clipstill shards verify`",
-            ) from None
-        if self._cache is not None:
-            return image, self._cache.view(shard, row, index)
-        return image, draw_view(self._views.policy, key, index, *image.size)
+                self._dataset.shards[oldest].release()

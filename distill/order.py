@@ -29,13 +29,18 @@ def _shuffled(count: int, seed: int) -> npt.NDArray[np.int64]:
 class Order:
     """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
 
-    `counts`: samples in each shard. `window`: how many shards are shuffled together.
+    `shards`: for each, how many samples it has, or which of its rows take part. `window`: how many shards are shuffled
+    together. `samples` is how many there are in all.
     """
 
-    def __init__(self, counts: Sequence[int], batch_size: int, seed: int, window: int = 16) -> None:
-        self._counts = np.asarray(counts, np.int64)
+    def __init__(
+        self, shards: Sequence[int | npt.NDArray[np.int64]], batch_size: int, seed: int, window: int = 16
+    ) -> None:
+        self._rows = [None if isinstance(rows, int) else rows for rows in shards]
+        self._counts = np.array([rows if isinstance(rows, int) else len(rows) for rows in shards], np.int64)
+        self.samples = int(self._counts.sum())
         self._seed, self._window, self.batch_size = seed, window, batch_size
-        self.steps_per_epoch = int(self._counts.sum()) // batch_size
+        self.steps_per_epoch = self.samples // batch_size
         self._plan = lru_cache(maxsize=4)(self._epoch_plan)
         self._block = lru_cache(maxsize=4)(self._shuffled_block)
 
@@ -64,10 +69,12 @@ class Order:
         sizes = np.add.reduceat(self._counts[shards], np.arange(0, len(shards), self._window))
         return shards, np.concatenate([[0], np.cumsum(sizes)])
 
+    def _rows_of(self, shard: int) -> npt.NDArray[np.int64]:
+        rows = self._rows[shard]
+        return np.arange(self._counts[shard]) if rows is None else rows
+
     def _shuffled_block(self, epoch: int, block: int) -> npt.NDArray[np.int64]:
         shards, _ = self._plan(epoch)
         members = shards[block * self._window : (block + 1) * self._window]
-        samples = np.concatenate(
-            [np.stack([np.full(self._counts[s], s), np.arange(self._counts[s])], axis=1) for s in members]
-        )
+        samples = np.concatenate([np.stack([np.full(self._counts[s], s), self._rows_of(s)], axis=1) for s in members])
         return samples[_shuffled(len(samples), seed64("samples", self._seed, epoch, block))]

@@ -10,6 +10,7 @@ from typing import Any
 from clip_models import Precision
 from distill.losses import LOSSES
 from shards import UserError
+from teacher_cache.join import Join, Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,11 @@ class RunSettings:
     """A whole training run; everything in it is written to the run folder and compared on resume.
 
     `shards`, `cache`, `student` as in `Dataset.open`, `TeacherCache.open`, `create_student`. `losses` maps names of
-    `LOSSES` to weights. Length in `steps`, or else in `epochs`. `views` only without a cache (a cache brings its own).
-    `teacher_scale`, `student_scale`: pin a logit scale to this multiplier; None leaves the teacher's own, and lets the
-    student's be learned. `precision`: autocast of the student's forward; fp16 scales the loss.
+    `LOSSES` to weights. Length in `steps`, or else in `epochs`. `views` only without a cache (a cache brings its
+    own). `join` and `join_limit` say what becomes of samples that the cache does not have, as in
+    `teacher_cache.join.Join`. `teacher_scale`, `student_scale`: pin a logit scale to this multiplier; None leaves the
+    teacher's own, and lets the student's be learned. `precision`: autocast of the student's forward; fp16 scales the
+    loss.
     """
 
     shards: str
@@ -50,6 +53,8 @@ class RunSettings:
     student: str
     cache: str | None = None
     teacher_name: str | None = None
+    join: Policy = "error"
+    join_limit: float = 0.01
     losses: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
     epochs: float | None = None
@@ -78,6 +83,9 @@ class RunSettings:
         for name in (*lengths, "teacher_scale", "student_scale"):
             value = getattr(self, name)
             _refuse_unless(value is None or 0 < value < math.inf, name, value, "positive and finite")
+        Join(policy=self.join, limit=self.join_limit)
+        if self.cache is None and self.join != "error":
+            raise UserError(f"{self.join!r} joins shards with a cache, and there is none", do="Give --cache")
         if self.cache is None and self.teacher_scale is not None:
             raise UserError("a teacher's scale without a teacher", where="--teacher-scale", do="Give --cache")
         if self.cache is not None and self.views != 1:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +35,7 @@ from distill.settings import RunSettings
 from shards import Dataset, Folder, UserError, seed64
 from shards.fingerprint import first_difference
 from shards.progress import Meter
+from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
 from teacher_cache.views import ViewPolicy
 
@@ -65,13 +67,13 @@ class Run:
         self.settings = settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dataset = Dataset.open(settings.shards)
-        self.cache = TeacherCache.open(settings.cache, self.dataset, settings.teacher_name) if settings.cache else None
+        self.cache = _open_cache(settings, self.dataset)
         self.model, self.config = _make_student(settings)
         self.model.to(self.device)
-        self.order = Order([shard.count for shard in self.dataset.shards], settings.batch_size, settings.seed)
+        self.order = Order(_rows(self.dataset, self.cache), settings.batch_size, settings.seed)
         if not self.order.steps_per_epoch:
             raise UserError(
-                f"{len(self.dataset)} samples do not fill one batch of {settings.batch_size}",
+                f"{self.order.samples} samples do not fill one batch of {settings.batch_size}",
                 where=settings.shards,
                 do="Use a smaller --batch-size",
             )
@@ -103,7 +105,7 @@ class Run:
             "settings": json.loads(json.dumps(self.settings.identity())),
             "steps": self.steps,
             "data": self.dataset.content,
-            "cache": [layer.fingerprint for layer in self.cache.layers] if self.cache else None,
+            "cache": {"views": self.cache.views, "content": self.cache.content()} if self.cache else None,
             "student": json.loads(json.dumps(self.config)),
         }
 
@@ -113,7 +115,7 @@ class Run:
             return None
         scale = self.settings.teacher_scale or self.cache.teacher.logit_scale
         image, text = (rows.to(self.device, non_blocking=True) for rows in (batch.teacher_image, batch.teacher_text))
-        return Embeddings(image, text, scale)
+        return Embeddings(image, text, scale, None if batch.taught is None else batch.taught.to(self.device))
 
     def embed(self, batch: Batch) -> Embeddings:
         """The student's embeddings of a batch, float32 of unit norm, with gradient."""
@@ -151,6 +153,22 @@ class Run:
             with torch.no_grad():
                 self.model.logit_scale.fill_(math.log(self.settings.student_scale))
             self.model.logit_scale.requires_grad_(False)
+
+
+def _open_cache(settings: RunSettings, dataset: Dataset) -> TeacherCache | None:
+    if settings.cache is None:
+        return None
+    join = Join(policy=settings.join, limit=settings.join_limit)
+    cache = TeacherCache.open(settings.cache, dataset, settings.teacher_name, join)
+    cache.require("txt")
+    return cache
+
+
+def _rows(dataset: Dataset, cache: TeacherCache | None) -> list[int | np.ndarray]:
+    """For each shard how many samples take part, or which."""
+    if cache is None or not cache.missing:
+        return [shard.count for shard in dataset.shards]
+    return list(cache.kept)
 
 
 def _make_student(settings: RunSettings) -> tuple[Any, ModelConfig]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 from shards.errors import UserError
 from shards.runner import Host, Outcome
@@ -20,10 +22,20 @@ from shards.task import ShardTask, Spec
 log = logging.getLogger(__name__)
 
 
+R = TypeVar("R")
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 class _Actor(Host):
     def __init__(self, task: ShardTask[Any], threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         super().__init__(task)
+
+
+def _call(threads: int, function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return function(*arguments)
 
 
 @contextlib.contextmanager
@@ -44,6 +56,11 @@ def ray_session(*, cpus: int, address: str | None = None) -> Iterator[None]:
     if address is None:
         # A cluster address in the environment must not turn a local run into a remote one.
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+        # Ray puts the working directory on its workers' path. A folder there that is called `shards`, as a dataset well
+        # may be, would hide the package of that name if that is installed by a hook rather than found on the path.
+        home = str(Path(__file__).parents[1])
+        path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != home]
+        os.environ["PYTHONPATH"] = os.pathsep.join([*path, home])
     else:
         _check_listening(address)
         options["address"] = address
@@ -61,6 +78,15 @@ def ray_session(*, cpus: int, address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_resources(address: str) -> dict[str, float]:
+    """What a running cluster has in all: "CPU", "GPU". Raises `UserError` if it cannot be reached."""
+    import ray  # noqa: PLC0415
+
+    with ray_session(cpus=1, address=address):
+        resources: dict[str, float] = ray.cluster_resources()
+        return resources
 
 
 class RayExecutor:
@@ -81,25 +107,47 @@ class RayExecutor:
         self._running: dict[Any, tuple[Any, Spec]] = {}
         self._session = contextlib.ExitStack()
 
-    def start(self, task: ShardTask[Any]) -> None:
+    def once(self, function: Callable[..., R], *arguments: Any) -> R:
         import ray  # noqa: PLC0415
 
+        self._begin()
+        self._room()
+        call = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)(_call)
+        try:
+            result: R = ray.get(call.remote(max(1, int(self._cpus)), function, arguments))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UserError) else error from None
+        return result
+
+    def start(self, task: ShardTask[Any]) -> None:
         self._task = task
+        self._begin()
+        try:
+            self.slots = min(self.slots, self._room())
+        except UserError:
+            self.close()
+            raise
+        self._idle = [self._actor() for _ in range(self.slots)]
+
+    def _begin(self) -> None:
         cpus = max(os.cpu_count() or 1, round(self.slots * self._cpus))
         self._session.enter_context(ray_session(cpus=cpus, address=self._address))
+
+    def _room(self) -> int:
+        """How many workers fit into the cluster. Raises `UserError` if none does."""
+        import ray  # noqa: PLC0415
+
         needs = {kind: need for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)) if need > 0}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         room = sum(min(int(node.get(kind, 0) / need) for kind, need in needs.items()) for node in nodes)
         if not room:
-            self.close()
             asked = " and ".join(f"{need:g} {kind}" for kind, need in needs.items())
             have = "; ".join(", ".join(f"{node.get(kind, 0):g} {kind}" for kind in needs) for node in nodes)
             raise UserError(
                 f"a worker needs {asked} on one machine, those of the Ray cluster have {have}",
                 do="Ask for less, or join a larger cluster with --ray-address",
             )
-        self.slots = min(self.slots, room)
-        self._idle = [self._actor() for _ in range(self.slots)]
+        return room
 
     def _actor(self) -> Any:
         import ray  # noqa: PLC0415
@@ -126,8 +174,10 @@ class RayExecutor:
             # Died, was killed for want of memory, or its machine went: whatever is left of it must not run on.
             ray.kill(actor)
             self._idle.append(self._actor())
-            reason = str(error).strip().splitlines()[0]
-            return Outcome(spec, kind="transient", cause=f"the worker process died ({reason})")
+            lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+            # Where the worker could not even begin, the last line is the cause.
+            reason = lines[-1] if "creation task" in lines[0] else lines[0]
+            return Outcome(spec, kind="transient", cause=f"the worker process died ({reason})", trace="\n".join(lines))
         self._idle.append(actor)
         return outcome
 

@@ -88,12 +88,16 @@ class Shard:
 
     @cached_property
     def keys_digest(self) -> str:
-        """16 hex digits over the keys in order: equal digests mean equal rows."""
-        return fingerprint(self.keys)
+        """16 hex digits over the keys in order: equal digests mean equal rows. Known once, it outlives `release`."""
+        was_mapped = "_index" in self.__dict__
+        digest = fingerprint(self.keys)
+        if not was_mapped:
+            self.__dict__.pop("_index", None)
+        return digest
 
     def release(self) -> None:
         """Let go of the mapped files; the next use maps them again. Safe while other threads read."""
-        for name in ("_tar", "_index", "keys_digest"):
+        for name in ("_tar", "_index"):
             self.__dict__.pop(name, None)
 
     def _part(self, part: str, row: int) -> bytes:

@@ -11,9 +11,9 @@ import json
 import logging
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import IncompleteError, ShardError, UserError
 from shards.progress import Meter
@@ -23,6 +23,8 @@ from shards.storage import Folder
 from shards.task import ShardTask, Spec, Worker
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 FAILURES = "_failures"
 _ATTEMPTS = 3
@@ -45,6 +47,13 @@ class Executor(Protocol):
     """Runs attempts. Never holds more than `slots` specs at once."""
 
     slots: int
+
+    def once(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call a function where a worker would run, before any work is started, and return what it returns.
+
+        What it takes to run there stays until `close`.
+        """
+        ...
 
     def start(self, task: ShardTask[Any]) -> None: ...
 
@@ -105,6 +114,9 @@ class InProcess:
     def __init__(self) -> None:
         self._host: Host | None = None
         self._waiting: deque[Spec] = deque()
+
+    def once(self, function: Callable[..., R], *arguments: Any) -> R:
+        return function(*arguments)
 
     def start(self, task: ShardTask[Any]) -> None:
         self._host = Host(task)

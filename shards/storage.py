@@ -81,20 +81,21 @@ class Folder:
     def names(self, prefix: str = "") -> list[str]:
         """The names directly here that begin with `prefix`, sorted, hidden ones left out; empty if absent.
 
+        A local folder is listed by its names alone, for fsspec looks at every file: under 1 µs for each that is there.
         On an object store a prefix is resolved by the store, so it costs one small request however many files; it then
         finds files only, no folders.
         """
         fs, path = self._located
         with _explained(self.url, absent_is_error=False):
-            fs.invalidate_cache()
             try:
-                if prefix and not self.is_local:
-                    entries = fs.find(path, maxdepth=1, prefix=prefix)
+                if self.is_local:
+                    found = os.listdir(path)  # noqa: PTH208  pathlib would make an object of each
                 else:
-                    entries = fs.ls(path, detail=False)
+                    fs.invalidate_cache()
+                    entries = fs.find(path, maxdepth=1, prefix=prefix) if prefix else fs.ls(path, detail=False)
+                    found = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries]
             except FileNotFoundError:
                 return []
-            found = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
             return sorted(name for name in found if name.startswith(prefix) and not name.startswith("."))
 
     def exists(self, name: str) -> bool:

@@ -4,12 +4,13 @@ Comes in: a dataset as `shards` defines it, and any open_clip model.
 Goes out: beside or apart from the shards, memory-mapped Arrow files with the teacher's embeddings of K seeded views
 and of the captions of every sample, and the parameters of each view so that a student replays the very same crop.
 
-Read `views.py` first (what a view is), then `layout.py` (what is on disk), `build.py` and `reader.py`.
+Read `views/` first (what a view is), then `layout.py` (what is on disk), `build/` and `reader.py`.
 Importing this package neither imports torch nor loads a teacher; `build` and `verify` do when called.
 """
 
+from teacher_cache.join import Join
 from teacher_cache.layout import LayerFacts, TeacherFacts
 from teacher_cache.reader import TeacherCache
-from teacher_cache.views import View, ViewPolicy, decode, draw_view, render
+from teacher_cache.views import EncodedImage, View, ViewPolicy
 
-__all__ = ["LayerFacts", "TeacherCache", "TeacherFacts", "View", "ViewPolicy", "decode", "draw_view", "render"]
+__all__ = ["EncodedImage", "Join", "LayerFacts", "TeacherCache", "TeacherFacts", "View", "ViewPolicy"]

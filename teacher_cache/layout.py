@@ -4,18 +4,26 @@
       <teacher>/
         teacher.json                    who the teacher is: weights' hash, preprocessing, tokenizer, scale
         views-000-003/                  a layer: views 0 to 3 of every image
-          layer.json                    policy, dtype, dataset, fingerprint
+          layer.json                    policy, dtype, dataset, batch size
           00000.arrow                   one file a shard, rows in the tar's order
           _records/                     what is done, as in every stage
         captions-txt/                   a layer: the captions in KEY.txt
-          ...
+        captions-json-synthetic/        a layer: other captions
+        ...
 
-Layers only ever get added: more views are another layer beside the first, another teacher another folder.
+Layers only ever get added: more views are another layer beside the first, another teacher another folder. A teacher
+without an image tower has no views, one without a text tower no captions.
 
 A file is uncompressed Arrow IPC with one record batch, so each column lies in one piece and reading one view touches
-only that view's bytes. View layers have `key`, then for each view k `view_kkk` (fixed-size list of D float16, unit
-norm before rounding), `crop_kkk` (left, top, width, height as float32 fractions of the upright image) and `flip_kkk`;
-caption layers have `key` and `caption_000`. The schema's metadata holds `keys`, the digest of the shard's keys.
+only that view's bytes:
+
+    view_kkk or caption_kkk     fixed-size list of D numbers (`dtypes.py`), unit norm before rounding
+    ..._scale                   float32, of int8 only
+    params_kkk                  how view k was made: packed bytes, `ViewPolicy.dtype`
+    text_kkk                    the caption, where the shards do not have it
+    key                         of each row
+
+The schema's metadata holds `keys`, the digest of the rows' keys, and `layer`, the layer's fingerprint.
 """
 
 from __future__ import annotations
@@ -30,11 +38,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shards import Folder, Shard, UserError, fingerprint
+from shards import Folder, UserError, fingerprint
 from shards.fingerprint import first_difference
-from teacher_cache.views import View
+from teacher_cache.dtypes import Dtype, Stored, arrow_type
 
-CACHE_SCHEMA = 1
+CACHE_SCHEMA = 2
 TEACHER = "teacher.json"
 LAYER = "layer.json"
 
@@ -45,8 +53,9 @@ Kind = Literal["views", "captions"]
 class TeacherFacts:
     """`teacher.json`. `identity` decides what the embeddings are; `spec` is how to load the teacher again.
 
-    `embed_dim` is D; `logit_scale` a multiplier (100, not 4.6), `logit_bias` SigLIP's or None. `versions` are the
-    libraries that ran it: kept for the record, not compared, since `verify` measures what they change.
+    `embed_dim` is D; `logit_scale` a multiplier (100, not 4.6), `logit_bias` SigLIP's or None; `image_size` what the
+    teacher sees, None without an image tower. `versions` are the libraries that ran it: kept for the record, not
+    compared, since `verify` measures what they change.
     """
 
     name: str
@@ -55,19 +64,30 @@ class TeacherFacts:
     embed_dim: int
     logit_scale: float
     logit_bias: float | None
+    image_size: int | None
+    has_text: bool
     versions: dict[str, str]
+
+    def compared(self) -> dict[str, Any]:
+        """What must be the same in all that is made by one teacher."""
+        # The scale is the exponential of a weight: its last digits are the library's.
+        scales = {"logit_scale": self.logit_scale, "logit_bias": self.logit_bias}
+        rounded = {name: None if value is None else float(f"{value:.6g}") for name, value in scales.items()}
+        return {**self.identity, **rounded, "embed_dim": self.embed_dim}
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint({"schema": CACHE_SCHEMA, **self.identity})
+        return fingerprint({"schema": CACHE_SCHEMA, **self.compared()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFacts:
     """`layer.json`: what every file of a layer holds.
 
-    `columns` are view indices (kind "views") or caption numbers (kind "captions"); `settings` is what else decides the
-    bytes (view policy or caption source, dtype, forward precision); `dataset` the dataset's name, for messages.
+    `columns` are view indices (kind "views") or caption numbers (kind "captions"). `settings` is what else decides the
+    bytes: "dtype", "precision" of the forward ("" for imported rows), and "policy" (`ViewPolicy.identity`) or "source"
+    (`CaptionSource.identity`). `dataset` is the dataset's name and `batch_size` what the forward ran with (0:
+    imported); neither is part of the fingerprint.
     """
 
     kind: Kind
@@ -76,6 +96,12 @@ class LayerFacts:
     teacher: str
     settings: dict[str, Any]
     dataset: str
+    batch_size: int
+
+    @property
+    def dtype(self) -> Dtype:
+        dtype: Dtype = self.settings["dtype"]
+        return dtype
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +119,13 @@ class LayerFacts:
         """The fingerprint that a shard's record must carry, given the content of the shard it was made from."""
         return fingerprint([self.fingerprint, parent])
 
+    def column(self, index: int) -> str:
+        return f"{'view' if self.kind == 'views' else 'caption'}_{index:03d}"
+
+
+def views_layer_name(columns: Sequence[int]) -> str:
+    return f"views-{columns[0]:03d}-{columns[-1]:03d}"
+
 
 def slug(text: str) -> str:
     """A folder name for a teacher spec: `ViT-B-32:laion2b_s34b_b79k` → `vit-b-32-laion2b_s34b_b79k`."""
@@ -101,6 +134,11 @@ def slug(text: str) -> str:
 
 def publish_facts(folder: Folder, name: str, facts: TeacherFacts | LayerFacts) -> None:
     folder.publish(name, json.dumps({"schema": CACHE_SCHEMA, **asdict(facts)}, indent=1).encode())
+
+
+def teacher_names(cache: Folder) -> list[str]:
+    """The teachers of a cache, by their folders."""
+    return [name for name in cache.names() if cache.child(name).exists(TEACHER)]
 
 
 def read_teacher(folder: Folder) -> TeacherFacts | None:
@@ -115,10 +153,10 @@ def read_layer(folder: Folder) -> LayerFacts | None:
 
 
 def read_layers(folder: Folder, kind: Kind) -> list[LayerFacts]:
-    """The layers of one kind of a teacher's folder, by their first column."""
+    """The layers of one kind of a teacher's folder: views by their first column, captions by name."""
     # Filtered here: an object store asked for a prefix names files only, no folders.
     found = (read_layer(folder.child(name)) for name in folder.names() if name.startswith(f"{kind}-"))
-    return sorted((layer for layer in found if layer is not None), key=lambda layer: layer.columns)
+    return sorted((layer for layer in found if layer is not None), key=lambda layer: (layer.columns, layer.name))
 
 
 def _read(folder: Folder, name: str) -> dict[str, Any] | None:
@@ -126,39 +164,61 @@ def _read(folder: Folder, name: str) -> dict[str, Any] | None:
         data: dict[str, Any] = json.loads(folder.read(name))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise UserError(f"{name} is damaged ({error})", where=str(folder), do="Restore it, or build again") from None
     schema = data.pop("schema", None)
     if schema != CACHE_SCHEMA:
-        raise UserError(f"{name} has schema {schema}, this version reads {CACHE_SCHEMA}", where=str(folder))
+        raise UserError(
+            f"{name} has schema {schema}, this version reads {CACHE_SCHEMA}",
+            where=str(folder),
+            do="Build into another folder",
+        )
     return data
 
 
 def refuse_another(where: Folder, what: str, old: dict[str, Any], new: dict[str, Any], do: str) -> None:
     """Raise `UserError` naming the first difference between two identities, if there is one."""
-    difference = first_difference(old, new)
+    difference = first_difference(old, json.loads(json.dumps(new)))
     if difference:
         raise UserError(f"{what}: {difference}", where=str(where), do=do)
 
 
-def embedding_column(kind: Kind, index: int) -> str:
-    return f"{'view' if kind == 'views' else 'caption'}_{index:03d}"
-
-
 def layer_table(
     layer: LayerFacts,
-    shard: Shard,
-    embeddings: Sequence[npt.NDArray[np.float16]],
-    views: Sequence[Sequence[View]],
+    keys: Sequence[str],
+    embeddings: Sequence[Stored],
+    *,
+    params: Sequence[npt.NDArray[np.void]] = (),
+    texts: Sequence[Sequence[str]] = (),
 ) -> pa.Table:
-    """The content of one file. `embeddings`: one (rows, D) array a column; `views`: as many lists of rows, or none."""
-    columns: dict[str, pa.Array] = {"key": pa.array(shard.keys, pa.string())}
-    for place, index in enumerate(layer.columns):
-        flat = np.ascontiguousarray(embeddings[place])
-        columns[embedding_column(layer.kind, index)] = pa.FixedSizeListArray.from_arrays(
-            pa.array(flat.reshape(-1), pa.float16()), flat.shape[1]
+    """The content of one file; every sequence has one entry a column of the layer, in order.
+
+    `embeddings`: what `dtypes.store` made of (rows, D) float32 of unit norm; `params`: (rows,) of `ViewPolicy.dtype`,
+    of views; `texts`: the captions, where the shards do not have them.
+    """
+    columns: dict[str, pa.Array] = {}
+    scales: dict[str, pa.Array] = {}
+    # The embeddings first and together: they lie at equal distances, so one gather serves several views.
+    for index, stored in zip(layer.columns, embeddings, strict=True):
+        name = layer.column(index)
+        values = pa.array(np.ascontiguousarray(stored.values).reshape(-1), arrow_type(layer.dtype))
+        columns[name] = pa.FixedSizeListArray.from_arrays(values, stored.values.shape[1])
+        if stored.scales is not None:
+            scales[f"{name}_scale"] = pa.array(stored.scales)
+    columns |= scales
+    for index, packed in zip(layer.columns, params, strict=bool(params)):
+        width = packed.dtype.itemsize
+        columns[f"params_{index:03d}"] = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(width), len(packed), [None, pa.py_buffer(np.ascontiguousarray(packed).tobytes())]
         )
-        if views:
-            crops = np.array([view[:4] for view in views[place]], np.float32).reshape(-1)
-            columns[f"crop_{index:03d}"] = pa.FixedSizeListArray.from_arrays(pa.array(crops), 4)
-            columns[f"flip_{index:03d}"] = pa.array([view.flip for view in views[place]], pa.bool_())
+    for index, captions in zip(layer.columns, texts, strict=bool(texts)):
+        columns[f"text_{index:03d}"] = pa.array(captions, pa.string())
+    columns["key"] = pa.array(keys, pa.string())
     table = pa.table(columns)
-    return table.replace_schema_metadata({"keys": shard.keys_digest, "layer": layer.fingerprint})
+    return table.replace_schema_metadata({"keys": fingerprint(list(keys)), "layer": layer.fingerprint})
+
+
+def write_layer_file(path: str, table: pa.Table) -> None:
+    """One record batch, uncompressed."""
+    with pa.ipc.new_file(path, table.schema) as sink:
+        sink.write_table(table.combine_chunks())

@@ -15,6 +15,8 @@ from typing import Any
 
 # Before torch is imported anywhere: threads that spin while they wait cost more than they give at these sizes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test asks a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pyarrow as pa

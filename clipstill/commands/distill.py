@@ -30,6 +30,16 @@ def add(commands: Subparsers) -> None:
     parser.add_argument("--cache", metavar="CACHE", help="what `clipstill cache build` wrote")
     parser.add_argument("--teacher-name", metavar="NAME", help="which teacher, if the cache holds several")
     parser.add_argument(
+        "--join",
+        choices=["error", "skip", "none"],
+        default="error",
+        help="when the cache is of other shards, or of a part: refuse; join by key and skip samples that it lacks; or "
+        "train those without a teacher",
+    )
+    parser.add_argument(
+        "--join-limit", type=float, default=0.01, metavar="SHARE", help="refuse to skip more than this share"
+    )
+    parser.add_argument(
         "--loss",
         action="append",
         default=[],
@@ -68,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
             student=args.student,
             cache=args.cache,
             teacher_name=args.teacher_name,
+            join=args.join,
+            join_limit=args.join_limit,
             losses=_losses(args.loss),
             steps=args.steps,
             epochs=args.epochs,

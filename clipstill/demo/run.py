@@ -43,8 +43,8 @@ from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSetting
 from shards import Dataset, Folder, IncompleteError, UserError
 from shards.fingerprint import first_difference
 from shards.ray_executor import RayExecutor, ray_session
-from teacher_cache.build import BuildSettings, build_cache
-from teacher_cache.teacher import Teacher
+from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.teachers import load_teacher
 from teacher_cache.verify import verify_cache
 
 _HERE = Path(__file__).parent
@@ -211,7 +211,13 @@ class Demo:
 
     def _build_cache(self, teacher: str) -> dict[str, Any]:
         shards, cache = str(self.out / "shards" / "train"), str(self.out / "cache")
-        settings = BuildSettings(shards=shards, cache=cache, teacher=teacher, name="teacher", views=self.settings.views)
+        settings = BuildSettings(
+            shards=shards,
+            cache=cache,
+            teachers=(TeacherSpec(teacher, "teacher"),),
+            views=self.settings.views,
+            batch_size=64,
+        )
         began = time.monotonic()
         report = build_cache(settings, RayExecutor(1, cpus=self.workers))
         seconds = time.monotonic() - began
@@ -251,7 +257,7 @@ class Demo:
 
     def _speed(self, teacher: str) -> dict[str, Any]:
         seed = self.settings.seeds[0]
-        return measure_steps(self._student("baseline", seed), self._student("distilled", seed), Teacher.load(teacher))
+        return measure_steps(self._student("baseline", seed), self._student("distilled", seed), load_teacher(teacher))
 
     def _export(self, name: str) -> dict[str, float]:
         folder = self.out / "export" / name

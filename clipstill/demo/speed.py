@@ -17,7 +17,7 @@ from distill.loader import Batch
 from distill.losses import Embeddings
 from distill.settings import RunSettings
 from distill.train import Run, Targets
-from teacher_cache.teacher import Teacher
+from teacher_cache.teachers import Teacher
 
 _WARMUP, _ROUNDS = 2, 7
 
@@ -58,8 +58,8 @@ def online_targets(teacher: Teacher, scale: float | None) -> Callable[[Batch], E
 
     def targets(batch: Batch) -> Embeddings:
         assert batch.teacher_pixels is not None
-        image = torch.from_numpy(teacher.embed_images(batch.teacher_pixels))
-        text = torch.from_numpy(teacher.embed_texts(batch.captions))
-        return Embeddings(image.to(teacher.device), text.to(teacher.device), scale or teacher.logit_scale)
+        image = teacher.embed_images(torch.from_numpy(batch.teacher_pixels))
+        text = teacher.embed_texts(batch.captions)
+        return Embeddings(image, text, scale or teacher.logit_scale)
 
     return targets

@@ -14,8 +14,12 @@ from clipstill.main import main
 COMMANDS = [
     ["ingest"],
     ["shards", "verify"],
+    ["cache", "plan"],
     ["cache", "build"],
     ["cache", "verify"],
+    ["cache", "report"],
+    ["cache", "import"],
+    ["cache", "export"],
     ["distill"],
     ["evaluate"],
     ["export"],

@@ -53,18 +53,19 @@ def world(
     save_student: Callable[..., str],
 ) -> World:
     from teacher_cache import ViewPolicy  # noqa: PLC0415
-    from teacher_cache.build import BuildSettings, build_cache  # noqa: PLC0415
+    from teacher_cache.build import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
 
     root = tmp_path_factory.mktemp("world")
     dataset = make_dataset(root / "shards", (9, 0, 12, 5))
+    teacher = save_teacher(root / "teacher", scale=30.0)
     settings = BuildSettings(
         shards=str(dataset.folder),
         cache=str(root / "cache"),
-        teacher=save_teacher(root / "teacher", scale=30.0),
-        name="teach",
+        teachers=(TeacherSpec(teacher, "teach"),),
+        batch_size=64,
         views=3,
         policy=ViewPolicy(scale=(0.5, 1.0), flip=0.5),
     )
     build_cache(settings, InProcess())
     student = save_student(root / "student.json")
-    return World(root, dataset, settings.shards, settings.cache, settings.teacher, student)
+    return World(root, dataset, settings.shards, settings.cache, teacher, student)

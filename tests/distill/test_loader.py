@@ -24,7 +24,7 @@ from distill.loader import Batch, Loader, Views
 from distill.order import Order
 from distill.train import Run
 from shards import Dataset, UserError
-from teacher_cache import TeacherCache, View, ViewPolicy, draw_view, render
+from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
 
 TOKENIZER = open_clip.get_tokenizer("ViT-B-32", context_length=16)
 POLICY = ViewPolicy(scale=(0.5, 1.0), flip=0.5)  # the cache's
@@ -71,7 +71,7 @@ def plain_samples(world: Any) -> dict[str, dict[str, Any]]:
             samples[key]["text"] = captions["caption_000"][row].as_py()
             samples[key]["views"] = [
                 (
-                    View(*views[f"crop_{view:03d}"][row].as_py(), views[f"flip_{view:03d}"][row].as_py()),
+                    POLICY.unpack(np.frombuffer(views[f"params_{view:03d}"][row].as_py(), POLICY.dtype)[0]),
                     views[f"view_{view:03d}"][row].as_py(),
                 )
                 for view in range(3)
@@ -105,11 +105,11 @@ def test_a_batch_is_what_a_plain_loop_gathers(world: Any) -> None:
             turn = int(apart.argmin())
             assert apart[turn] < 1e-7
             turns[key].append(turn)
-            image = Image.open(io.BytesIO(sample.get("jpg") or sample["png"])).convert("RGB")
+            image = EncodedImage(sample.get("jpg") or sample["png"])
             view = sample["views"][turn][0]
-            assert view == draw_view(POLICY, key, turn, *image.size)
-            assert np.array_equal(batch.images[at].numpy(), render(image, view, 32))
-            assert np.array_equal(batch.teacher_pixels[at], render(image, view, 48))
+            assert view == POLICY.draw(key, turn, image.width, image.height)
+            assert np.array_equal(batch.images[at].numpy(), POLICY.render(image, view, 32))
+            assert np.array_equal(batch.teacher_pixels[at], POLICY.render(image, view, 48))
     # 12 steps are three epochs of four; a sample dropped from one of them was seen twice.
     assert all(len(set(seen)) == len(seen) for seen in turns.values()), "a view came twice before all had come"
     assert any(sorted(seen) == [0, 1, 2] for seen in turns.values())
@@ -217,6 +217,7 @@ def test_a_damaged_image_is_named(world: Any, tmp_path: Path, make_dataset: Call
 def test_only_so_many_shards_stay_open_however_many_there_are(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [batch.images for batch in Run(world.settings(world.root / "unused")).loader.batches(0, 8)]
     monkeypatch.setattr("distill.loader._OPEN_SHARDS", 1)
+    monkeypatch.setattr("teacher_cache.reader._OPEN_FILES", 1)
     run = Run(world.settings(world.root / "unused"))
     before = len(list(Path("/proc/self/fd").iterdir()))
     images = [batch.images for batch in run.loader.batches(0, 8)]

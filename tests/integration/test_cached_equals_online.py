@@ -22,8 +22,9 @@ from distill.settings import OptimiserSettings, RunSettings
 from distill.train import Run
 from shards import Dataset, InProcess
 from teacher_cache import ViewPolicy
-from teacher_cache.build import BuildSettings, build_cache, embed_captions, embed_views
-from teacher_cache.teacher import Teacher
+from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.teachers import Teacher, load_teacher
+from teacher_cache.views import EncodedImage
 
 STEPS, BATCH, SCALE = 30, 12, 100.0
 POLICY = ViewPolicy(scale=(0.5, 1.0), flip=0.5)
@@ -50,10 +51,15 @@ def stage(
     dataset = make_dataset(root / "shards", (17, 0, 20, 23))
     spec = save_teacher(root / "teacher", scale=SCALE, width=64)
     settings = BuildSettings(
-        shards=str(dataset.folder), cache=str(root / "cache"), teacher=spec, views=2, policy=POLICY, batch_size=16
+        shards=str(dataset.folder),
+        cache=str(root / "cache"),
+        teachers=(TeacherSpec(spec),),
+        views=2,
+        policy=POLICY,
+        batch_size=16,
     )
     build_cache(settings, InProcess())
-    return Stage(dataset, settings.cache, Teacher.load(spec), save_student(root / "student.json"))
+    return Stage(dataset, settings.cache, load_teacher(spec), save_student(root / "student.json"))
 
 
 def make_run(stage: Stage, losses: dict[str, float]) -> Run:
@@ -73,9 +79,8 @@ def make_run(stage: Stage, losses: dict[str, float]) -> Run:
 def online(stage: Stage) -> Callable[[Batch], Embeddings]:
     def targets(batch: Batch) -> Embeddings:
         assert batch.teacher_pixels is not None
-        image = torch.from_numpy(stage.teacher.embed_images(batch.teacher_pixels))
-        text = torch.from_numpy(stage.teacher.embed_texts(batch.captions))
-        return Embeddings(image, text, stage.teacher.logit_scale)
+        image = stage.teacher.embed_images(torch.from_numpy(batch.teacher_pixels))
+        return Embeddings(image, stage.teacher.embed_texts(batch.captions), stage.teacher.logit_scale)
 
     return targets
 
@@ -84,12 +89,15 @@ def unrounded(stage: Stage, run: Run) -> Callable[[Batch], Embeddings]:
     """What the cache was made of, before rounding, looked up by key and view."""
     images: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
     texts: dict[str, npt.NDArray[np.float32]] = {}
+    teacher = stage.teacher
     for shard in stage.dataset.shards:
-        views, _ = embed_views(stage.teacher, shard, POLICY, (0, 1), 16)
-        captions = embed_captions(stage.teacher, shard, range(shard.count), 16)
         for row, key in enumerate(shard.keys):
-            texts[key] = captions[row]
-            images |= {(key, view): views[view][row] for view in range(2)}
+            texts[key] = teacher.embed_texts([shard.caption(row)])[0].numpy()
+            image = EncodedImage(shard.image_bytes(row))
+            for view in range(2):
+                drawn = POLICY.draw(key, view, image.width, image.height)
+                pixels = torch.from_numpy(POLICY.render(image, drawn, teacher.image_size or 0)[None])
+                images[key, view] = teacher.embed_images(pixels)[0].numpy()
     turns = Views(POLICY, 2)
 
     def targets(batch: Batch) -> Embeddings:

@@ -13,7 +13,7 @@ from distill.settings import OptimiserSettings, RunSettings
 from distill.train import train
 from shards import Dataset, InProcess, UserError
 from teacher_cache import TeacherCache
-from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.verify import verify_cache
 
 COUNTS = (7, 0, 9)
@@ -30,7 +30,13 @@ def test_a_cache_on_an_object_store_is_what_it_is_on_a_disk(
     far = make_dataset(f"{bucket}/shards", COUNTS)
     assert far.content == near.content
     teacher, student = save_teacher(tmp_path / "teacher"), save_student(tmp_path / "student.json")
-    here = BuildSettings(shards=str(near.folder), cache=str(tmp_path / "cache"), teacher=teacher, name="teach", views=1)
+    here = BuildSettings(
+        shards=str(near.folder),
+        cache=str(tmp_path / "cache"),
+        teachers=(TeacherSpec(teacher, "teach"),),
+        views=1,
+        batch_size=64,
+    )
     there = replace(here, shards=str(far.folder), cache=f"{bucket}/cache")
     for views in (1, 3):
         for settings in (here, there):

@@ -336,3 +336,34 @@ def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path
 def test_a_user_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(UserError("7 is too many", where="--letters", do="Use 6")))
     assert (str(error), error.do) == ("--letters: 7 is too many. Use 6", "Use 6")
+
+
+ELSEWHERE = """
+from shards.errors import UserError
+from shards.ray_executor import RayExecutor
+from teacher_cache.layout import slug
+
+executor = RayExecutor(1)
+assert executor.once(slug, "A B") == "a-b"
+try:
+    executor.once(RayExecutor, 0)
+except UserError as error:
+    assert error.problem == "0 workers cannot do any work", error
+else:
+    raise AssertionError("an error there is an error here")
+executor.close()
+"""
+
+
+def test_folders_named_like_our_packages_do_not_hide_them_from_workers(tmp_path: Path) -> None:
+    """`clipstill ingest --out shards` in an empty folder is what anyone would try first."""
+    for name in ("shards", "ingest", "teacher_cache"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00000.tar").write_bytes(b"")
+    program = tmp_path / "elsewhere" / "program.py"
+    program.parent.mkdir()
+    program.write_text(ELSEWHERE)
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

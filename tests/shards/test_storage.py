@@ -261,6 +261,8 @@ def test_a_file_where_a_folder_should_be_is_the_users_to_mend(tmp_path: Path) ->
     for folder in (Folder(tmp_path / "file"), Folder(tmp_path / "file" / "below")):
         said(lambda folder=folder: folder.publish("x", b"1"), str(folder))
         said(lambda folder=folder: folder.read("x"), str(folder))
+        said(lambda folder=folder: folder.names(), str(folder))
+        said(lambda folder=folder: folder.names("00001."), str(folder))
 
 
 def test_an_unknown_scheme_is_the_users_to_mend() -> None:

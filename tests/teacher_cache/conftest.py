@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -35,3 +38,63 @@ def forge() -> Callable[[str | Path, int, Callable[[pa.Table], pa.Table]], None]
         folder.child("_records").publish(str(forged.name), forged.to_json().encode())
 
     return rewrite
+
+
+@pytest.fixture(scope="session")
+def stored() -> Callable[..., pa.Table]:
+    """`stored(cache, layer, shard, teacher="teach")`: a file of a layer, read with pyarrow alone."""
+
+    def read(cache: str | Path, layer: str, shard: int, teacher: str = "teach") -> pa.Table:
+        with pa.memory_map(f"{cache}/{teacher}/{layer}/{shard:05d}.arrow") as source:
+            return pa.ipc.open_file(source).read_all()
+
+    return read
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def python_teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """`python_teacher(source)`: an importable module with a class Mine; returns the spec of that teacher."""
+    folder = tmp_path_factory.mktemp("modules")
+
+    def save(source: str) -> str:
+        name = f"embedders_{next(_NUMBERS)}"
+        (folder / f"{name}.py").write_text("import numpy as np\nimport torch\n" + textwrap.dedent(source))
+        return f"python:{name}:Mine"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield save
+
+
+LINEAR = """
+class Mine:
+    image_size = {size}
+    identity = {{"seed": {seed}}}
+    logit_scale = {scale}
+
+    def embed_images(self, pixels):
+        weights = np.random.default_rng({seed}).normal(size=({size} * {size} * 3, {width}))
+        return (pixels.cpu().numpy().reshape(len(pixels), -1) / 255 - 0.5) @ weights
+
+    def embed_texts(self, texts):
+        weights = np.random.default_rng({seed} + 1).normal(size=(256, {width}))
+        return np.stack([np.bincount(np.frombuffer(t.encode(), np.uint8), minlength=256) @ weights for t in texts])
+"""
+
+
+@pytest.fixture(scope="session")
+def linear_teacher(python_teacher: Callable[[str], str]) -> Callable[..., str]:
+    """`linear_teacher(size=8, width=6, seed=0, scale=50.0, without=())`: a teacher that is a matrix a tower.
+
+    `without` names the methods that it lacks.
+    """
+
+    def save(**options: Any) -> str:
+        chosen = {"size": 8, "width": 6, "seed": 0, "scale": 50.0, **options}
+        lacking = "".join(f"    {method} = None\n" for method in chosen.pop("without", ()))
+        return python_teacher(LINEAR.format(**chosen) + lacking)
+
+    return save

@@ -1,10 +1,11 @@
-"""What a cache holds is what the teacher says, however the build was cut up, killed, extended or spread."""
+"""What a cache holds is what the teacher says, however the build was cut up, extended or spread."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -21,8 +22,11 @@ from PIL import Image
 
 from shards import Dataset, IncompleteError, InProcess, UserError
 from shards.ray_executor import RayExecutor
-from teacher_cache import TeacherCache, ViewPolicy, draw_view
-from teacher_cache.build import BuildReport, BuildSettings, build_cache
+from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
+from teacher_cache.build import BuildReport, BuildSettings, TeacherSpec, build_cache
+from teacher_cache.captions import CaptionSource
+from teacher_cache.teachers import Forward
+from teacher_cache.verify import verify_cache
 
 POLICY = ViewPolicy(scale=(0.4, 1.0), flip=0.5)
 COUNTS = (7, 0, 11)
@@ -44,8 +48,7 @@ def settings(root: Path, dataset: Dataset, save_teacher: Callable[..., str]) -> 
     return BuildSettings(
         shards=str(dataset.folder),
         cache=str(root / "cache"),
-        teacher=teacher,
-        name="teach",
+        teachers=(TeacherSpec(teacher, "teach"),),
         views=2,
         policy=POLICY,
         batch_size=4,
@@ -55,6 +58,10 @@ def settings(root: Path, dataset: Dataset, save_teacher: Callable[..., str]) -> 
 @pytest.fixture(scope="module")
 def built(settings: BuildSettings) -> BuildReport:
     return build_cache(settings, InProcess())
+
+
+def taught_by(settings: BuildSettings, spec: str | Path) -> BuildSettings:
+    return replace(settings, teachers=(TeacherSpec(str(spec), "teach"),))
 
 
 def elsewhere(settings: BuildSettings, name: str, **changes: Any) -> BuildSettings:
@@ -70,30 +77,20 @@ def matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:
     return np.array(table[column].to_pylist()).reshape(table.num_rows, -1)
 
 
-# ----------------------------------------------------------------------------------------------- what the cache says
-
-
 def plain_embeddings(
     settings: BuildSettings, dataset: Dataset, view: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """One sample after the other through open_clip's own functions, in float64."""
-    model = open_clip.create_model(f"local-dir:{settings.teacher}").eval().double()
+    model = open_clip.create_model(f"local-dir:{settings.teachers[0].spec}").eval().double()
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=16)
     mean, std = np.array(open_clip.OPENAI_DATASET_MEAN), np.array(open_clip.OPENAI_DATASET_STD)
     images, texts = [], []
     with torch.no_grad():
         for shard in dataset.shards:
             for row, key in enumerate(shard.keys):
-                image = Image.open(io.BytesIO(shard.image_bytes(row))).convert("RGB")
-                width, height = image.size
-                left, top, across, down, flip = draw_view(POLICY, key, view, width, height)
-                box = (left * width, top * height, (left + across) * width, (top + down) * height)
-                small = image.resize(
-                    (48, 48), Image.Resampling.BICUBIC, box=tuple(np.clip(box, 0, [width, height] * 2))
-                )
-                if flip:
-                    small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                pixels = (np.asarray(small) / 255 - mean) / std
+                image = EncodedImage(shard.image_bytes(row))
+                seen = POLICY.render(image, POLICY.draw(key, view, image.width, image.height), 48)
+                pixels = (seen / 255 - mean) / std
                 images.append(model.encode_image(torch.from_numpy(pixels).permute(2, 0, 1)[None], normalize=True)[0])
                 texts.append(model.encode_text(tokenizer([shard.caption(row)]), normalize=True)[0])
     return torch.stack(images).numpy(), torch.stack(texts).numpy()
@@ -118,18 +115,20 @@ def test_the_cache_holds_what_the_teacher_says_of_each_view(
 
 
 @pytest.mark.usefixtures("built")
-def test_crops_and_keys_are_stored_for_replay(settings: BuildSettings, dataset: Dataset) -> None:
+def test_parameters_and_keys_are_stored_for_replay(settings: BuildSettings, dataset: Dataset) -> None:
     cache = TeacherCache.open(settings.cache, dataset)
     flips = set()
-    for shard in dataset.shards:
+    for place, shard in enumerate(dataset.shards):
         table = stored(settings.cache, "views-000-001", shard.id)
         assert table["key"].to_pylist() == shard.keys
         for row, key in enumerate(shard.keys):
             size = Image.open(io.BytesIO(shard.image_bytes(row))).size
             for view in range(2):
-                drawn = draw_view(POLICY, key, view, *size)
-                assert cache.view(shard, row, view) == drawn
-                assert tuple(table[f"crop_{view:03d}"][row].as_py()) == drawn[:4]
+                drawn = POLICY.draw(key, view, *size)
+                assert cache.view(place, row, view) == drawn
+                packed = table[f"params_{view:03d}"][row].as_py()
+                assert (*struct.unpack("<4f", packed[:16]), bool(packed[16])) == drawn[:5]
+                assert len(packed) == 17
                 flips.add(drawn.flip)
     assert flips == {True, False}
 
@@ -181,16 +180,13 @@ def test_embeddings_depend_on_the_batch_size_in_their_last_bit_only(settings: Bu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.usefixtures("built")
 def test_lower_precisions_come_close_to_float32(settings: BuildSettings, dataset: Dataset, precision: Any) -> None:
-    low = elsewhere(settings, precision, precision=precision, views=1)
+    low = elsewhere(settings, precision, forward=Forward(precision=precision), views=1)
     build_cache(low, InProcess())
     exact, rough = TeacherCache.open(settings.cache, dataset), TeacherCache.open(low.cache, dataset)
-    shard = dataset.shards[2]
-    cosines = (exact.image(shard, range(11), 0) * rough.image(shard, range(11), 0)).sum(axis=1)
-    assert 0.995 < cosines.min() < 1
-    assert not np.array_equal(exact.image(shard, range(11), 0), rough.image(shard, range(11), 0))
-
-
-# ------------------------------------------------------------------------------------------------- growing and resuming
+    places, first = np.array([(2, row) for row in range(11)]), np.zeros(11, np.int64)
+    here, there = (cache.image(places, first) for cache in (exact, rough))
+    assert 0.995 < (here * there).sum(axis=1).min() < 1
+    assert not np.array_equal(here, there)
 
 
 def test_more_views_touch_no_file_and_equal_a_fresh_build(
@@ -214,12 +210,13 @@ def test_more_views_touch_no_file_and_equal_a_fresh_build(
         for view in range(4):
             layer = "views-000-001" if view < 2 else "views-002-003"
             one, other = stored(grown.cache, layer, shard.id), stored(fresh.cache, "views-000-003", shard.id)
-            for column in (f"view_{view:03d}", f"crop_{view:03d}", f"flip_{view:03d}"):
+            for column in (f"view_{view:03d}", f"params_{view:03d}"):
                 assert one[column].to_pylist() == other[column].to_pylist()
     caches = [TeacherCache.open(at.cache, dataset) for at in (grown, fresh)]
     assert [cache.views for cache in caches] == [4, 4]
+    places = np.array([(2, 3), (0, 1), (2, 10), (2, 3), (0, 0)])
     for view in range(4):
-        one, other = (cache.image(dataset.shards[2], [3, 1, 10], view) for cache in caches)
+        one, other = (cache.image(places, np.full(5, view)) for cache in caches)
         assert np.array_equal(one, other)
 
 
@@ -234,45 +231,6 @@ def test_a_finished_build_does_nothing(
     assert snapshot(Path(settings.cache)) == before
 
 
-PROGRAM = """
-import teacher_cache.build as build
-from shards import InProcess
-from teacher_cache.views import ViewPolicy
-
-decode = build.decode
-build.decode = lambda data: (tick(), decode(data))[1]
-
-def work(number):
-    settings = build.BuildSettings(
-        shards={shards!r}, cache={base!r} + str(number), teacher={teacher!r}, name="teach", views=2,
-        policy=ViewPolicy(scale=(0.4, 1.0), flip=0.5), batch_size=4,
-    )
-    tick_at_files(settings.cache)
-    build.build_cache(settings, InProcess())
-"""
-
-
-@pytest.mark.usefixtures("built")
-def test_a_build_killed_anywhere_ends_in_the_same_bytes(
-    settings: BuildSettings,
-    root: Path,
-    kill_often: Callable[[str, int], list[int]],
-    snapshot: Callable[[Path], dict[str, bytes]],
-) -> None:
-    """Killed before any of the files it writes, and in the middle of a shard's images."""
-    base = str(root / "killed")
-    kill_often(PROGRAM.format(shards=settings.shards, base=base, teacher=settings.teacher), 9)
-    expected = snapshot(Path(settings.cache))
-    assert snapshot(Path(f"{base}0")) == expected
-    found = set()
-    for number in range(1, 10):
-        cache = f"{base}{number}"
-        found.add(len(list(Path(cache).rglob("*.arrow"))))
-        build_cache(replace(settings, cache=cache), InProcess())
-        assert snapshot(Path(cache)) == expected, number
-    assert len(found) >= 4, f"the kills all came at the same point: {found}"
-
-
 def test_ray_makes_the_same_bytes(
     settings: BuildSettings, built: BuildReport, snapshot: Callable[[Path], dict[str, bytes]]
 ) -> None:
@@ -282,34 +240,31 @@ def test_ray_makes_the_same_bytes(
     assert report.bytes == built.bytes
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
-
-
 def test_a_changed_teacher_under_the_same_name_is_refused(
     settings: BuildSettings, built: BuildReport, root: Path, save_teacher: Callable[..., str]
 ) -> None:
     other = save_teacher(root / "other", seed=1)
-    old = json.loads((Path(built.folder) / "teacher.json").read_text())["identity"]["weights"]
+    old = json.loads((Path(built.folders[0]) / "teacher.json").read_text())["identity"]["weights"]
     with pytest.raises(UserError, match=rf'another teacher: weights was "{old}", now "[0-9a-f]{{16}}"'):
-        build_cache(replace(settings, teacher=other), InProcess())
+        build_cache(taught_by(settings, other), InProcess())
     wider = save_teacher(root / "wider", width=64)
     with pytest.raises(UserError, match=r"model\.vision_cfg\.width was 32, now 64"):
-        build_cache(replace(settings, teacher=wider), InProcess())
+        build_cache(taught_by(settings, wider), InProcess())
     moved = root / "moved"
-    shutil.copytree(settings.teacher, moved)
-    assert build_cache(replace(settings, teacher=str(moved)), InProcess()).summary.finished == 0
+    shutil.copytree(settings.teachers[0].spec, moved)
+    assert build_cache(taught_by(settings, moved), InProcess()).summary.finished == 0
 
 
 @pytest.mark.usefixtures("built")
 def test_preprocessing_is_part_of_who_the_teacher_is(settings: BuildSettings, root: Path) -> None:
     moved = root / "greyer"
-    shutil.copytree(settings.teacher, moved)
+    shutil.copytree(settings.teachers[0].spec, moved)
     path = moved / "open_clip_config.json"
     config = json.loads(path.read_text())
     config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"preprocess\.mean was \[0\.48\d+, .*\], now \[0\.5, 0\.5, 0\.5\]"):
-        build_cache(replace(settings, teacher=str(moved)), InProcess())
+        build_cache(taught_by(settings, moved), InProcess())
 
 
 @pytest.mark.parametrize(
@@ -318,7 +273,7 @@ def test_preprocessing_is_part_of_who_the_teacher_is(settings: BuildSettings, ro
         ({"policy": ViewPolicy()}, r"policy\.flip was 0\.5, now 0\.0"),
         ({"policy": ViewPolicy(scale=(0.5, 1.0), flip=0.5)}, r"policy\.scale was \[0\.4, 1\.0\], now \[0\.5, 1\.0\]"),
         ({"policy": ViewPolicy(kind="centre"), "views": 1}, r"policy\.flip was 0\.5, now 0\.0"),
-        ({"precision": "bf16"}, r'precision was "fp32", now "bf16"'),
+        ({"forward": Forward(precision="bf16")}, r'precision was "fp32", now "bf16"'),
     ],
 )
 @pytest.mark.usefixtures("built")
@@ -378,7 +333,8 @@ def test_a_shard_made_again_is_embedded_again_and_only_that(
     assert (report.summary.skipped, report.summary.finished) == (2, 2)
     assert first.stat().st_mtime_ns == before
     cache = TeacherCache.open(changed.cache, again)
-    assert cache.image(again.shards[1], range(6), 1).shape == (6, 40)
+    places = np.array([(1, row) for row in range(6)])
+    assert cache.image(places, np.ones(6, np.int64)).shape == (6, 40)
 
 
 def test_a_damaged_image_is_named_and_holds_up_its_own_shard_only(
@@ -408,8 +364,8 @@ def test_a_teacher_that_says_nan_is_refused(
         loaded.model.token_embedding.weight[320] = torch.nan  # some words only
         loaded.model.visual.proj[:] = 3e38
     save_model(loaded.model, loaded.config, str(root / "broken"))
-    with pytest.raises(IncompleteError, match="the teacher's embedding of tiny-000000000 is not finite"):
-        build_cache(elsewhere(settings, "broken cache", teacher=str(root / "broken")), InProcess())
+    with pytest.raises(IncompleteError, match="the teacher's embedding of tiny-000000000 is zero or not finite"):
+        build_cache(elsewhere(taught_by(settings, str(root / "broken")), "broken cache"), InProcess())
 
 
 def test_oblong_teachers_are_refused(settings: BuildSettings, root: Path, save_teacher: Callable[..., str]) -> None:
@@ -419,15 +375,74 @@ def test_oblong_teachers_are_refused(settings: BuildSettings, root: Path, save_t
         config = json.loads(path.read_text())
         config["model_cfg"]["vision_cfg"]["image_size"] = [48, 48]
         path.write_text(json.dumps(config))
-    assert build_cache(elsewhere(settings, "square", teacher=oblong), InProcess()).views == 2
+    assert build_cache(elsewhere(taught_by(settings, oblong), "square"), InProcess()).views == 2
     config["model_cfg"]["vision_cfg"]["image_size"] = [24, 96]
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"sees \[24, 96\] pixels"):
-        build_cache(elsewhere(settings, "oblong cache", teacher=oblong), InProcess())
+        build_cache(elsewhere(taught_by(settings, oblong), "oblong cache"), InProcess())
 
 
 def test_no_dataset_and_no_teacher_are_said_so(settings: BuildSettings, root: Path) -> None:
     with pytest.raises(UserError, match=r"no dataset here"):
         build_cache(replace(settings, shards=str(root / "nothing")), InProcess())
     with pytest.raises(UserError, match=r"there is no such folder"):
-        build_cache(replace(settings, teacher=str(root / "nothing")), InProcess())
+        build_cache(taught_by(settings, str(root / "nothing")), InProcess())
+
+
+class Swapping(InProcess):
+    """The teacher's folder gets other weights between the driver's look at it and the worker's."""
+
+    def __init__(self, folder: str, other: str) -> None:
+        super().__init__()
+        self._folder, self._other = folder, other
+
+    def start(self, task: Any) -> None:
+        shutil.rmtree(self._folder)
+        shutil.copytree(self._other, self._folder)
+        super().start(task)
+
+
+def test_a_worker_with_other_weights_makes_nothing(
+    settings: BuildSettings, root: Path, save_teacher: Callable[..., str]
+) -> None:
+    moving, other = save_teacher(root / "moving"), save_teacher(root / "replaced", seed=4)
+    build = elsewhere(taught_by(settings, moving), "of two")
+    with pytest.raises(UserError, match=r"loaded here is [0-9a-f]{16} \(weights .*the cache is of [0-9a-f]{16}"):
+        build_cache(build, Swapping(moving, other))
+    assert not list(Path(build.cache).rglob("*.arrow"))
+
+
+@pytest.mark.usefixtures("built")
+def test_a_layer_that_was_given_up_harms_nobody(
+    settings: BuildSettings, dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = elsewhere(settings, "given up", views=4)
+    shutil.copytree(settings.cache, more.cache)
+    build_cache(more, InProcess())
+    layer = Path(more.cache, "teach", "views-002-003")
+    (record,) = layer.glob("_records/00002.*")
+    record.unlink()
+    opened = TeacherCache.open(more.cache, dataset)
+    assert (opened.views, list(opened.incomplete)) == (2, ["views-002-003"])
+    assert "views-002-003 is left out: 1 shards are missing" in caplog.text
+    assert verify_cache(more.shards, more.cache, rows=2).problems == ("views-002-003: 1 of 3 shards lack it",)
+    for record in layer.glob("_records/0*"):
+        record.unlink()
+    assert build_cache(replace(more, views=3), InProcess()).views == 3
+    assert TeacherCache.open(more.cache, dataset).views == 3
+
+
+@pytest.mark.usefixtures("built")
+def test_captions_that_are_not_there_leave_no_layer(settings: BuildSettings, dataset: Dataset) -> None:
+    wrong = replace(settings, captions=(CaptionSource.parse("txt"), CaptionSource.parse("json:typo")))
+    with pytest.raises(UserError, match="tiny-000000000 has no caption in 'typo'"):
+        build_cache(wrong, InProcess())
+    assert TeacherCache.open(settings.cache, dataset).captions == {"txt": 1}
+
+
+def test_paths_hold_in_other_directories(settings: BuildSettings, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    assert TeacherSpec("teacher") == TeacherSpec(str(root / "teacher"), "teacher")
+    assert TeacherSpec("ViT-B-32:teacher/x.pt").spec == "ViT-B-32:teacher/x.pt"
+    assert TeacherSpec("transformers:teacher").spec == f"transformers:{root}/teacher"
+    assert replace(settings, shards="shards").shards == str(root / "shards")

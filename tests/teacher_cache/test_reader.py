@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from shards import Dataset, InProcess, UserError, read_records
-from teacher_cache import TeacherCache
-from teacher_cache.build import BuildSettings, build_cache
-from teacher_cache.reader import map_layer_file
+from shards import Dataset, Folder, InProcess, UserError, read_records
+from teacher_cache import TeacherCache, reader
+from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.layout import read_layer
+from teacher_cache.reader import LayerFile
 
 COUNTS = (6, 0, 9)
 Forge = Callable[[str | Path, int, Callable[[pa.Table], pa.Table]], None]
@@ -37,11 +42,12 @@ def original(root: Path, dataset: Dataset, save_teacher: Callable[..., str]) -> 
     settings = BuildSettings(
         shards=str(dataset.folder),
         cache=str(root / "cache"),
-        teacher=save_teacher(root / "teacher"),
-        name="teach",
-        views=3,
+        teachers=(TeacherSpec(save_teacher(root / "teacher"), "teach"),),
+        views=2,
+        batch_size=8,
     )
     build_cache(settings, InProcess())
+    build_cache(replace(settings, views=3), InProcess())
     return settings.cache
 
 
@@ -51,66 +57,127 @@ def cache(original: str, tmp_path: Path) -> str:
     return str(shutil.copytree(original, tmp_path / "cache"))
 
 
-def raw(cache: str, layer: str, shard: int, column: str) -> np.ndarray:
-    with pa.memory_map(f"{cache}/teach/{layer}/{shard:05d}.arrow") as source:
-        table = pa.ipc.open_file(source).read_all()
+def at(*rows: tuple[int, int]) -> npt.NDArray[np.int64]:
+    return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def kept(table: pa.Table, column: str) -> npt.NDArray[np.float64]:
     return np.array(table[column].to_pylist(), np.float64)
 
 
-def test_rows_come_in_the_order_asked_and_of_unit_norm(original: str, dataset: Dataset) -> None:
+LAYER_OF = ("views-000-001", "views-000-001", "views-002-002")
+
+
+def test_rows_come_in_the_order_asked_and_of_unit_norm(
+    original: str, dataset: Dataset, stored: Callable[..., pa.Table]
+) -> None:
+    """Of views in two layers, in one call."""
     cache = TeacherCache.open(original, dataset)
     assert cache.views == 3
+    assert cache.captions == {"txt": 1}
     assert cache.teacher.logit_scale == pytest.approx(20.0, rel=1e-6)
     assert cache.teacher.embed_dim == 40
-    shard = dataset.shards[2]
-    rows = [8, 0, 3, 3, 5]
-    for view in range(3):
-        kept = raw(original, "views-000-002", 2, f"view_{view:03d}")[rows]
-        assert np.abs(np.linalg.norm(kept, axis=1) - 1).max() > 1e-6, "rounding to float16 changed no norm"
-        got = cache.image(shard, rows, view)
-        assert got.dtype == np.float32
-        assert np.abs(got - kept / np.linalg.norm(kept, axis=1, keepdims=True)).max() < 1e-7
-    kept = raw(original, "captions-txt", 2, "caption_000")[rows]
-    text = cache.text(shard, rows)
-    assert np.abs(text - kept / np.linalg.norm(kept, axis=1, keepdims=True)).max() < 1e-7
+    places = at((2, 8), (0, 0), (2, 3), (2, 3), (0, 5), (2, 0), (2, 3), (0, 5))
+    views = np.array([2, 0, 1, 2, 0, 1, 0, 2])
+    expected = [
+        kept(stored(original, LAYER_OF[view], place), f"view_{view:03d}")[row]
+        for (place, row), view in zip(places.tolist(), views.tolist(), strict=True)
+    ]
+    norms = np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(norms - 1).max() > 1e-6, "rounding to float16 changed no norm"
+    got = cache.image(places, views)
+    assert (got.dtype, got.shape) == (np.float32, (8, 40))
+    assert np.abs(got - expected / norms).max() < 1e-7
+    as_stored = cache.image_stored(places, views)
+    assert as_stored.dtype == np.float16
+    assert np.array_equal(as_stored, expected)
+    said = np.array(
+        [kept(stored(original, "captions-txt", place), "caption_000")[row] for place, row in places.tolist()]
+    )
+    text = cache.text(places)
+    assert np.abs(text - said / np.linalg.norm(said, axis=1, keepdims=True)).max() < 1e-7
     assert np.abs(np.linalg.norm(text.astype(np.float64), axis=1) - 1).max() < 1e-6
+    assert np.array_equal(cache.text_stored(places), said)
+    nothing = cache.image(at(), np.empty(0, np.int64))
+    assert nothing.shape == cache.text(at()).shape == (0, 40)
+
+
+def test_views_come_from_the_layer_that_has_them(
+    original: str, dataset: Dataset, stored: Callable[..., pa.Table]
+) -> None:
+    cache = TeacherCache.open(original, dataset)
+    for view in range(3):
+        table = stored(original, LAYER_OF[view], 2)
+        for row in range(9):
+            packed = table[f"params_{view:03d}"][row].as_py()
+            drawn = cache.view(2, row, view)
+            assert np.array(drawn[:4], "<f4").tobytes() + bytes([drawn.flip]) == packed
 
 
 def test_mapped_columns_are_views_of_the_file_and_apart(original: str, dataset: Dataset) -> None:
     """So reading one view's rows cannot touch another view's pages."""
-    cache = TeacherCache.open(original, dataset)
-    (layer,) = (layer for layer in cache.layers if layer.kind == "views")
-    place = cache.folder.child(layer.name)
+    place = Folder(original).child("teach").child("views-000-001")
+    layer = read_layer(place)
+    assert layer is not None
     before = pa.total_allocated_bytes()
-    columns = map_layer_file(place, read_records(place)[2], dataset.shards[2])
+    file = LayerFile(place, layer, read_records(place)[2], 40)
     assert pa.total_allocated_bytes() - before < 1000
+    assert (file.values.shape, file.values.dtype) == ((2, 9, 40), np.float16)
+    assert not file.values.flags.writeable
+    assert not file.values.flags.owndata
     extents = []
-    for view in range(3):
-        column = columns[f"view_{view:03d}"]
-        assert (column.shape, column.dtype) == ((9, 40), np.float16)
-        assert not column.flags.writeable
-        assert not column.flags.owndata
+    for column in file.values:
+        assert column.flags.c_contiguous
         start = column.__array_interface__["data"][0]
         extents.append((start, start + column.nbytes))
     extents.sort()
     assert all(first[1] <= second[0] for first, second in pairwise(extents))
+    # What is mapped outlives the object that mapped it.
+    values, expected = file.values, file.values.copy()
+    del file, column
+    gc.collect()
+    assert np.array_equal(values, expected)
+    assert dataset.shards[2].count == 9
 
 
 def test_threads_read_what_one_reader_reads(original: str, dataset: Dataset) -> None:
     calm, shared = (TeacherCache.open(original, dataset) for _ in range(2))
     random = np.random.default_rng(3)
-    asked = [(int(random.choice([0, 2])), int(random.integers(6)), int(random.integers(3))) for _ in range(400)]
+    asked = [
+        (at(*((int(random.choice([0, 2])), int(random.integers(6))) for _ in range(3))), random.integers(0, 3, 3))
+        for _ in range(300)
+    ]
 
-    def read(cache: TeacherCache, ask: tuple[int, int, int]) -> tuple[bytes, bytes, object]:
-        shard, row, view = dataset.shards[ask[0]], ask[1], ask[2]
-        image, text = cache.image(shard, [row], view), cache.text(shard, [row])
-        return image.tobytes(), text.tobytes(), cache.view(shard, row, view)
+    def read(cache: TeacherCache, ask: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> tuple[object, ...]:
+        places, views = ask
+        place, row = places[0].tolist()
+        image, text = cache.image(places, views), cache.text(places)
+        return image.tobytes(), text.tobytes(), cache.view(place, row, int(views[0]))
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda ask: read(shared, ask), asked)) == [read(calm, ask) for ask in asked]
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
+def test_only_so_many_files_are_held(
+    tmp_path: Path,
+    make_dataset: Callable[..., Dataset],
+    linear_teacher: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "_OPEN_FILES", 3)
+    many = make_dataset(tmp_path / "shards", [2] * 8)
+    teachers = (TeacherSpec(linear_teacher(), "teach"),)
+    settings = BuildSettings(shards=str(many.folder), cache=str(tmp_path / "cache"), teachers=teachers, views=1)
+    build_cache(replace(settings, batch_size=8), InProcess())
+    cache = TeacherCache.open(settings.cache, many)
+    every = at(*((place, row) for place in range(8) for row in range(2)))
+    first = cache.image(every, np.zeros(16, np.int64))
+    for _ in range(2):
+        assert np.array_equal(cache.image(every[::-1], np.zeros(16, np.int64)), first[::-1])
+        cache.text(every)
+        gc.collect()
+        mapped = Path("/proc/self/maps").read_text().count(f"{settings.cache}/teach/")
+        assert mapped <= 2 * 3
 
 
 def test_a_cache_of_other_shards_is_refused(
@@ -138,12 +205,12 @@ def test_a_file_of_other_keys_is_refused(cache: str, dataset: Dataset, forge: Fo
         turned = table.take(list(range(table.num_rows))[::-1])
         return turned.replace_schema_metadata({**table.schema.metadata, b"keys": b"0123456789abcdef"})
 
-    forge(f"{cache}/teach/views-000-002", 0, swap)
+    forge(f"{cache}/teach/views-000-001", 0, swap)
     opened = TeacherCache.open(cache, dataset)
-    assert opened.image(dataset.shards[2], [0], 0).shape == (1, 40)
+    assert opened.image(at((2, 0), (0, 0)), np.array([0, 2])).shape == (2, 40)
     digest = dataset.shards[0].keys_digest
     with pytest.raises(UserError, match=rf"6 rows of keys 0123456789abcdef, shard 00000 has 6 of {digest}"):
-        opened.image(dataset.shards[0], [0], 0)
+        opened.image(at((0, 0)), np.array([0]))
 
 
 def test_a_cut_or_absent_file_is_refused(cache: str, dataset: Dataset) -> None:
@@ -156,7 +223,7 @@ def test_a_cut_or_absent_file_is_refused(cache: str, dataset: Dataset) -> None:
             path.write_bytes(path.read_bytes()[:keep])
         opened = TeacherCache.open(cache, dataset)
         with pytest.raises(UserError, match=rf"00002\.arrow {seen}, its record says {size}"):
-            opened.text(dataset.shards[2], [0])
+            opened.text(at((2, 0)))
 
 
 def test_which_teacher_must_be_clear(cache: str, dataset: Dataset, tmp_path: Path) -> None:
@@ -176,15 +243,67 @@ def test_layers_must_be_complete_and_of_the_teacher(cache: str, dataset: Dataset
     held = json.loads(facts.read_text())
     changed = {**held, "identity": {**held["identity"], "weights": "0" * 16}}
     facts.write_text(json.dumps(changed))
-    with pytest.raises(UserError, match=r"views-000-002 was made by teacher [0-9a-f]{16}, .* holds [0-9a-f]{16}"):
+    with pytest.raises(UserError, match=r"views-000-001 was made by teacher [0-9a-f]{16}, .* is [0-9a-f]{16}"):
         TeacherCache.open(cache, dataset)
     facts.write_text(json.dumps({**held, "schema": 99}))
-    with pytest.raises(UserError, match="schema 99, this version reads 1"):
+    with pytest.raises(UserError, match="schema 99, this version reads 2"):
+        TeacherCache.open(cache, dataset)
+    facts.write_text("{half of")
+    with pytest.raises(UserError, match=r"teacher\.json is damaged"):
         TeacherCache.open(cache, dataset)
     facts.write_text(json.dumps(held))
-    shutil.rmtree(f"{cache}/teach/captions-txt")
-    with pytest.raises(UserError, match=r"views \[0, 1, 2\] and 0 caption sets"):
+    captions = shutil.move(f"{cache}/teach/captions-txt", f"{cache}/elsewhere")
+    assert TeacherCache.open(cache, dataset).captions == {}
+    shutil.rmtree(f"{cache}/teach/views-000-001")
+    with pytest.raises(UserError, match=r"holds views \[2\] and 1 layers in all"):
         TeacherCache.open(cache, dataset)
-    shutil.rmtree(f"{cache}/teach/views-000-002")
-    with pytest.raises(UserError, match=r"views \[\] and 0 caption sets"):
+    shutil.rmtree(f"{cache}/teach/views-002-002")
+    with pytest.raises(UserError, match=r"holds views \[\] and 0 layers in all"):
+        TeacherCache.open(cache, dataset)
+    shutil.move(captions, f"{cache}/teach/captions-txt")
+    assert TeacherCache.open(cache, dataset).views == 0
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    facts = json.loads(path.read_text())
+    change(facts["settings"])
+    path.write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda settings: settings["policy"].update(version=1),
+            r"views-002-002 were made by version 1, this is version",
+        ),
+        (
+            lambda settings: settings["policy"].update(flip=0.25),
+            r"views-002-002 has policy .*0\.25.*, views-000-001 has ",
+        ),
+        (lambda settings: settings.update(dtype="int8"), r"views-002-002 has dtype int8, views-000-001 has float16"),
+    ],
+)
+def test_layers_must_agree(cache: str, dataset: Dataset, change: Callable[..., Any], message: str) -> None:
+    rewrite(Path(cache, "teach", "views-002-002", "layer.json"), change)
+    with pytest.raises(UserError, match=message):
+        TeacherCache.open(cache, dataset)
+
+
+def test_a_file_of_another_layer_is_refused(cache: str, dataset: Dataset, forge: Forge) -> None:
+    def other(table: pa.Table) -> pa.Table:
+        return table.replace_schema_metadata({**table.schema.metadata, b"layer": b"0123456789abcdef"})
+
+    forge(f"{cache}/teach/captions-txt", 2, other)
+    opened = TeacherCache.open(cache, dataset)
+    opened.text(at((0, 0)))
+    with pytest.raises(
+        UserError, match=r"00002\.arrow was made for layer 0123456789abcdef, captions-txt is [0-9a-f]{16}"
+    ):
+        opened.text(at((2, 0)))
+
+
+def test_records_made_for_another_layer_are_refused(cache: str, dataset: Dataset) -> None:
+    rewrite(Path(cache, "teach", "captions-txt", "layer.json"), lambda settings: settings.update(precision="bf16"))
+    with pytest.raises(UserError, match=r"00000\.arrow was made as [0-9a-f]{16}, captions-txt is to hold [0-9a-f]{16}"):
         TeacherCache.open(cache, dataset)

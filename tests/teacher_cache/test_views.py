@@ -1,58 +1,36 @@
-"""Views are pure functions of key and index, and `render` is a plain antialiased bicubic resize of their crops."""
+"""Views are pure functions of key, index and policy, drawn as torchvision draws them, and packed without loss."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import struct
 import subprocess
 import sys
-import zlib
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
-from torchvision.transforms.v2 import functional as tv
+from torchvision.transforms import RandAugment, RandomResizedCrop
 
 from shards import UserError
-from teacher_cache.views import View, ViewPolicy, decode, draw_view, render
+from teacher_cache.views import Jitter, Operation, View, ViewPolicy
 
-Pixels = npt.NDArray[np.uint8]
 WIDE = ViewPolicy(scale=(0.1, 0.5), ratio=(0.75, 4 / 3), flip=0.3)
-
-
-def picture(width: int, height: int, seed: int = 0) -> Pixels:
-    """Smooth in places and rough in others."""
-    random = np.random.default_rng(seed)
-    noise = random.integers(0, 256, (height, width, 3))
-    rows, columns = np.mgrid[0:height, 0:width]
-    smooth = 127 + 120 * np.sin(rows[..., None] / 5.0 + columns[..., None] / 9.0 + np.arange(3))
-    return np.where((columns > width // 2)[..., None], noise, smooth).astype(np.uint8)
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
-
-
-# ---------------------------------------------------------------------------------------------------------- drawing
+COLOURED = ViewPolicy(flip=0.5, jitter=(0.4, 0.5, 1.5, 0.1), rand_augment=(2, 9))
 
 
 def test_a_view_depends_on_nothing_but_key_index_and_policy() -> None:
     program = """
 import json, sys
-from teacher_cache.views import ViewPolicy, draw_view
-policy = ViewPolicy(scale=(0.1, 0.5), ratio=(0.75, 4 / 3), flip=0.3)
+from teacher_cache.views import ViewPolicy
+policy = ViewPolicy(flip=0.5, jitter=(0.4, 0.5, 1.5, 0.1), rand_augment=(2, 9))
 order = range(40) if sys.argv[1] == "up" else reversed(range(40))
-views = {n: draw_view(policy, f"cc3m-{n:09d}", n % 7, 300 + n, 200) for n in order}
-print(json.dumps([views[n] for n in range(40)]))
+views = {n: policy.draw(f"cc3m-{n:09d}", n % 7, 300 + n, 200) for n in order}
+print(policy.pack([views[n] for n in range(40)]).tobytes().hex(), "torch" in sys.modules)
 """
     answers = []
     for order, seed in (("up", "1"), ("down", "77")):
@@ -60,23 +38,24 @@ print(json.dumps([views[n] for n in range(40)]))
         done = subprocess.run(
             [sys.executable, "-c", program, order], env=environment, capture_output=True, text=True, check=True
         )
-        answers.append([View(*view) for view in json.loads(done.stdout)])
-    here = [draw_view(WIDE, f"cc3m-{n:09d}", n % 7, 300 + n, 200) for n in range(40)]
-    assert answers[0] == answers[1] == here
+        answers.append(done.stdout.split())
+    here = [COLOURED.draw(f"cc3m-{n:09d}", n % 7, 300 + n, 200) for n in range(40)]
+    assert answers[0] == answers[1] == [COLOURED.pack(here).tobytes().hex(), "False"]
     assert len(set(here)) == 40
 
 
-def test_version_1_draws_what_version_1_always_drew() -> None:
-    """Redrawn by hand: ten tries of four numbers from SHA-256. Cached crops replay only as long as this holds."""
-    policy = ViewPolicy(scale=(0.5, 1.0), ratio=(0.5, 2.0), flip=0.5)
+def test_version_2_draws_what_version_2_always_drew() -> None:
+    """Redrawn by hand: ten tries of four numbers from SHA-256. Cached views replay only as long as this holds."""
+    policy = ViewPolicy(scale=(0.5, 1.0), ratio=(0.5, 2.0), flip=0.5, jitter=(0.4, 2, 0, 0.5), rand_augment=(1, 20))
     tried = []
     for number in range(30):
         key, width, height = f"yfcc-{number:09d}", 200, 150 - number
 
-        def uniform(attempt: int, key: str = key) -> tuple[float, ...]:
-            digest = hashlib.sha256(f"view\x1f1\x1f{key}\x1f3\x1f{attempt}".encode()).digest()
-            return tuple(value / 2**64 for value in struct.unpack("<4Q", digest))
+        def uniform(purpose: object, key: str = key) -> list[float]:
+            digest = hashlib.sha256(f"view\x1f2\x1f{key}\x1f3\x1f{purpose}".encode()).digest()
+            return [(value >> 11) / 2**53 for value in struct.unpack("<4Q", digest)]
 
+        view = policy.draw(key, 3, width, height)
         for attempt in range(10):
             area, ratio, x, y = uniform(attempt)
             pixels = width * height * (0.5 + 0.5 * area)
@@ -93,16 +72,26 @@ def test_version_1_draws_what_version_1_always_drew() -> None:
             crop_width / width,
             crop_height / height,
         )
-        view = draw_view(policy, key, 3, width, height)
         assert view[:4] == pytest.approx(fractions, rel=2e-7)
-        assert view.flip == (uniform(-1)[0] < 0.5)
+        flip, order = uniform("flip")[:2]
+        assert view.flip == (flip < 0.5)
+        numbers = uniform("jitter")
+        assert view.jitter is not None
+        factors = (0.6 + 0.8 * numbers[0], 3 * numbers[1], 1.0, numbers[3] - 0.5)
+        assert view.jitter[:4] == pytest.approx(factors, rel=5e-4, abs=1e-7)
+        assert view.jitter.order == math.floor(order * 24)
+        name, sign = uniform("operations")[:2]
+        (operation,) = view.operations
+        assert operation.name == list(RandAugment()._augmentation_space(31, (1, 1)))[math.floor(name * 14)]
+        if operation.name == "Rotate":
+            assert operation.magnitude == (-20 if sign < 0.5 else 20)
     assert max(tried) > 2  # else the tries after the first would go untested
 
 
 def test_crops_are_exact_float32_and_inside_the_image() -> None:
     for policy in (ViewPolicy(), WIDE, ViewPolicy(scale=(0.01, 1.0), ratio=(0.1, 10.0)), ViewPolicy(kind="centre")):
         for number in range(300):
-            view = draw_view(policy, f"k-{number}", 0, 17 + 13 * (number % 31), 17 + 7 * (number % 57))
+            view = policy.draw(f"k-{number}", 0, 17 + 13 * (number % 31), 17 + 7 * (number % 57))
             assert all(float(np.float32(value)) == value for value in view[:4])
             assert min(view[:4]) >= 0
             assert min(view.width, view.height) > 0
@@ -121,7 +110,7 @@ def uniformity(values: npt.NDArray[np.float64]) -> float:
 
 def test_areas_ratios_positions_and_flips_are_distributed_as_the_policy_says() -> None:
     width, height = 640, 480  # every crop of at most half the area and a ratio of at most 4:3 fits at once
-    views = [draw_view(WIDE, f"cc3m-{n:09d}", k, width, height) for n in range(1500) for k in (0, 1)]
+    views = [WIDE.draw(f"cc3m-{n:09d}", k, width, height) for n in range(1500) for k in (0, 1)]
     crops = np.array([view[:4] for view in views])
     area = crops[:, 2] * crops[:, 3]
     ratio = crops[:, 2] * width / (crops[:, 3] * height)
@@ -140,12 +129,12 @@ def test_areas_ratios_positions_and_flips_are_distributed_as_the_policy_says() -
     pairs = crops.reshape(-1, 2, 4)
     assert abs(np.corrcoef(pairs[:, 0, 0], pairs[:, 1, 0])[0, 1]) < 0.08, "the views of one image are alike"
     assert np.mean([view.flip for view in views]) == pytest.approx(0.3, abs=0.03)
-    assert not any(draw_view(ViewPolicy(), f"k{n}", 0, 90, 90).flip for n in range(200))
+    assert not any(ViewPolicy().draw(f"k{n}", 0, 90, 90).flip for n in range(200))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (500, 1), (1, 500), (3000, 1500)])
 def test_where_no_crop_fits_the_largest_central_one_with_an_allowed_ratio_is_taken(width: int, height: int) -> None:
-    view = draw_view(ViewPolicy(ratio=(0.8, 1.5)), "k-1", 0, width, height)
+    view = ViewPolicy(ratio=(0.8, 1.5)).draw("k-1", 0, width, height)
     ratio = 1.5 if width > height else 0.8
     crop = (height * ratio, height) if width > height else (width, width / ratio)
     expected = ((width - crop[0]) / 2 / width, (height - crop[1]) / 2 / height, crop[0] / width, crop[1] / height)
@@ -156,27 +145,107 @@ def test_where_no_crop_fits_the_largest_central_one_with_an_allowed_ratio_is_tak
 def test_the_central_policy_takes_the_central_square(width: int, height: int) -> None:
     side = min(width, height)
     expected = ((width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height)
-    views = {draw_view(ViewPolicy(kind="centre"), key, index, width, height) for key in "ab" for index in range(3)}
+    views = {ViewPolicy(kind="centre").draw(key, index, width, height) for key in "ab" for index in range(3)}
     assert len(views) == 1
     (view,) = views
     assert view[:4] == pytest.approx(expected, rel=1e-6, abs=1e-7)
     assert not view.flip
 
 
-def test_a_resized_copy_shows_the_same_crop() -> None:
+def test_crops_are_distributed_like_torchvision_s() -> None:
+    """Of an image which most large crops do not fit, so that retries and the fallback count."""
+    width, height, number = 341, 256, 2000
+    policy = ViewPolicy(scale=(0.35, 1.0))
+    ours = np.array([policy.draw(f"cc12m-{n:09d}", 0, width, height)[:4] for n in range(number)])
+    torch.manual_seed(0)
+    canvas = torch.empty(3, height, width)
+    drawn = [RandomResizedCrop.get_params(canvas, [0.35, 1.0], [3 / 4, 4 / 3]) for _ in range(number)]
+    theirs = np.array([(left / width, top / height, w / width, h / height) for top, left, h, w in drawn])
+    for column in range(4):
+        points = np.linspace(0, 1, 101) + 1e-3  # clear of torchvision's whole pixels
+        apart = [(ours[:, column] <= at).mean() - (theirs[:, column] <= at).mean() for at in points]
+        assert np.abs(apart).max() < 1.63 * (2 / number) ** 0.5, column
+
+
+def test_colours_are_distributed_as_the_policy_says() -> None:
+    views = [COLOURED.draw(f"cc3m-{n:09d}", k, 640, 480) for n in range(1500) for k in (0, 1)]
+    jitters = np.array([view.jitter for view in views])
+    for column, (low, high) in enumerate([(0.6, 1.4), (0.5, 1.5), (0.0, 2.5), (-0.1, 0.1)]):
+        values = (jitters[:, column] - low) / (high - low)
+        assert values.min() > -1e-3  # rounded to float16
+        assert values.max() < 1 + 1e-3
+        assert uniformity(values) < 1.75, column  # float16 is coarse
+    expected = len(views) / 24
+    assert np.abs(np.bincount(jitters[:, 4].astype(int), minlength=24) - expected).max() < 4 * expected**0.5
+    together = np.corrcoef(np.column_stack([jitters, [view.flip for view in views], [view.left for view in views]]).T)
+    assert np.abs(together - np.eye(7)).max() < 0.08
+    space = RandAugment()._augmentation_space(31, (1, 1))
+    for place in (0, 1):
+        operations = [view.operations[place] for view in views]
+        for name, (magnitudes, signed) in space.items():
+            drawn = np.array([magnitude for drawn, magnitude in operations if drawn == name])
+            assert abs(len(drawn) - len(views) / 14) < 4 * (len(views) / 14) ** 0.5, name
+            wanted = float(magnitudes[9]) if magnitudes.ndim else 0.0
+            assert np.abs(drawn) == pytest.approx(wanted, rel=5e-4), name
+            if signed:
+                assert abs((drawn > 0).mean() - 0.5) < 4 * 0.5 / len(drawn) ** 0.5, name
+    first, second = np.array([[list(space).index(name) for name, _ in view.operations] for view in views]).T
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("magnitude", [0, 1, 11, 17, 30])
+def test_magnitudes_are_torchvision_s(magnitude: int) -> None:
+    policy = ViewPolicy(rand_augment=(2, magnitude))
+    drawn = {name: value for n in range(100) for name, value in policy.draw(f"k-{n}", 0, 64, 64).operations}
+    space = RandAugment()._augmentation_space(31, (1, 1))
+    assert drawn.keys() == space.keys()
+    for name, (magnitudes, _) in space.items():
+        assert abs(drawn[name]) == pytest.approx(float(magnitudes[magnitude]) if magnitudes.ndim else 0.0, rel=5e-4)
+
+
+def test_a_resized_copy_has_the_same_view() -> None:
     for number in range(50):
-        key = f"k-{number}"
-        original = np.array(draw_view(ViewPolicy(), key, 0, 640, 480)[:4])
-        doubled = np.array(draw_view(ViewPolicy(), key, 0, 1280, 960)[:4])
+        original = np.array(WIDE.draw(f"k-{number}", 0, 640, 480)[:5])
+        doubled = np.array(WIDE.draw(f"k-{number}", 0, 1280, 960)[:5])
         assert np.abs(original - doubled).max() < 1e-6
-    image = Image.fromarray(picture(320, 240))
-    view = draw_view(ViewPolicy(), "k-1", 0, 320, 240)
-    for size in ((640, 480), (257, 193)):  # the second is not quite the same shape
-        copy = image.resize(size, Image.Resampling.BICUBIC)
-        apart = render(image, view, 32).astype(int) - render(copy, view, 32).astype(int)
-        assert np.abs(apart).mean() < 4
-    other = render(image, draw_view(ViewPolicy(), "k-2", 0, 320, 240), 32).astype(int)
-    assert np.abs(render(image, view, 32).astype(int) - other).mean() > 8
+
+
+@pytest.mark.parametrize(
+    ("policy", "size"),
+    [
+        (WIDE, 17),
+        (ViewPolicy(kind="centre"), 17),
+        (ViewPolicy(kind="squash"), 17),
+        (ViewPolicy(flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1)), 32),
+        (ViewPolicy(rand_augment=(1, 30)), 32),
+        (COLOURED, 32),
+    ],
+)
+def test_what_is_packed_is_unpacked_exactly(policy: ViewPolicy, size: int) -> None:
+    views = [policy.draw(f"k-{n}", k, 300 + n, 200) for n in range(100) for k in range(2)]
+    packed = policy.pack(views)
+    assert packed.shape == (200,)
+    assert packed.dtype == policy.dtype
+    assert policy.dtype.itemsize == size
+    again = np.frombuffer(packed.tobytes(), policy.dtype)
+    unpacked = [policy.unpack(record) for record in again]
+    assert unpacked == views
+    assert all(type(view.flip) is bool and type(view.left) is float for view in unpacked)
+
+
+def test_given_views_are_packed_but_never_drawn() -> None:
+    policy = ViewPolicy(kind="given")
+    given = [
+        View(0.25, 0.5, 0.5, 0.25, True),
+        View(0.0, 0.0, 1.0, 1.0, False, Jitter(1.5, 0.5, 0.25, -0.125, 23)),
+        View(0.0, 0.0, 1.0, 1.0, False, None, (Operation("Equalize", 0.0), Operation("Rotate", -7.5))),
+        View(0.0, 0.0, 1.0, 1.0, False, Jitter(1.0, 1.0, 1.0, 0.0, 0), (Operation("Identity", 0.0),)),
+    ]
+    assert [policy.unpack(record) for record in policy.pack(given)] == given
+    with pytest.raises(AssertionError):
+        policy.draw("k-1", 0, 64, 64)
+    with pytest.raises(AssertionError):
+        policy.pack([given[0]._replace(operations=(Operation("Identity", 0.0),) * 3)])
 
 
 @pytest.mark.parametrize(
@@ -189,6 +258,13 @@ def test_a_resized_copy_shows_the_same_crop() -> None:
         {"ratio": (2.0, 1.0)},
         {"flip": 1.5},
         {"scale": (float("nan"), 1.0)},
+        {"jitter": (-0.1, 0.0, 0.0, 0.0)},
+        {"jitter": (0.0, 0.0, 0.0, 0.6)},
+        {"jitter": (float("nan"), 0.0, 0.0, 0.0)},
+        {"rand_augment": (3, 9)},
+        {"rand_augment": (0, 9)},
+        {"rand_augment": (2, 31)},
+        {"rand_augment": (2, 8.5)},
     ],
 )
 def test_a_policy_that_cannot_be_drawn_is_refused(options: dict[str, tuple[float, float]]) -> None:
@@ -196,167 +272,32 @@ def test_a_policy_that_cannot_be_drawn_is_refused(options: dict[str, tuple[float
         ViewPolicy(**options)
 
 
-def test_a_policy_survives_json() -> None:
-    for policy in (WIDE, ViewPolicy(kind="centre"), ViewPolicy(scale=(1 / 3, 2 / 3))):
-        assert ViewPolicy.from_identity(json.loads(json.dumps(policy.identity()))) == policy
+@pytest.mark.parametrize(
+    ("kind", "interpolation"), [("crop", "bilinear"), ("given", "bilinear"), ("centre", "lanczos"), ("crop", "random")]
+)
+def test_an_interpolation_that_no_view_is_rendered_by_is_refused(kind: str, interpolation: str) -> None:
+    with pytest.raises(UserError, match=f"kind {kind} .*interpolation '{interpolation}'"):
+        ViewPolicy(kind=kind, interpolation=interpolation)
 
 
-# -------------------------------------------------------------------------------------------------------- rendering
+@pytest.mark.parametrize("options", [{"flip": 0.5}, {"jitter": (0.4, 0.4, 0.4, 0.1)}, {"rand_augment": (2, 9)}])
+@pytest.mark.parametrize("kind", ["centre", "squash"])
+def test_views_for_evaluation_take_no_augmentation(kind: str, options: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"kind {kind}"):
+        ViewPolicy(kind=kind, **options)
 
 
-def cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keys' kernel with a = -0.5, as PIL and antialiasing torchvision use."""
-    x = np.abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0))
-
-
-def resampling(length: int, start: float, stop: float, size: int) -> npt.NDArray[np.float64]:
-    """(size, length): each output is a kernel-weighted mean of the inputs around it, the kernel widened to shrink."""
-    step = (stop - start) / size
-    widening = max(step, 1.0)
-    centres = start + (np.arange(size) + 0.5) * step
-    weights = cubic((np.arange(length)[None] + 0.5 - centres[:, None]) / widening)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def plain_render(pixels: Pixels, view: View, size: int) -> npt.NDArray[np.float64]:
-    """Both directions in float64. Of pixels whose contrast is low enough that nothing overshoots a byte."""
-    height, width, _ = pixels.shape
-    across = resampling(width, view.left * width, min((view.left + view.width) * width, width), size)
-    down = resampling(height, view.top * height, min((view.top + view.height) * height, height), size)
-    return np.einsum("oh,pw,hwc->opc", down, across, pixels.astype(np.float64), optimize=True)
-
-
-@pytest.mark.parametrize(("width", "height"), [(97, 61), (40, 200), (33, 32), (260, 190), (16, 12)])
-def test_render_is_antialiased_bicubic_of_the_exact_crop(width: int, height: int) -> None:
-    pixels = picture(width, height, seed=width) // 2 + 64
-    image = Image.fromarray(pixels)
-    for index in range(4):
-        view = draw_view(ViewPolicy(scale=(0.2, 1.0)), "k-3", index, width, height)
-        got = render(image, view, 32)
-        assert got.shape == (32, 32, 3)
-        assert got.dtype == np.uint8
-        # PIL rounds to bytes twice, after each direction.
-        assert np.abs(got - plain_render(pixels, view, 32)).max() < 1.5
-
-
-def test_render_agrees_with_torchvision() -> None:
-    pixels = picture(96, 64)
-    image = Image.fromarray(pixels)
-    whole = View(0.0, 0.0, 1.0, 1.0, False)
-    resized = tv.resize(image, [32, 32], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
-    assert np.array_equal(render(image, whole, 32), np.asarray(resized))
-    # A crop at whole pixels: torchvision cuts first, so its outermost pixels do not see beyond the edge.
-    crop = View(16 / 96, 8 / 64, 64 / 96, 48 / 64, False)
-    cut = tv.resized_crop(
-        torch.from_numpy(pixels).permute(2, 0, 1).float(),
-        top=8,
-        left=16,
-        height=48,
-        width=64,
-        size=[24, 24],
-        interpolation=tv.InterpolationMode.BICUBIC,
-        antialias=True,
-    )
-    expected = cut.clamp(0, 255).permute(1, 2, 0).numpy()
-    apart = np.abs(render(image, crop, 24) - expected)
-    assert apart[3:-3, 3:-3].max() <= 2
-    assert apart.mean() < 1
-
-
-def test_a_crop_at_its_own_resolution_is_the_image_itself() -> None:
-    pixels = picture(64, 48)
-    view = View(8 / 64, 16 / 48, 32 / 64, 32 / 48, False)
-    assert np.array_equal(render(Image.fromarray(pixels), view, 32), pixels[16:48, 8:40])
-
-
-def test_flip_mirrors() -> None:
-    image = Image.fromarray(picture(70, 50))
-    view = draw_view(ViewPolicy(), "k-5", 0, 70, 50)
-    assert np.array_equal(render(image, view._replace(flip=True), 32), render(image, view, 32)[:, ::-1])
-
-
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 40), (40, 1), (2, 2), (1, 4000), (4000, 1), (3, 2)])
-def test_images_of_a_pixel_or_two_render(width: int, height: int) -> None:
-    pixels = picture(width, height)
-    image = decode(encode(Image.fromarray(pixels)))
-    assert image.size == (width, height)
-    for policy in (ViewPolicy(flip=0.5), ViewPolicy(kind="centre"), ViewPolicy(scale=(0.01, 0.1))):
-        for index in range(5):
-            view = draw_view(policy, "k-1", index, width, height)
-            got = render(image, view, 32)
-            assert got.shape == (32, 32, 3)
-            if width == height == 1:
-                assert (got == pixels[0, 0]).all()
-
-
-# --------------------------------------------------------------------------------------------------------- decoding
-
-UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
-    1: lambda p: p,
-    2: lambda p: p[:, ::-1],
-    3: lambda p: p[::-1, ::-1],
-    4: lambda p: p[::-1],
-    5: lambda p: p.transpose(1, 0, 2),
-    6: lambda p: np.rot90(p, -1),
-    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
-    8: np.rot90,
-}
-
-
-@pytest.mark.parametrize("orientation", sorted(UPRIGHT))
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_images_are_turned_upright(orientation: int, kind: str) -> None:
-    pixels = picture(24, 16)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = Image.fromarray(pixels)
-    plain = np.asarray(decode(encode(image, kind)))
-    got = np.asarray(decode(encode(image, kind, exif=exif.tobytes())))
-    assert np.array_equal(got, UPRIGHT[orientation](plain))
-
-
-def test_greyscale_alpha_and_palette_become_rgb() -> None:
-    pixels = picture(20, 10)
-    image = Image.fromarray(pixels)
-    grey = np.asarray(image.convert("L"))
-    assert np.array_equal(np.asarray(decode(encode(image.convert("L")))), np.stack([grey] * 3, axis=2))
-    assert np.array_equal(np.asarray(decode(encode(image.convert("RGBA")))), pixels)
-    palette = image.quantize(16)
-    colours = np.array(palette.getpalette()).reshape(-1, 3)[np.asarray(palette)]
-    assert np.array_equal(np.asarray(decode(encode(palette))), colours)
-    see_through = encode(palette, transparency=bytes(range(16)))
-    assert np.array_equal(np.asarray(decode(see_through)), colours)
-    black = np.asarray(decode(encode(image.convert("1"))))
-    assert set(np.unique(black)) == {0, 255}
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
-    )
-
-
-def test_whatever_is_wrong_with_an_image_is_one_kind_of_error() -> None:
-    photo = encode(Image.fromarray(picture(60, 40)), "JPEG")
-    lossless = encode(Image.fromarray(picture(60, 40)))
-    damaged = {
-        "empty": b"",
-        "text": b"<html>404</html>",
-        "cut JPEG": photo[: len(photo) // 2],
-        "cut PNG": lossless[: len(lossless) // 2],
-        "cut header": lossless[:20],
-        "flipped PNG": lossless[:60] + bytes([lossless[60] ^ 0xFF]) + lossless[61:],
-        "bomb": png_claiming(40000, 40000),
-        "bad EXIF": photo[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + photo[2:-700],
-    }
-    for name, data in damaged.items():
-        with pytest.raises(OSError, match=r"."):  # noqa: PT012 - says which one
-            decode(data)
-            pytest.fail(f"{name} decoded")
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *(WIDE, COLOURED, ViewPolicy(kind="centre"), ViewPolicy(scale=(1 / 3, 2 / 3)), ViewPolicy(kind="given")),
+        ViewPolicy(kind="squash", interpolation="bilinear"),
+    ],
+)
+def test_a_policy_survives_json(policy: ViewPolicy) -> None:
+    identity = json.loads(json.dumps(policy.identity()))
+    assert identity["version"] == 2
+    assert ViewPolicy.from_identity(identity) == policy
+    assert identity["interpolation"] == policy.interpolation
+    with pytest.raises(UserError, match="version 1"):
+        ViewPolicy.from_identity({**identity, "version": 1})

@@ -1,0 +1,165 @@
+"""`clipstill cache import|export`: embeddings in the formats of others."""
+
+from __future__ import annotations
+
+import argparse
+from glob import glob, has_magic
+
+from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from shards.errors import UserError
+
+_IMPORT = """\
+Make a cache of embeddings that somebody else published; no teacher runs.
+
+datacompdr: Apple's tars (npz or pth.gz), for images fetched with `clipstill ingest --format datacomp`; their crops and
+augmentations are replayed, their synthetic captions kept. clip-retrieval: the folder of `clip-retrieval inference`.
+Samples are matched by key; train with --join skip if some of yours are not there.
+"""
+
+_EXPORT = """\
+Write a cache as DataCompDR's tars, or as clip-retrieval's folder.
+"""
+
+
+def add(actions: Subparsers) -> None:
+    take = add_command(
+        actions,
+        "import",
+        _IMPORT,
+        "  clipstill cache import data/dc12m --format datacompdr 'dr/*.tar' --out data/dc12m-cache\n"
+        "  clipstill cache import data/cc3m --format clip-retrieval embeddings --teacher ViT-B-32:openai "
+        "--image-size 224 --out data/cc3m-cache\n",
+    )
+    take.add_argument("shards", metavar="SHARDS", help="the dataset that has the images")
+    take.add_argument("source", nargs="+", metavar="SOURCE", help="tars (globs are fine), or clip-retrieval's folder")
+    take.add_argument("--format", required=True, choices=["datacompdr", "clip-retrieval"])
+    take.add_argument("--out", required=True, metavar="CACHE", help="where the cache goes (a path or s3://...)")
+    take.add_argument(
+        "--key-column",
+        metavar="FIELD",
+        help="the field of your samples' JSON that names them there (datacompdr: uid; clip-retrieval: your keys do)",
+    )
+    take.add_argument("--dtype", choices=["float16", "bfloat16", "float32", "int8"], default="float16")
+    take.add_argument(
+        "--part",
+        action="append",
+        default=[],
+        metavar="NAME:WIDTH:SCALE",
+        help="datacompdr: a teacher's name, columns and logit scale, in order (default: the two of 768 at 100)",
+    )
+    one = take.add_argument_group("clip-retrieval, whose files do not say it")
+    one.add_argument("--teacher", metavar="SPEC", help="which model it was, such as ViT-B-32:openai")
+    one.add_argument("--logit-scale", type=float, default=100.0, metavar="T", help="the model's")
+    one.add_argument("--image-size", type=int, metavar="PIXELS", help="what the model sees, such as 224")
+    one.add_argument("--squash", action="store_true", help="its preprocessing squashes instead of cropping (SigLIP)")
+    add_runner(take, workers="one a core")
+    take.set_defaults(run=run_import)
+    give = add_command(
+        actions, "export", _EXPORT, "  clipstill cache export data/cc3m --cache data/cc3m-cache --format npz --out dr\n"
+    )
+    give.add_argument("shards", metavar="SHARDS", help="the dataset")
+    give.add_argument("--cache", required=True, metavar="CACHE", help="what `clipstill cache build` wrote")
+    give.add_argument("--out", required=True, metavar="FOLDER", help="where the files go")
+    give.add_argument(
+        "--format", required=True, choices=["npz", "pth.gz", "clip-retrieval"], help="npz, pth.gz: DataCompDR's tars"
+    )
+    give.add_argument(
+        "--teacher-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="which teachers, side by side in this order (default: all); clip-retrieval takes one",
+    )
+    give.add_argument("--synthetic", metavar="SET", default="syn", help="the caption set that goes out as synthetic")
+    add_runner(give, workers="one a core")
+    give.set_defaults(run=run_export)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    from teacher_cache.exchange import import_clip_retrieval, import_datacompdr  # noqa: PLC0415 - `--help` stays fast
+
+    executor = make_executor(args, workers=cores(), cpus=1)
+    if args.format == "datacompdr":
+        report = import_datacompdr(
+            _paths(args.source),
+            args.shards,
+            args.out,
+            executor,
+            key_column=args.key_column or "uid",
+            **({"teachers": [_part(text) for text in args.part]} if args.part else {}),
+            dtype=args.dtype,
+        )
+    else:
+        if len(args.source) != 1 or args.teacher is None or args.image_size is None:
+            raise UserError(
+                "clip-retrieval's files do not say which model made them",
+                where="--format clip-retrieval",
+                do="Give one folder, --teacher and --image-size",
+            )
+        report = import_clip_retrieval(
+            args.source[0],
+            args.shards,
+            args.out,
+            executor,
+            teacher=args.teacher,
+            logit_scale=args.logit_scale,
+            image_size=args.image_size,
+            kind="squash" if args.squash else "centre",
+            key_column=args.key_column,
+            dtype=args.dtype,
+        )
+    show(
+        f"{report.samples} samples have embeddings now ({report.bytes / 1e6:.1f} MB), in {' and '.join(report.folders)}"
+    )
+    if report.uneven:
+        show(f"{report.uneven} of them had more or fewer views or captions than most: cut, or repeated in turn")
+    left_out = "".join(f", {count} left out as {cause}" for cause, count in sorted(report.left_out.items()))
+    show(f"{report.absent} of yours are not there{left_out}; {report.unused} rows there are not yours")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from teacher_cache.exchange import export_clip_retrieval, export_datacompdr  # noqa: PLC0415 - `--help` stays fast
+
+    if args.format == "clip-retrieval":
+        if len(args.teacher_name) > 1:
+            raise UserError(
+                f"{len(args.teacher_name)} teachers for a format of one", where="--teacher-name", do="Choose one"
+            )
+        written = export_clip_retrieval(args.cache, args.shards, args.out, teacher=next(iter(args.teacher_name), None))
+        show(f"{written} samples, in {args.out}")
+        return 0
+    report = export_datacompdr(
+        args.cache,
+        args.shards,
+        args.out,
+        make_executor(args, workers=cores(), cpus=1),
+        format=args.format,
+        teachers=args.teacher_name,
+        captions=args.synthetic,
+    )
+    size = f"{report.bytes / 1e6:.1f} MB"
+    show(f"{report.samples} samples ({size}), in {report.folder}; {report.missing} have no embeddings")
+    return 0
+
+
+def _part(text: str) -> tuple[str, int, float]:
+    name, *numbers = text.rsplit(":", 2)
+    try:
+        width, scale = int(numbers[0]), float(numbers[1])
+    except (ValueError, IndexError):
+        raise UserError(
+            "not a teacher's name, columns and scale", where=f"--part {text}", do="Write NAME:WIDTH:SCALE"
+        ) from None
+    return name, width, scale
+
+
+def _paths(sources: list[str]) -> list[str]:
+    """Globs that the shell has left alone, opened up."""
+    found: list[str] = []
+    for source in sources:
+        paths = sorted(glob(source)) if has_magic(source) else [source]  # noqa: PTH207 - the user's, perhaps absolute
+        if not paths:
+            raise UserError("no file fits this", where=source, do="Check the path")
+        found += paths
+    return found

