@@ -8,13 +8,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-long bench-ingest bench-cache lint types format lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache lint types format lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
 
 test: $(READY)
 	$(BIN)/pytest
+
+# A small demo, whole: about a minute.
+test-demo: $(READY)
+	$(BIN)/pytest -m demo
 
 # The whole demo killed at every stage, and an ingest killed fifty times: about 7 minutes.
 test-long: $(READY)

@@ -93,6 +93,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.demo
 def test_a_small_demo_ends_with_its_page(script: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     finish(begin(script, out))
