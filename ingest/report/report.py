@@ -26,13 +26,13 @@ from PIL import Image
 from ingest.ledger import may_pass, reading
 from ingest.report.tally import Rates, Spread, Tally, tally
 from shards import Folder, Shard, ShardRecord, UserError, published_records, read_records, seed64
+from shards.quantities import GLUE, said_share, said_size
 from shards.reader import is_planned, planned_shards, read_dataset_facts, read_rounds
 
 PAGE = "report.html"
 _SHEET = 24
 _THUMBNAIL = 192
 _TOP = 20
-_GLUE = "\N{NO-BREAK SPACE}"
 
 # matplotlib knows no CSS: these stand for colours that follow the page's, light or dark.
 _THEMED = {"#010101": "var(--soft)", "#010102": "var(--good)", "#010103": "var(--bad)", "#010104": "var(--blue)"}
@@ -68,7 +68,13 @@ def write_report(url: str) -> str:
     environment = Environment(
         loader=PackageLoader("ingest.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"count": "{:,}".format, "share": _share, "size": _size, "span": _span, "moment": _moment}
+    environment.filters |= {
+        "count": "{:,}".format,
+        "share": said_share,
+        "size": said_size,
+        "span": _span,
+        "moment": _moment,
+    }
     page = environment.get_template("report.html.j2").render(
         facts=facts,
         settings=_flat(facts["settings"]),
@@ -216,8 +222,8 @@ def _time_chart(seconds: dict[bool, Spread]) -> str:
 def _size_chart(counted: Tally) -> str:
     parts = [
         (counted.original_sides, "shorter side of the original", lambda value: f"{value:g} px"),
-        (counted.original_bytes, "original file", _size),
-        (counted.stored_bytes, "stored file", _size),
+        (counted.original_bytes, "original file", said_size),
+        (counted.stored_bytes, "stored file", said_size),
     ]
     known = [part for part in parts if part[0].count]
     figure, axes = _axes(10, 2.4, columns=len(known))
@@ -262,27 +268,13 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _share(part: float, whole: float) -> str:
-    percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.1f}{_GLUE}%" if percent >= 0.1 or not part else f"<{_GLUE}0.1{_GLUE}%"
-
-
-def _size(size: float) -> str:
-    """Bytes in decimal units, three digits."""
-    units = iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g}{_GLUE}{unit}"
-
-
 def _span(seconds: float) -> str:
     """A length of time in its two largest units."""
     whole = round(seconds)
     for unit, smaller, size, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
         if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}".replace(" ", _GLUE)
-    return f"{seconds:.3g}{_GLUE}s"
+            return f"{whole // size} {unit} {whole % size // part} {smaller}".replace(" ", GLUE)
+    return f"{seconds:.3g}{GLUE}s"
 
 
 def _moment(seconds: float) -> str:

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shards import Dataset, Folder
 from shards.progress import Meter
+from shards.quantities import said_share, said_size
 from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
 from teacher_cache.report.charts import dots, histogram
@@ -32,7 +33,6 @@ PAGE, TABLE = "report.html", "scores.parquet"
 NEAR = 0.95
 """Images of a higher cosine are near duplicates."""
 _PAIRS, _GROUPS, _ODD = 12, 15, 40
-_GLUE = "\N{NO-BREAK SPACE}"
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -163,7 +163,7 @@ def _page(
     environment = Environment(
         loader=PackageLoader("teacher_cache.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"count": "{:,}".format, "share": _share, "size": _size}
+    environment.filters |= {"count": "{:,}".format, "share": said_share, "size": said_size}
     text = environment.get_template("report.html.j2").render(
         dataset=dataset.name,
         teacher=opened.teacher,
@@ -286,17 +286,3 @@ def _in_words(policy: ViewPolicy) -> str:
     if policy.rand_augment is not None:
         words.append(f"RandAugment, {policy.rand_augment[0]} operations of magnitude {policy.rand_augment[1]}")
     return "; ".join(words)
-
-
-def _share(part: float, whole: float) -> str:
-    percent = 100 * part / whole if whole else 0.0
-    return f"{percent:.1f}{_GLUE}%" if percent >= 0.1 or not part else f"<{_GLUE}0.1{_GLUE}%"
-
-
-def _size(size: float) -> str:
-    """Bytes in decimal units, three digits."""
-    units = iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g}{_GLUE}{unit}"
