@@ -209,7 +209,8 @@ def test_what_the_user_must_mend_stops_the_run_as_it_was_raised(start: Start, ou
     assert (error.problem, error.where, error.do) == ("7 is too many", "--letters", "Use 6")
     assert str(error) == "--letters: 7 is too many. Use 6"
     assert sum(tries(task, shard) for shard in range(30)) < 30
-    assert tries(task, 0) == 1
+    # Whoever met it first did so once: it is not tried again.
+    assert {tries(task, shard) for shard in (0, 1)} in ({1}, {0, 1})
 
 
 def test_a_worker_that_cannot_open_is_an_outcome_like_any_other(start: Start, out: Folder) -> None:
