@@ -8,13 +8,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long bench-ingest bench-cache lint types format lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance lint types format lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
 
+# Two at once: many tests wait for servers, time-outs and Ray.
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # A small demo, whole: about a minute.
 test-demo: $(READY)
@@ -31,6 +32,18 @@ bench-ingest: $(READY)
 # The teacher cache: building, size, reading beside DataCompDR's files, memory; about 10 minutes, likewise.
 bench-cache: $(READY)
 	exec $(BIN)/python -m benchmarks.cache
+
+# The trainer: steps from the cache beside plain CLIP's and live teachers', loss curves; under 9 minutes, likewise.
+bench-distill: $(READY)
+	exec $(BIN)/python -m benchmarks.distill
+
+# Inherited weights beside none, on product photos that you have: DATA=path/to/fashion.parquet; about 20 minutes.
+bench-inheritance: $(READY)
+	exec $(BIN)/python -m benchmarks.inheritance $(DATA)
+
+# The loader beside open_clip's pipeline, torchvision, SPDL and DALI, under 8 minutes, likewise.
+bench-loader: $(READY)
+	exec $(BIN)/python -m benchmarks.loader
 
 lint: $(READY)
 	$(BIN)/ruff check .

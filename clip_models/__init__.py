@@ -10,22 +10,29 @@ from clip_models.models import (
     LoadedModel,
     ModelConfig,
     Tokenizer,
+    Tower,
+    build_model,
     create_student,
     load_model,
     save_model,
     tokenizer_for,
 )
+from clip_models.students import ImageTower, student_names
 
 __all__ = [
+    "ImageTower",
     "LoadedModel",
     "ModelConfig",
     "Normaliser",
     "Precision",
     "Tokenizer",
+    "Tower",
     "autocast",
+    "build_model",
     "create_student",
     "load_model",
     "save_model",
     "square_side",
+    "student_names",
     "tokenizer_for",
 ]

@@ -35,7 +35,11 @@ class Normaliser:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(n, S, S, 3) uint8 on the device → (n, 3, S, S) float32."""
-        normal: Tensor = (pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std
+        planes = pixels.permute(0, 3, 1, 2)
+        # On the CPU channels must not come last: there the backward of a 1x1 convolution with stride 2 and few input
+        # channels, as the stems of FastViT have, writes beyond its memory (torch 2.15 with oneDNN 3.13).
+        layout = torch.contiguous_format if pixels.device.type == "cpu" else torch.preserve_format
+        normal: Tensor = (planes.to(torch.float32, memory_format=layout) - self._mean) / self._std
         return normal
 
 

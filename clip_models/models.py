@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -18,11 +18,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from clip_models.pruned import put_blocks, take_shapes
+from clip_models.students import ImageTower
 from shards.errors import UserError
 from shards.storage import Folder
 
 ModelConfig = dict[str, Any]
-"""The content of an `open_clip_config.json`: `{"model_cfg": {...}, "preprocess_cfg": {...}}`."""
+"""The content of an `open_clip_config.json`: `{"model_cfg": {...}, "preprocess_cfg": {...}}`.
+
+That of a model without a text tower also has `"towers": ["image"]`.
+"""
+
+Tower = Literal["image", "text"]
 
 Tokenizer = Callable[[list[str]], Tensor]
 """n texts → token ids (n, context_length) int64."""
@@ -40,6 +47,9 @@ class LoadedModel:
     `model` is open_clip's module in evaluation mode and float32: `encode_image((n, 3, h, w) float32, normalize=True)`
     and `encode_text((n, context_length) int64, normalize=True)` return (n, embed_dim) float32. `preprocess` is the
     evaluation transform, PIL image → (3, h, w) float32.
+
+    A model that was saved without a text tower is an `ImageTower`: there is no `encode_text`, and `tokenizer` raises a
+    `UserError` that says so.
     """
 
     name: str
@@ -92,41 +102,71 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
     return _load(spec, config, weights, tokenizer_for(config), device)
 
 
-def create_student(config: str, seed: int) -> tuple[Any, ModelConfig]:
+def create_student(
+    config: str, seed: int, towers: Sequence[Tower] = ("image", "text"), like: ModelConfig | None = None
+) -> tuple[Any, ModelConfig]:
     """Create a randomly initialised float32 model in training mode, with its config.
 
-    `config` is an open_clip architecture's name or the path of a .json file in the format of open_clip's
-    `model_configs` (`embed_dim`, `vision_cfg`, `text_cfg`). The weights are a function of `config` and `seed` alone;
-    the caller's random state is left as it was. Preprocessing is open_clip's default at the model's image size.
+    `config` is the name of a published student (`clip_models.students`) or of an open_clip architecture, or the path of
+    a .json file in the format of open_clip's `model_configs` (`embed_dim`, `vision_cfg`, `text_cfg`), or a model's
+    folder. The weights are a function of `config`, `seed` and `towers` alone; the caller's random state is left as it
+    was. Preprocessing is the folder's, else open_clip's default at the model's image size. Without "text" in `towers`
+    the model is an `ImageTower`, with a config by which `load_model` makes one again. `like`: the config of a model
+    whose weights it is to inherit; its activation and the mean and deviation of its pixels are then the student's.
 
     Raises `UserError` for an unknown name, an unreadable file, or a configuration no model can be built from.
     """
-    if config.endswith(".json"):
-        model_cfg = _read_json(Path(config), "Give a JSON file in the format of open_clip's model_configs")
-    else:
-        model_cfg = open_clip.get_model_config(config.replace("/", "-"))
-        if model_cfg is None:
-            raise _unknown_architecture(config, "student", "The path of a .json file works too")
-    _check_model_cfg(model_cfg, config)
-    full = {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model_cfg, {})}
+    within = Path(config, CONFIG_NAME)
+    full = _read_config(within) if within.is_file() else _named_config(config)
+    full.pop("towers", None)
+    if "text" not in towers:
+        full["towers"] = ["image"]
+    if like is not None:
+        full["model_cfg"]["quick_gelu"] = like["model_cfg"].get("quick_gelu", False)
+        full["preprocess_cfg"] |= {name: like["preprocess_cfg"][name] for name in ("mean", "std")}
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would reseed the accelerators as well, which the fork does not restore.
         torch.default_generator.manual_seed(seed)
         return _build(full, config), full
 
 
+def _named_config(config: str) -> ModelConfig:
+    if config.endswith(".json"):
+        model_cfg = _read_json(Path(config), "Give a JSON file in the format of open_clip's model_configs")
+    else:
+        model_cfg = open_clip.get_model_config(config.replace("/", "-"))
+        if model_cfg is None:
+            raise _unknown_architecture(config, "student", "The path of a .json file works too, and a model's folder")
+    _check_model_cfg(model_cfg, config)
+    return {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model_cfg, {})}
+
+
+def build_model(config: ModelConfig) -> Any:
+    """A float32 model of this config in training mode, with some weights or other; no random state is touched.
+
+    Raises `UserError` for a configuration no model can be built from.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _build(config, "the configuration")
+
+
 def tokenizer_for(config: ModelConfig) -> Tokenizer:
     """The tokenizer open_clip would choose for this config: n texts → (n, context_length) int64.
 
     Without an `hf_tokenizer_name` this is CLIP's own byte-pair encoding, which open_clip bundles: it needs no network.
+    Of a model without a text tower it is one that raises a `UserError` when it is called.
     Raises `UserError` if a named tokenizer can neither be found locally nor fetched.
     """
+    if _has_no_text(config):
+        return _no_tokenizer
     text_cfg = config["model_cfg"]["text_cfg"]
     return _tokenizer(text_cfg, text_cfg.get("hf_tokenizer_name") or "")
 
 
 def save_model(model: nn.Module, config: ModelConfig, folder: str) -> None:
     """Write `model` as a folder that `load_model` and open_clip (`local-dir:FOLDER`) read.
+
+    One whose layers differ (`clip_models.pruned`) is read by `load_model` alone.
 
     Each file appears complete or not at all, the config last: a folder without one is no model. Tensors that share
     memory are written out one by one. Files of other names are left alone.
@@ -156,10 +196,10 @@ def _load_folder(spec: str, folder: Path, device: str | torch.device) -> LoadedM
         raise UserError("there is no such folder", where=spec, do=_SPEC_FORMS)
     config = _read_config(folder / CONFIG_NAME)
     text_cfg = config["model_cfg"]["text_cfg"]
-    source = text_cfg.get("hf_tokenizer_name") or ""
-    if source and (folder / "tokenizer_config.json").is_file():
-        source = str(folder)
-    return _load(spec, config, folder / WEIGHTS_NAME, _tokenizer(text_cfg, source), device)
+    beside = text_cfg.get("hf_tokenizer_name") and (folder / "tokenizer_config.json").is_file()
+    own = beside and not _has_no_text(config)
+    tokenizer = _tokenizer(text_cfg, str(folder)) if own else tokenizer_for(config)
+    return _load(spec, config, folder / WEIGHTS_NAME, tokenizer, device)
 
 
 def _load_hub(spec: str, device: str | torch.device) -> LoadedModel:
@@ -183,7 +223,19 @@ def _read_config(path: Path) -> ModelConfig:
         raise UserError("it has no model_cfg", where=str(path), do=do)
     _check_model_cfg(config["model_cfg"], str(path))
     preprocess_cfg = _preprocess_cfg(config["model_cfg"], config.get("preprocess_cfg") or {})
-    return {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess_cfg}
+    towers = {"towers": ["image"]} if _has_no_text(config) else {}
+    return {"model_cfg": config["model_cfg"], "preprocess_cfg": preprocess_cfg, **towers}
+
+
+def _has_no_text(config: ModelConfig) -> bool:
+    return config.get("towers") == ["image"]
+
+
+def _no_tokenizer(_texts: list[str]) -> Tensor:
+    raise UserError(
+        "this model has no text tower: it was trained to meet text embeddings from elsewhere",
+        do="Embed texts with the text teacher that its run had",
+    )
 
 
 def _load(
@@ -219,10 +271,14 @@ def _build(config: ModelConfig, where: str) -> Any:
     if "hf_model_name" in text_cfg:
         text_cfg["hf_model_pretrained"] = False
     kind = open_clip.CLIP
-    if custom_text:
+    if _has_no_text(config):
+        kind = ImageTower
+    elif custom_text:
         kind = open_clip.CoCa if "multimodal_cfg" in arguments else open_clip.CustomTextCLIP
     try:
+        shapes = take_shapes(arguments)
         model = kind(**arguments)
+        put_blocks(model, shapes)
     except Exception as error:  # whatever the constructors of open_clip, timm and transformers object to
         reason = str(error) or type(error).__name__
         raise UserError(f"no model can be built from this configuration: {reason}", where=where) from error

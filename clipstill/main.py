@@ -9,10 +9,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from clipstill.commands import cache, demo, distill, evaluate, export, ingest, shards
+from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
 from shards.errors import IncompleteError, UserError
 
-_COMMANDS = (ingest, shards, cache, distill, evaluate, export, demo)
+_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
+
+_BESIDE = {"ingest": {"retry", "report"}, "models": {"bench"}}
+"""Commands that take files or names → second words that make another command of them."""
 
 _DESCRIPTION = """\
 Turn lists of image URLs into small CLIP models, running the teacher only once.
@@ -20,7 +23,9 @@ Turn lists of image URLs into small CLIP models, running the teacher only once.
   clipstill ingest   URL list                 -> shards (webdataset tars, every row accounted for)
   clipstill cache    shards + teacher         -> teacher cache (embeddings, once)
   clipstill distill  shards + cache           -> student (no teacher in sight)
+  clipstill compare  runs                     -> one page with their curves over each other
   clipstill evaluate, export                  -> numbers, and folders others can load
+  clipstill models                            -> the published students and teachers: how large, how fast
 
 Every command may be interrupted at any moment and started again: it goes on where it was.
 `clipstill COMMAND --help` explains each, with an example. `clipstill demo` runs the whole path on data it makes.
@@ -46,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """`ingest` takes files, so what may stand in their place is one command with it: `ingest retry`."""
-    if words[:1] == ["ingest"] and words[1:2] and words[1] in {"retry", "report"}:
+    """`ingest` takes files, so what may stand in their place is one command with it: `ingest retry`. So is `models`."""
+    if words[:1] and words[1:2] and words[1] in _BESIDE.get(words[0], ()):
         return [" ".join(words[:2]), *words[2:]]
     return list(words)
 
@@ -56,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("teacher_cache").setLevel(logging.INFO)  # what takes time, before there is progress to show
+    for package in ("teacher_cache", "distill"):
+        logging.getLogger(package).setLevel(logging.INFO)  # what takes time, before there is progress to show
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -73,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("clipstill: interrupted. What was published stays; the same command goes on from there")
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has read enough (`| head`): nobody is there to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     return status
 
 

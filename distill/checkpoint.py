@@ -1,8 +1,9 @@
 """Checkpoints: the whole state of a run at a step, in safetensors and JSON, published as one folder or not at all.
 
-    checkpoints/00000500/{model,loss,optimiser}.safetensors, state.json
+    checkpoints/00000500/{model,loss,optimiser,ema}.safetensors, state.json
 
-There is no RNG state: whatever is random in a step is seeded from (seed, step).
+Written by a thread from a copy, so that training goes on meanwhile. There is no RNG state: whatever is random in a step
+is seeded from (seed, step).
 """
 
 from __future__ import annotations
@@ -10,26 +11,56 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards import UserError
 from shards.storage import sync_to_disk
 
-KEEP = 2
-PARTS = ("model", "loss", "optimiser")
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""The tensors of a checkpoint, by the name of their file."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder; the newest `KEEP` are kept."""
+    """The checkpoints of one run folder; the newest `keep` stay, and the one at step `best`.
 
-    def __init__(self, run: Path) -> None:
-        self._folder = run / "checkpoints"
+    Use as a context manager: leaving it waits for what is being written, and raises what went wrong with it, unless
+    something else did before.
+    """
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self._folder, self._keep = run / "checkpoints", keep
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self.best: int | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._writer.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return once everything is on disk; raises `UserError` if it could not be written."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"a checkpoint could not be written ({error})",
+                where=str(self._folder),
+                do="Make room and start the run again: it goes on from the newest checkpoint there is",
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
@@ -37,38 +68,53 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
 
-    def save(
-        self, step: int, model: nn.Module, loss: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]
-    ) -> None:
-        """Publish the state after `step` steps; `state` is whatever else must come back, JSON-able."""
+    def save(self, step: int, parts: Parts, state: dict[str, Any]) -> None:
+        """Publish the state after `step` steps; `state` is whatever else must come back, JSON-able.
+
+        Returns when the tensors are copied. One checkpoint is written at a time: the one before is waited for.
+        """
+        self.wait()
+        # Copies, also because safetensors refuses tensors that share memory or have gaps.
+        copies = {name: {key: _copy(tensor) for key, tensor in tensors.items()} for name, tensors in parts.items()}
+        text = json.dumps({"step": step, **state})
+        self._writing = self._writer.submit(self._publish, step, copies, text, self.best)
+
+    def _publish(self, step: int, parts: Parts, text: str, best: int | None) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.prune()
+        self._sweep()
         temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
         temporary.mkdir()
-        moments, scalars = _flatten(optimiser)
-        for name, tensors in zip(PARTS, (model.state_dict(), loss.state_dict(), moments), strict=True):
-            _save(temporary / f"{name}.safetensors", tensors)
-        (temporary / "state.json").write_text(json.dumps({"step": step, "optimiser": scalars, **state}))
+        for name, tensors in parts.items():
+            save_file(dict(tensors), temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(text)
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         final = self._folder / f"{step:08d}"
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_to_disk(self._folder)
-        self.prune()
+        self._prune(best)
 
     def prune(self) -> None:
-        """Remove all but the newest; also what a kill kept from being removed."""
+        """Remove what need not stay; also what a kill kept from being removed."""
+        self.wait()
+        self._prune(self.best)
+
+    def _sweep(self) -> None:
         for leftover in self._folder.glob(".*.tmp"):
             shutil.rmtree(leftover)
-        for old in self.steps()[:-KEEP]:
-            shutil.rmtree(self._folder / f"{old:08d}")
 
-    def load(self, step: int, model: nn.Module, loss: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put the state after `step` steps back in place; returns `state`. Raises `UserError` if it is damaged."""
+    def _prune(self, best: int | None) -> None:
+        self._sweep()
+        for old in self.steps()[: -self._keep]:
+            if old != best:
+                shutil.rmtree(self._folder / f"{old:08d}")
+
+    def load(self, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """The tensors and `state` after `step` steps. Raises `UserError` if they are damaged."""
         folder = self._folder / f"{step:08d}"
         try:
-            weights, extra, moments = (load_file(folder / f"{name}.safetensors") for name in PARTS)
+            parts = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
@@ -76,29 +122,27 @@ class Checkpoints:
                 where=str(folder),
                 do="Delete its folder: the run then goes on from the one before, or from the start",
             ) from error
-        model.load_state_dict(weights)
-        loss.load_state_dict(extra)
-        _restore(optimiser, moments, state["optimiser"])
-        return state
+        return parts, state
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Copies, since safetensors refuses tensors that share memory or have gaps.
-    save_file(
-        {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, path
-    )
-
-
-def _flatten(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """An optimiser's state as tensors named `<parameter>.<field>`, and its groups' scalars."""
     state = optimiser.state_dict()
     tensors = {f"{number}.{name}": value for number, fields in state["state"].items() for name, value in fields.items()}
-    return tensors, {"param_groups": state["param_groups"]}
+    return tensors, state["param_groups"]
 
 
-def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+def unflatten(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    """Put back what `flatten` gave."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, field = name.split(".", 1)
         state.setdefault(int(number), {})[field] = value
-    optimiser.load_state_dict({"state": state, **scalars})
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu":
+        return tensor.cpu().contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)

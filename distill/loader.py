@@ -1,71 +1,47 @@
-"""The joined loader: images, captions and the teacher's embeddings of the same views, batch by batch.
+"""The joined loader: images, captions and the teachers' embeddings of the same views, batch by batch.
 
-A batch is a pure function of its step, so the loader has no state: it starts at any step, and threads that each make
-whole batches ahead of time cannot change what is in them.
+    step → the batch's places (`order.py`) → chunks of rows, each filled by one of several threads (`filling.py`)
+         → `Batch` (`batch.py`)
+
+A batch is a pure function of its step, so the loader has no state: it starts at any step, and which thread fills what
+cannot change what is in it. Shards and caches on an object store are copied ahead of their turn, in the background.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from distill.batch import Batch, TeacherRows, Views
+from distill.filling import Filler, Part
 from distill.order import Order
-from shards import Dataset, UserError, seed64
+from distill.tokens import Tokenizer
+from shards import Dataset
 from teacher_cache.reader import TeacherCache
-from teacher_cache.views import EncodedImage, ViewPolicy
 
-_OPEN_SHARDS = 64
-"""Each holds up to two mapped files, and a process may open about a thousand."""
+__all__ = ["Batch", "Loader", "TeacherRows", "Views"]
 
-
-@dataclass(frozen=True)
-class Batch:
-    """B samples.
-
-    `images`: (B, S, S, 3) uint8; `tokens`: (B, context) int64; `teacher_image`, `teacher_text`: (B, D) float32 of unit
-    norm, None without a cache. `taught`: where some samples have no teacher, which ones these are of, int64; None if
-    all have. `captions`, `keys` and `teacher_pixels` ((B, T, T, 3) uint8, the same views at another resolution, only
-    if asked for) serve those who run a teacher beside it.
-    """
-
-    step: int
-    images: Tensor
-    tokens: Tensor
-    teacher_image: Tensor | None
-    teacher_text: Tensor | None
-    taught: Tensor | None
-    keys: list[str]
-    captions: list[str]
-    teacher_pixels: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Views:
-    """Which views a run trains on: `count` of them drawn by `policy`, in turn.
-
-    In epoch e a sample shows view (e + hash(key)) mod count: all are used before any repeats.
-    """
-
-    policy: ViewPolicy
-    count: int
-
-    def index(self, key: str, epoch: int) -> int:
-        return (epoch + seed64("view turn", key)) % self.count
+_CHUNK = 32
+"""Samples that a thread fills in one go."""
+_AHEAD = 1 << 30
+"""Bytes of pixels that may be made ahead: beyond it, one batch is, however large."""
+_COPYING = 4
+"""Shards that are copied at once."""
 
 
 class Loader:
-    """Batches of a dataset in `order`.
+    """Batches of a dataset in `order`, or the part of each that is `rank`'s of `ranks`.
 
-    With a cache each view's crop is replayed from it, and its views must be `views`; without, it is drawn by policy,
-    which gives the same crop. `image_size` is the student's; `teacher_size` adds `Batch.teacher_pixels`.
+    With `caches` each view's crop is replayed from the first that has views; without, it is drawn by policy, which
+    gives the same crop. Of a caption set with N captions a sample, in epoch e a sample shows caption (e + hash(key))
+    mod N. `image_size` is the student's; `teacher_size` adds `Batch.teacher_pixels`. `waited`: seconds that whoever
+    reads `batches` has waited for them so far.
+
+    Raises `UserError` if two caches were built over other views or captions, or none holds one of `captions`.
     """
 
     def __init__(
@@ -73,93 +49,106 @@ class Loader:
         dataset: Dataset,
         order: Order,
         views: Views,
-        tokenizer: Callable[[list[str]], Tensor],
+        tokenizer: Tokenizer | None,
         *,
         image_size: int,
-        cache: TeacherCache | None = None,
+        caches: Sequence[TeacherCache] = (),
+        captions: Sequence[str] = ("txt",),
+        rank: int = 0,
+        ranks: int = 1,
         teacher_size: int | None = None,
     ) -> None:
-        self._dataset, self._order, self._views, self._cache = dataset, order, views, cache
-        self._tokenizer, self._image_size, self._teacher_size = tokenizer, image_size, teacher_size
-        self._open: dict[int, None] = {}
-        self._opening = threading.Lock()
-        self._tokenizing = threading.Lock()
+        self._dataset, self._order, self._caches = dataset, order, tuple(caches)
+        self._size, self._first = order.batch_size // ranks, rank * (order.batch_size // ranks)
+        self._filler = Filler(
+            dataset,
+            views,
+            tokenizer,
+            image_size=image_size,
+            caches=caches,
+            captions=captions,
+            teacher_size=teacher_size,
+        )
+        self.waited = 0.0
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
-        """The batches of steps start..stop-1, made ahead by as many threads as there are cores.
+        """The batches of steps start..stop-1, made ahead by as many threads as there are cores for this process.
 
-        The threads end with the generator: close it if it is not read to its end.
+        The threads end with the generator: close it if it is not read to its end. Raises as `batch` does.
         """
-        threads = os.cpu_count() or 1
-        with ThreadPoolExecutor(threads, "loader") as pool:
-            flying: deque[Future[Batch]] = deque()
-            upcoming = iter(range(start, stop))
+        threads = _threads()
+        ahead = max(1, min(threads + 1, _AHEAD // (self._size * self._filler.bytes_a_sample)))
+        flying: deque[list[Future[Batch | None]]] = deque()
+        with self._copying() as copying, ThreadPoolExecutor(threads, "loader") as pool:
             try:
-                for step in upcoming:
-                    flying.append(pool.submit(self.batch, step))
-                    if len(flying) > threads:
-                        yield flying.popleft().result()
+                for step in range(start, stop):
+                    copying.ask(self._order.ahead(step))
+                    flying.append(self._submit(pool, step))
+                    if len(flying) > ahead:
+                        yield self._wait(flying.popleft())
                 while flying:
-                    yield flying.popleft().result()
+                    yield self._wait(flying.popleft())
             finally:
-                for future in flying:
-                    future.cancel()
+                for futures in flying:
+                    for future in futures:
+                        future.cancel()
 
     def batch(self, step: int) -> Batch:
         """The batch of one step. Raises `UserError` naming a sample whose image does not decode."""
-        places = self._order.batch(step)
-        epoch = step // self._order.steps_per_epoch
-        size = len(places)
-        images = np.empty((size, self._image_size, self._image_size, 3), np.uint8)
-        pixels = None
-        if self._teacher_size is not None:
-            pixels = np.empty((size, self._teacher_size, self._teacher_size, 3), np.uint8)
-        keys, captions = [], []
-        indices = np.empty(size, np.int64)
-        present = np.ones(size, np.bool_) if self._cache is None else self._cache.present(places)
-        for at, (place, row) in enumerate(places.tolist()):
-            self._keep_open(place)
-            shard = self._dataset.shards[place]
-            key = shard.keys[row]
-            index = self._views.index(key, epoch)
-            indices[at] = index
-            data = shard.image_bytes(row)
-            try:
-                image = EncodedImage(data)
-                if self._cache is not None and present[at]:
-                    view = self._cache.view(place, row, index)
-                else:
-                    # Views that were given can be drawn for nobody else.
-                    policy = self._views.policy if self._views.policy.kind != "given" else ViewPolicy()
-                    view = policy.draw(key, index, image.width, image.height)
-                images[at] = self._views.policy.render(image, view, self._image_size)
-                if pixels is not None and self._teacher_size is not None:
-                    pixels[at] = self._views.policy.render(image, view, self._teacher_size)
-            except OSError as error:
-                raise UserError(
-                    f"the image of {key} does not decode ({error})",
-                    where=f"{shard.folder}/{shard.id:05d}.tar",
-                    do="Run `clipstill shards verify`",
-                ) from None
-            keys.append(key)
-            captions.append(shard.caption(row))
-        teacher_image = teacher_text = taught = None
-        if self._cache is not None:
-            taught = None if present.all() else torch.from_numpy(np.flatnonzero(present))
-            teacher_image = torch.from_numpy(self._cache.image(places[present], indices[present]))
-            teacher_text = torch.from_numpy(self._cache.text(places[present]))
-        # Hugging Face's tokenizers cannot be called from two threads at once.
-        with self._tokenizing:
-            tokens = self._tokenizer(captions)
-        return Batch(
-            step, torch.from_numpy(images), tokens, teacher_image, teacher_text, taught, keys, captions, pixels
-        )
+        batch = self._filler.fill(self._part(step, chunks=1), slice(0, self._size))
+        assert batch is not None
+        return batch
 
-    def _keep_open(self, place: int) -> None:
-        """Note that a shard is in use, and close the one used longest ago once too many are open."""
-        with self._opening:
-            self._open[place] = self._open.pop(place, None)
-            while len(self._open) > _OPEN_SHARDS:
-                oldest = next(iter(self._open))
-                del self._open[oldest]
-                self._dataset.shards[oldest].release()
+    def _part(self, step: int, chunks: int) -> Part:
+        places = self._order.batch(step)[self._first : self._first + self._size]
+        return self._filler.part(step, step // self._order.steps_per_epoch, places, chunks)
+
+    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[Future[Batch | None]]:
+        chunks = [slice(first, min(first + _CHUNK, self._size)) for first in range(0, self._size, _CHUNK)]
+        part = self._part(step, len(chunks))
+        return [pool.submit(self._filler.fill, part, rows) for rows in chunks]
+
+    def _wait(self, futures: list[Future[Batch | None]]) -> Batch:
+        began = time.monotonic()
+        (batch,) = [batch for future in futures if (batch := future.result()) is not None]
+        self.waited += time.monotonic() - began
+        return batch
+
+    @contextlib.contextmanager
+    def _copying(self) -> Iterator[_Copying]:
+        with ThreadPoolExecutor(_COPYING, "loader-copies") as pool:
+            copying = _Copying(self._dataset, self._caches, pool)
+            try:
+                yield copying
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Copying:
+    """Copies what is on an object store to this machine before it is asked for."""
+
+    def __init__(self, dataset: Dataset, caches: Sequence[TeacherCache], pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._shards = () if dataset.folder.is_local else dataset.shards
+        self._caches = [cache for cache in caches if not cache.folder.is_local]
+        self._asked: set[int] = set()
+
+    def ask(self, places: Sequence[int]) -> None:
+        """Begin to copy those of these shards that were not in the last call."""
+        if self._shards or self._caches:
+            for place in places:
+                if place not in self._asked:
+                    # What fails here fails again, and is told, when it is needed.
+                    self._pool.submit(self._copy, place)
+            self._asked = set(places)
+
+    def _copy(self, place: int) -> None:
+        if self._shards:
+            self._shards[place].fetch()
+        for cache in self._caches:
+            cache.fetch(place)
+
+
+def _threads() -> int:
+    """As many as there are cores for this process: torchrun and Ray say how many share a machine's."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

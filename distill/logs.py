@@ -1,48 +1,73 @@
-"""A run's log: one JSON line every few steps in `log.jsonl`, the same numbers for TensorBoard.
+"""A run's logs: `log.jsonl`, a JSON line every few steps, and the same numbers for TensorBoard and, if asked, wandb.
 
-On resume both are cut back to the checkpoint's step, so a killed run leaves no line twice and no line of a future
-that did not happen.
+    {"step": 20, "loss": ..., TERM: ..., "grad_norm": ..., "logit_scale": ..., "lr": ..., "measured": {...}}
+    {"step": 20, "eval/zero_shot/top1": ...}
+
+`measured` holds what differs from run to run: samples_per_second, waited (the share of time spent waiting for the
+loader), memory_gb, seconds. On resume all are cut back to the checkpoint's step, so a killed run leaves no line twice
+and no line of a future that did not happen. `events.jsonl` tells what happened to the run, and is never cut.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from shards import UserError
+
 
 class RunLog:
-    """Use as a context manager. `start`: the step the run goes on from."""
+    """Use as a context manager. `start`: the step the run goes on from; `wandb`: a project to log to as well.
 
-    def __init__(self, run: Path, start: int) -> None:
+    Raises `UserError` if wandb is wanted and not installed.
+    """
+
+    def __init__(self, run: Path, start: int, wandb: str | None = None) -> None:
         self.path = run / "log.jsonl"
         kept = [line for line in read_log(self.path) if line["step"] <= start]
         temporary = run / ".log.jsonl.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self.path)
+        self._wandb = _start_wandb(wandb, run) if wandb else None
         self._file = self.path.open("a")
+        self._events = run / "events.jsonl"
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> RunLog:
         return self
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """`values` after `step` steps; every number becomes a TensorBoard scalar. On disk when this returns."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+    def write(self, step: int, values: Mapping[str, float], measured: Mapping[str, float] | None = None) -> None:
+        """`values` after `step` steps; every number becomes a scalar. On disk when this returns."""
+        line: dict[str, Any] = {"step": step, **values}
+        if measured is not None:
+            line["measured"] = dict(measured)
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        scalars = {**values, **{f"measured/{name}": value for name, value in (measured or {}).items()}}
+        for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         # A thread writes the scalars; a kill after the next checkpoint must not find it behind.
         self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=step)
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        """Something that happened after `step` steps, in one line."""
+        with self._events.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": kind, "text": text}) + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -55,3 +80,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return lines
+
+
+def _start_wandb(project: str, run: Path) -> Any:
+    try:
+        import wandb  # noqa: PLC0415 - optional, and slow to load
+    except ImportError:
+        raise UserError(
+            "wandb is not installed", where=f"--wandb {project}", do="Install it, or leave it out"
+        ) from None
+    return wandb.init(project=project, name=run.name, id=run.name, resume="allow", dir=str(run))

@@ -50,6 +50,17 @@ class Order:
         start = place * self.batch_size
         return self._slice(epoch, start, start + self.batch_size)
 
+    def ahead(self, step: int) -> list[int]:
+        """The shards that `step` and its followers read, in the order of need: those of its window and of the next."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        shards, starts = self._plan(epoch)
+        block = int(np.searchsorted(starts, place * self.batch_size, side="right")) - 1
+        found: list[int] = shards[block * self._window : (block + 2) * self._window].tolist()
+        if (block + 1) * self._window >= len(shards):
+            following, _ = self._plan(epoch + 1)
+            found += following[: self._window].tolist()
+        return list(dict.fromkeys(found))
+
     def _slice(self, epoch: int, start: int, stop: int) -> npt.NDArray[np.int64]:
         _, starts = self._plan(epoch)
         parts = []

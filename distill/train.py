@@ -1,292 +1,358 @@
-"""The training loop: a student from shards and, with a cache, from what the teacher said about the same views.
+"""The training loop: a student from shards and, with a cache, from what the teachers said about the same views.
 
-settings → dataset, cache, student, losses, optimiser          `Run.prepare`
+settings → dataset, caches, student, losses, optimiser         `run.py`
 step     → batch (a function of the step alone)                `loader.py`
-         → student embeddings → Σ weight·loss → gradients      `Run.step`
-         → clipped, AdamW at the step's learning rate
-every so often → a log line, a checkpoint                      `train`
-end      → the student as an open_clip folder in OUT/model, then OUT/done.json
+         → embeddings → Σ weight·loss → gradients              `step.py`
+         → clipped, AdamW at the step's learning rate          `Run.step`
+every so often → a log line, an evaluation, a checkpoint       here
+end      → the student as an open_clip folder in OUT/model, the best one in OUT/best, then OUT/done.json
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
+import logging
+import platform
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from clip_models import ModelConfig, Normaliser, autocast, create_student, save_model, square_side, tokenizer_for
-from distill.checkpoint import Checkpoints
-from distill.loader import Batch, Loader, Views
+from clip_models import save_model
+from clip_models.inheritance import summary, write_inheritance
+from distill.checkpoint import Checkpoints, flatten, unflatten
+from distill.evaluation import InRun
 from distill.logs import RunLog
-from distill.losses import LOSSES, Embeddings, LossShape, WeightedSum
-from distill.optim import learning_rate, make_adamw
-from distill.order import Order
+from distill.page import write_run_page
+from distill.pruning import pruning_report
+from distill.ranks import Ranks
+from distill.run import Run
 from distill.settings import RunSettings
-from shards import Dataset, Folder, UserError, seed64
+from distill.watch import NotFiniteError, Watch
+from shards import Folder, UserError
 from shards.fingerprint import first_difference
 from shards.progress import Meter
-from teacher_cache.join import Join
-from teacher_cache.reader import TeacherCache
-from teacher_cache.views import ViewPolicy
+
+log = logging.getLogger(__name__)
 
 DONE = "done.json"
 SETTINGS = "settings.json"
-
-Targets = Callable[[Batch], Embeddings | None]
-"""The teacher's embeddings of a batch; from the cache in every real run, from a live teacher in comparisons."""
+INHERITANCE = "inheritance.json"
+_STARVED = 0.5
+"""Of the time between two log lines: waiting this long for batches is worth a word."""
 
 
 @dataclass(frozen=True)
 class Result:
     """A finished run: `model` is the student's open_clip folder, `loss` the mean of the last logged interval.
 
-    `samples_per_second` covers the steps of this call alone and is None if there were none.
+    `samples_per_second` covers the steps of this call alone and is None if there were none. `best`: the step, metric
+    and value of the best checkpoint, whose model is in `best/`; None if none was asked for.
     """
 
     model: str
     steps: int
     loss: float
     samples_per_second: float | None
-
-
-class Run:
-    """Everything a step needs. `step` changes the student; nothing here touches the disk."""
-
-    def __init__(self, settings: RunSettings, *, teacher_size: int | None = None) -> None:
-        """Open data and cache, make the student. `teacher_size` as in `Loader`, for a live teacher beside the run."""
-        self.settings = settings
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dataset = Dataset.open(settings.shards)
-        self.cache = _open_cache(settings, self.dataset)
-        self.model, self.config = _make_student(settings)
-        self.model.to(self.device)
-        self.order = Order(_rows(self.dataset, self.cache), settings.batch_size, settings.seed)
-        if not self.order.steps_per_epoch:
-            raise UserError(
-                f"{self.order.samples} samples do not fill one batch of {settings.batch_size}",
-                where=settings.shards,
-                do="Use a smaller --batch-size",
-            )
-        epochs = settings.epochs or 0.0
-        self.steps = settings.steps or max(1, round(epochs * self.order.steps_per_epoch))
-        views = Views(self.cache.policy, self.cache.views) if self.cache else Views(ViewPolicy(), settings.views)
-        self.loader = Loader(
-            self.dataset,
-            self.order,
-            views,
-            tokenizer_for(self.config),
-            image_size=square_side(self.config, settings.student),
-            cache=self.cache,
-            teacher_size=teacher_size,
-        )
-        shape = LossShape(self.config["model_cfg"]["embed_dim"], self.cache.teacher.embed_dim if self.cache else None)
-        weights = settings.weights()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed64("loss", settings.seed) >> 1)
-            self.loss = WeightedSum({name: LOSSES[name](shape) for name in weights}, weights).to(self.device)
-        self._pin()
-        self.optimiser = make_adamw([self.model, self.loss], settings.optimiser)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
-        self._normalise = Normaliser(self.config, self.device)
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the trained weights: settings, data, cache and the student's architecture."""
-        return {
-            "settings": json.loads(json.dumps(self.settings.identity())),
-            "steps": self.steps,
-            "data": self.dataset.content,
-            "cache": {"views": self.cache.views, "content": self.cache.content()} if self.cache else None,
-            "student": json.loads(json.dumps(self.config)),
-        }
-
-    def cached_targets(self, batch: Batch) -> Embeddings | None:
-        """The cache's embeddings of the batch's own views and captions."""
-        if self.cache is None or batch.teacher_image is None or batch.teacher_text is None:
-            return None
-        scale = self.settings.teacher_scale or self.cache.teacher.logit_scale
-        image, text = (rows.to(self.device, non_blocking=True) for rows in (batch.teacher_image, batch.teacher_text))
-        return Embeddings(image, text, scale, None if batch.taught is None else batch.taught.to(self.device))
-
-    def embed(self, batch: Batch) -> Embeddings:
-        """The student's embeddings of a batch, float32 of unit norm, with gradient."""
-        pixels = batch.images.to(self.device, non_blocking=True)
-        tokens = batch.tokens.to(self.device, non_blocking=True)
-        with autocast(self.device, self.settings.precision):
-            image = self.model.encode_image(self._normalise(pixels))
-            text = self.model.encode_text(tokens)
-        image, text = (F.normalize(rows.float(), dim=-1) for rows in (image, text))
-        return Embeddings(image, text, self.model.logit_scale.exp())
-
-    def step(self, batch: Batch, targets: Targets) -> dict[str, Tensor]:
-        """One optimiser step on a batch; returns loss, its terms, gradient norm and logit scale as 0-d tensors."""
-        settings = self.settings
-        # Whatever is random in a step (dropout) depends on the step alone, so a resumed run repeats it.
-        torch.manual_seed(seed64("step", settings.seed, batch.step) >> 1)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(batch.step, self.steps, settings.optimiser)
-        total, terms = self.loss(self.embed(batch), targets(batch))
-        self.scaler.scale(total).backward()
-        self.scaler.unscale_(self.optimiser)
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimiser.clip_norm or math.inf)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
-        if settings.student_scale is None:
-            with torch.no_grad():
-                self.model.logit_scale.clamp_(0, math.log(100))
-        scale = self.model.logit_scale.detach().exp()
-        return {"loss": total.detach(), **terms, "grad_norm": norm.detach(), "logit_scale": scale}
-
-    def _pin(self) -> None:
-        if self.settings.student_scale is not None:
-            with torch.no_grad():
-                self.model.logit_scale.fill_(math.log(self.settings.student_scale))
-            self.model.logit_scale.requires_grad_(False)
-
-
-def _open_cache(settings: RunSettings, dataset: Dataset) -> TeacherCache | None:
-    if settings.cache is None:
-        return None
-    join = Join(policy=settings.join, limit=settings.join_limit)
-    cache = TeacherCache.open(settings.cache, dataset, settings.teacher_name, join)
-    cache.require("txt")
-    return cache
-
-
-def _rows(dataset: Dataset, cache: TeacherCache | None) -> list[int | np.ndarray]:
-    """For each shard how many samples take part, or which."""
-    if cache is None or not cache.missing:
-        return [shard.count for shard in dataset.shards]
-    return list(cache.kept)
-
-
-def _make_student(settings: RunSettings) -> tuple[Any, ModelConfig]:
-    model, config = create_student(settings.student, settings.seed)
-    return model.train(), config
+    best: dict[str, Any] | None = None
 
 
 def train(settings: RunSettings) -> Result:
     """Run `settings` to its end in `settings.out`, going on from the newest checkpoint there.
 
-    Raises:
-        UserError: unusable data, cache or student; a run folder made with other settings; a loss that is not finite.
+    One process, or one of several that a launcher started: these share the folder, and the first one writes.
+    Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
+    finite, or has exploded.
     """
-    out = Path(settings.out)
-    run = Run(settings)
-    _claim(out, run)
-    model = out / "model"
-    if (out / DONE).exists() and model.is_dir():
-        done: dict[str, Any] = json.loads((out / DONE).read_text())
-        return Result(str(model), done["steps"], done["loss"], samples_per_second=None)
-    checkpoints = Checkpoints(out)
-    saved = checkpoints.steps()
-    start, sums = 0, _Interval(settings)
-    if saved:
-        start = saved[-1]
-        state = checkpoints.load(start, run.model, run.loss, run.optimiser)
+    ranks = Ranks.join()
+    try:
+        return _Training(settings, ranks).result()
+    finally:
+        ranks.leave()
+
+
+class _Training:
+    def __init__(self, settings: RunSettings, ranks: Ranks) -> None:
+        self.settings, self.ranks = settings, ranks
+        self.out = Path(settings.out)
+        self.run = Run(settings, ranks)
+        self.watch = Watch(settings)
+        self.evaluation = InRun(settings.evaluation, self.run.config, ranks.device) if settings.evaluation else None
+        self.best: dict[str, Any] | None = None
+        self.start = 0
+
+    def result(self) -> Result:
+        self._claim()
+        done = self._done()
+        if done is not None:
+            return Result(str(self.out / "model"), done["steps"], done["loss"], None, done["best"])
+        run, settings = self.run, self.settings
+        with Checkpoints(self.out, settings.keep) as checkpoints:
+            self._resume(checkpoints)
+            began = time.monotonic()
+            with (
+                _Record(self) as record,
+                contextlib.closing(run.loader.batches(self.start, run.steps)) as batches,
+            ):
+                for batch in batches:
+                    step = batch.step + 1
+                    values = run.step(batch)
+                    with self._explained(batch.step):
+                        self.watch.add(step, values, run.weights(batch.step))
+                        if step % settings.log_every == 0 or step == run.steps:
+                            record.line(step)
+                        record.advance()
+                        self._evaluate_and_keep(step, checkpoints, record)
+            seconds = time.monotonic() - began
+            trained = run.steps - self.start
+            if self.ranks.first:
+                checkpoints.prune()
+                self._deliver(checkpoints)
+        speed = trained * settings.batch_size / seconds if trained else None
+        return Result(str(self.out / "model"), run.steps, self.watch.last, speed, self.best)
+
+    def _claim(self) -> None:
+        """Write the resolved settings, or refuse a folder that holds another run's."""
+        identity = self.run.identity()
+        path = self.out / SETTINGS
+        if path.exists():
+            difference = first_difference(json.loads(path.read_text())["identity"], identity)
+            if difference:
+                raise UserError(
+                    f"this folder holds another run: {difference}",
+                    where=str(self.out),
+                    do="Give another --out, or the settings it was started with",
+                )
+        elif self.ranks.first:
+            facts = {**self.run.facts(), "versions": _versions()}
+            body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
+            if self.run.inherited:
+                log.info("from %s: %s", self.settings.initial, summary(self.run.inherited))
+                write_inheritance(self.run.inherited, self.out / INHERITANCE)
+            Folder(self.out).publish(SETTINGS, json.dumps(body, indent=1).encode())
+
+    def _done(self) -> dict[str, Any] | None:
+        done: dict[str, Any] | None = None
+        if (self.out / DONE).exists():
+            done = json.loads((self.out / DONE).read_text())
+            folders = ["model", "best"] if done and done["best"] else ["model"]
+            if not all((self.out / folder).is_dir() for folder in folders):
+                done = None
+        # The others may look after the first one has finished.
+        done = self.ranks.told(done)
+        return done
+
+    def _resume(self, checkpoints: Checkpoints) -> None:
+        saved = self.ranks.told(checkpoints.steps())
+        if not saved:
+            return
+        self.start = saved[-1]
+        parts, state = checkpoints.load(self.start)
+        run = self.run
+        run.model.load_state_dict(parts["model"])
+        run.loss.load_state_dict(parts["loss"])
+        unflatten(run.optimiser, parts["optimiser"], state["optimiser"])
+        if run.average is not None:
+            run.average.load_state_dict(parts["average"])
+        if run.pruning is not None:
+            run.pruning.load_state_dict(parts["pruning"])
         run.scaler.load_state_dict(state["scaler"])
-        sums.restore(state["interval"])
-    began = time.monotonic()
-    with (
-        RunLog(out, start) as log,
-        Meter(f"distill {out.name}", run.steps, unit="steps", done=start) as meter,
-        contextlib.closing(run.loader.batches(start, run.steps)) as batches,
-    ):
-        for batch in batches:
-            step = batch.step + 1
-            sums.add(step, run.step(batch, run.cached_targets))
-            if step % settings.log_every == 0 or step == run.steps:
-                log.write(step, {**sums.take(), "lr": run.optimiser.param_groups[0]["lr"]})
-            meter.advance(1, items=settings.batch_size, note=f"loss {sums.last:.3f}" if sums.last else "")
-            if step % settings.checkpoint_every == 0 or step == run.steps:
-                state = {"scaler": run.scaler.state_dict(), "interval": sums.state()}
-                checkpoints.save(step, run.model, run.loss, run.optimiser, state)
-    seconds = time.monotonic() - began
-    checkpoints.prune()
-    save_model(run.model, run.config, str(model))
-    for folder in (Folder(out), Folder(model)):
-        folder.sweep()
-    Folder(out).publish(DONE, json.dumps({"steps": run.steps, "loss": sums.last}).encode())
-    trained = run.steps - start
-    speed = trained * settings.batch_size / seconds if trained else None
-    return Result(str(model), run.steps, sums.last, samples_per_second=speed)
+        self.watch.restore(state["watch"])
+        self.best = state["best"]
+        checkpoints.best = self.best["step"] if self.best else None
 
+    def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: _Record) -> None:
+        run, settings = self.run, self.settings
+        last = step == run.steps
+        is_best = False
+        if self.evaluation is not None and (step % self.evaluation.settings.every == 0 or last):
+            is_best = self._evaluate(step, record)
+        if is_best or step % settings.checkpoint_every == 0 or last:
+            # Every process looks at its figures: none may go on from weights that another finds useless.
+            watched = self.watch.state()
+            if self.ranks.first:
+                if is_best:
+                    checkpoints.best = step
+                parts = {"model": run.model.state_dict(), "loss": run.loss.state_dict()}
+                parts["optimiser"], groups = flatten(run.optimiser)
+                if run.average is not None:
+                    parts["average"] = run.average.state_dict()
+                if run.pruning is not None:
+                    parts["pruning"] = run.pruning.state_dict()
+                state = {"optimiser": groups, "scaler": run.scaler.state_dict(), "watch": watched, "best": self.best}
+                checkpoints.save(step, parts, state)
+                if not last:
+                    record.page()
 
-def _claim(out: Path, run: Run) -> None:
-    """Write the resolved settings, or refuse a folder that holds another run's."""
-    identity = run.identity()
-    path = out / SETTINGS
-    if path.exists():
-        difference = first_difference(json.loads(path.read_text())["identity"], identity)
-        if difference:
-            raise UserError(
-                f"this folder holds another run: {difference}",
-                where=str(out),
-                do="Give another --out, or the settings it was started with",
-            )
-        return
-    text = json.dumps({"identity": identity, "settings": asdict(run.settings)}, indent=1)
-    Folder(out).publish(SETTINGS, text.encode())
+    def _evaluate(self, step: int, record: _Record) -> bool:
+        """Evaluate in the first process; whether these weights are the best so far."""
+        assert self.evaluation is not None
+        figures = None
+        if self.ranks.first:
+            began = time.monotonic()
+            figures = self.evaluation(self.run.delivered)
+            self.run.student.train()
+            record.evaluated(step, figures, time.monotonic() - began)
+        figures = self.ranks.told(figures)
+        metric = self.evaluation.settings.best
+        if metric is None:
+            return False
+        best = self.best
+        # On resume another figure may be asked for: what was best by the one before says nothing about it.
+        if best is not None and best["metric"] == metric and figures[metric] <= best["value"]:
+            return False
+        self.best = {"step": step, "metric": metric, "value": figures[metric]}
+        return True
 
+    def _deliver(self, checkpoints: Checkpoints) -> None:
+        run = self.run
+        folders = [self.out / "model"]
+        save_model(*run.finished(), str(folders[0]))
+        if self.settings.prune:
+            report = pruning_report(run.delivered, self.settings.prune)
+            Folder(self.out).publish("pruning.json", json.dumps(report, indent=1).encode())
+        if self.best is not None:
+            parts, _ = checkpoints.load(self.best["step"])
+            model = run.delivered
+            weights = parts["model"]
+            if run.average is not None:
+                within = "module."
+                found = parts["average"].items()
+                weights = {name.removeprefix(within): value for name, value in found if name.startswith(within)}
+            model.load_state_dict(weights)
+            folders.append(self.out / "best")
+            save_model(model, run.config, str(folders[1]))
+        for folder in (self.out, *folders):
+            Folder(folder).sweep()
+        done = {"steps": run.steps, "loss": self.watch.last, "best": self.best}
+        Folder(self.out).publish(DONE, json.dumps(done).encode())
+        write_run_page(self.out)
 
-class _Interval:
-    """Means over the steps since the last log line; part of the checkpoint, so that resumed logs are the same.
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Any:
+        """What is not a number may have come with the batch: then that is the cause."""
+        try:
+            yield
+        except NotFiniteError as error:
+            for at in range(max(0, step - 1), step + 1):
+                self._check_targets(at, error)
+            raise
 
-    `take` and `state` raise `UserError` if a step since then made the weights useless, so neither a log line nor a
-    checkpoint is written of it.
-    """
-
-    def __init__(self, settings: RunSettings) -> None:
-        self._settings = settings
-        # With fp16 a gradient that is not finite is no failure: the scaler skips that step.
-        self._vital = ("loss",) if settings.precision == "fp16" else ("loss", "grad_norm")
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
-        self._steps: list[tuple[int, dict[str, Tensor]]] = []
-        self.last = 0.0
-
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        # Kept as tensors: reading one would make the host wait for the accelerator at every step.
-        self._steps.append((step, values))
-
-    def _fold(self) -> None:
-        for step, values in self._steps:
-            for name, value in values.items():
-                number = float(value)
-                if math.isfinite(number):
-                    self._sums[name] = self._sums.get(name, 0.0) + number
-                    self._counts[name] = self._counts.get(name, 0) + 1
-                elif name in self._vital:
+    def _check_targets(self, step: int, error: UserError) -> None:
+        batch = self.run.loader.batch(step)
+        for cache, rows in zip(self.run.caches, batch.teachers, strict=True):
+            parts = {"image": rows.image, **rows.text}
+            for name, values in parts.items():
+                broken = None if values is None else (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
+                if broken is not None and len(broken):
+                    at = int(broken[0]) if batch.taught is None else int(batch.taught[broken[0]])
                     raise UserError(
-                        f"{name} is {number} at step {step}",
-                        where=self._settings.out,
-                        do=f"Lower --lr (now {self._settings.optimiser.lr:g}) or the logit scale, or use "
-                        "--precision fp32",
-                    )
-        self._steps.clear()
+                        f"{error.problem}: the cached {name} embedding of {batch.keys[at]} is not finite",
+                        where=str(cache.folder),
+                        do="Run `clipstill cache verify`, and build what it names again",
+                    ) from error
 
-    def take(self) -> dict[str, float]:
-        """The means, over the steps where each number was finite; begins the next interval."""
-        self._fold()
-        means = {name: value / self._counts[name] for name, value in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        self.last = means["loss"]
-        return means
 
-    def state(self) -> dict[str, Any]:
-        self._fold()
-        return {"sums": self._sums, "counts": self._counts, "last": self.last}
+class _Record:
+    """What the first process of a run writes and shows while it trains; of the others, nothing."""
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._sums, self._counts, self.last = state["sums"], state["counts"], state["last"]
+    def __init__(self, training: _Training) -> None:
+        self._training = training
+        self._began = self._since = time.monotonic()
+        self._at, self._waited = training.start, 0.0
+        self._stack = contextlib.ExitStack()
+        self._starved = False
+        self._next_page = 0.0
+
+    def __enter__(self) -> _Record:
+        training = self._training
+        if training.ranks.first:
+            settings, run = training.settings, training.run
+            label = f"distill {training.out.name}"
+            self._log = self._stack.enter_context(RunLog(training.out, training.start, settings.wandb))
+            self._meter = self._stack.enter_context(Meter(label, run.steps, unit="steps", done=training.start))
+            if training.start:
+                self._log.event(training.start, "resumed", f"went on from step {training.start}")
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        error = raised[1]
+        if self._training.ranks.first and isinstance(error, UserError):
+            self._log.event(self._at, "stopped", str(error))
+            write_run_page(self._training.out)
+        self._stack.__exit__(*raised)
+
+    def line(self, step: int) -> None:
+        """Log the means since the last line, and how fast it went."""
+        training = self._training
+        means: dict[str, Any] = training.watch.take()
+        if not training.ranks.first:
+            return
+        run = training.run
+        for name, term in run.terms.items():
+            if not isinstance(term.weight, int | float):
+                means[f"weight/{name}"] = run.weights(step - 1)[name]
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        waited = min(1.0, (run.loader.waited - self._waited) / seconds)
+        measured = {
+            "samples_per_second": (step - self._at) * training.settings.batch_size / seconds,
+            "waited": waited,
+            "memory_gb": _memory_gb(run.device),
+            "seconds": now - self._began,
+        }
+        self._log.write(step, {**means, "lr": run.optimiser.param_groups[0]["lr"]}, measured)
+        # The first line's wait is for the first batch.
+        if waited > _STARVED and not self._starved and self._at > training.start:
+            self._starved = True
+            self._starve(step, waited, measured["samples_per_second"])
+        self._since, self._at, self._waited = now, step, run.loader.waited
+
+    def _starve(self, step: int, waited: float, rate: float) -> None:
+        text = (
+            f"starved: {waited:.0%} of the time since step {self._at} went by waiting for batches ({rate:,.0f} samples "
+            "a second came). Give it more cores or a faster disk, or store smaller images"
+        )
+        log.warning("%s", text)
+        self._log.event(step, "starved", text)
+
+    def advance(self) -> None:
+        if self._training.ranks.first:
+            last = self._training.watch.last
+            items = self._training.settings.batch_size
+            self._meter.advance(1, items=items, note=f"loss {last:.3f}" if last else "")
+
+    def evaluated(self, step: int, figures: dict[str, float], seconds: float) -> None:
+        self._log.write(step, figures)
+        # An evaluation is no part of the training's speed.
+        self._since += seconds
+
+    def page(self) -> None:
+        """Renew the run's page, unless that would take more than a hundredth of the time."""
+        began = time.monotonic()
+        if began >= self._next_page:
+            write_run_page(self._training.out)
+            ended = time.monotonic()
+            self._next_page = ended + 100 * (ended - began)
+
+
+def _memory_gb(device: torch.device) -> float:
+    """The most that was held at once: of the GPU's memory, else of this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    found = Path("/proc/self/status")
+    if not found.exists():
+        return 0.0
+    (line,) = [line for line in found.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "open_clip_torch")}
+
+
+__all__ = ["DONE", "SETTINGS", "Result", "train"]

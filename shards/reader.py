@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
+import os
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
+from shards import copies
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
 from shards.record import FileEntry, RecordName, ShardRecord, published_records, read_records
@@ -29,17 +31,33 @@ def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
 
     Raises `UserError` if it is absent or has another size than its record says; `remake` tells how to make it again.
     """
+    held = _opened(folder, entry)
+    try:
+        size = None if held is None else os.fstat(held).st_size
+        if held is None or size != entry.bytes:
+            state = "is missing" if size is None else f"has {size} bytes"
+            raise UserError(
+                f"{entry.name} {state}, its record says {entry.bytes}",
+                where=str(folder),
+                do=f"Delete the shard's record in _records/ and {remake}; `verify` shows what else is damaged",
+            )
+        return mmap.mmap(held, 0, access=mmap.ACCESS_READ)
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _opened(folder: Folder, entry: FileEntry) -> int | None:
+    """A descriptor of the file, None if it is absent; of a copy one that keeps it, as does a map that is made of it."""
     path = folder.fetch(entry.name, entry.sha256)
-    size = path.stat().st_size if path.exists() else None
-    if size != entry.bytes:
-        state = "is missing" if size is None else f"has {size} bytes"
-        raise UserError(
-            f"{entry.name} {state}, its record says {entry.bytes}",
-            where=str(folder),
-            do=f"Delete the shard's record in _records/ and {remake}; `verify` shows what else is damaged",
-        )
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if not folder.is_local:
+        while (held := copies.use(path)) is None:  # removed to make room since
+            path = folder.fetch(entry.name, entry.sha256)
+        return held
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
 
 
 class Shard:
@@ -99,6 +117,12 @@ class Shard:
         """Let go of the mapped files; the next use maps them again. Safe while other threads read."""
         for name in ("_tar", "_index"):
             self.__dict__.pop(name, None)
+
+    def fetch(self) -> None:
+        """Have the files copied from an object store, so that the next use need not wait for it."""
+        for suffix in (".tar", ".index.arrow"):
+            entry = self.record.file(suffix)
+            self.folder.fetch(entry.name, entry.sha256)
 
     def _part(self, part: str, row: int) -> bytes:
         start = int(self._index[f"{part}_offset"][row])

@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from shards import copies
 from shards.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -198,23 +199,43 @@ class Folder:
     def fetch(self, name: str, sha256: str, *, fresh: bool = False) -> Path:
         """A local path that holds `name`: the file itself, or for an object store a copy kept by its hash.
 
-        Copies live under `$CLIPSTILL_CACHE` (default `~/.cache/clipstill`); a copy is complete or absent. With
-        `fresh` it is copied again even if a copy is there. Raises `OSError` if the store's bytes hash otherwise.
+        Copies live under `$CLIPSTILL_CACHE` (default `~/.cache/clipstill`) and take up to `$CLIPSTILL_CACHE_BYTES`
+        (default half of that disk) beside what is being copied; the one used longest ago goes first, one in use never.
+        A copy is complete or absent; of several who want it one copies and the others wait. With `fresh` it is copied
+        again even if a copy is there. Raises `OSError` if the store's bytes hash otherwise.
         """
         if self.is_local:
             return self.path / name
-        root = Folder(os.environ.get("CLIPSTILL_CACHE") or Path.home() / ".cache" / "clipstill")
+        root = Folder(copies.root())
         held = root.path / sha256
-        if fresh or not held.exists():
-            root.sweep()
-            fs, _ = self._located
-            with _explained(self.url), root.staged(sha256) as path:
-                fs.get_file(self._name(name), str(path))
-                with path.open("rb") as file:
-                    got = hashlib.file_digest(file, "sha256").hexdigest()
-                if got != sha256:
-                    raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
+        used = None if fresh else copies.use(held)
+        if used is None:
+            with _explained(root.url):
+                root.path.mkdir(parents=True, exist_ok=True)
+                turn = root.path / f".{sha256}.tmp"
+                claim = _claim(turn)
+            try:
+                used = None if fresh else copies.use(held)
+                if used is None:
+                    self._copy(name, sha256, root)
+                    used = copies.use(held)
+                    copies.make_room()
+            finally:
+                turn.unlink(missing_ok=True)
+                os.close(claim)
+        if used is not None:
+            copies.recent.add(used)
         return held
+
+    def _copy(self, name: str, sha256: str, root: Folder) -> None:
+        root.sweep()
+        fs, _ = self._located
+        with _explained(self.url), root.staged(sha256) as path:
+            fs.get_file(self._name(name), str(path))
+            with path.open("rb") as file:
+                got = hashlib.file_digest(file, "sha256").hexdigest()
+            if got != sha256:
+                raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
 
 
 def _wait_for(descriptor: int, url: str) -> None:

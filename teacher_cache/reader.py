@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from shards import Dataset, Folder, ShardRecord, UserError, fingerprint, published_records
 from shards.reader import map_file
+from teacher_cache.captions import source_of
 from teacher_cache.dtypes import arrow_type, load, numpy_type, widened
 from teacher_cache.join import Join, Joined, join_layer
 from teacher_cache.layout import TEACHER, LayerFacts, TeacherFacts, read_layers, read_teacher, teacher_names
@@ -237,15 +238,62 @@ class TeacherCache:
 
     def view(self, place: int, row: int, view: int) -> View:
         """The stored parameters of one view."""
-        layer = self._views[int(self._layer_of[view])]
-        file, at = layer.find(place, row)
-        packed = file.params(view, self.policy.dtype)[at]
-        return self.policy.unpack(packed)
+        found = self.stored_views(np.array([(place, row)]), np.array([view]))[0]
+        assert found is not None, "a sample without embeddings"
+        return found
+
+    def stored_views(self, places: Places, views: npt.NDArray[np.int64]) -> list[View | None]:
+        """The stored parameters of view `views[i]` of sample i, None where it has none.
+
+        Raises `UserError` if there are no views.
+        """
+        policy, dtype = self.policy, self.policy.dtype
+        held = self.present(places)
+        packed = np.zeros(len(places), dtype)
+        for at, ((place, row), view) in enumerate(zip(places.tolist(), views.tolist(), strict=True)):
+            if held[at]:
+                file, line = self._views[self._layer_of[view]].find(place, row)
+                packed[at] = file.params(view, dtype)[line]
+        found: list[View | None] = list(policy.unpack_all(packed))
+        for missing in np.flatnonzero(~held).tolist():
+            found[missing] = None
+        return found
 
     def caption(self, place: int, row: int, number: int = 0, source: str = "txt") -> str | None:
         """The caption that was embedded, if the cache holds its text; None if the shards do."""
         file, at = self._caption_layer(source).find(place, row)
         return file.text(number, at)
+
+    def texts(self, places: Places, numbers: Sequence[int], source: str = "txt") -> list[str]:
+        """Caption `numbers[i]` of the set `source`, of sample i: the text that was embedded, wherever it is kept.
+
+        Of a sample without embeddings it is its own caption. Raises `UserError` if the cache does not hold that set.
+        """
+        layer = self._caption_layer(source)
+        kept = source_of(layer.facts.settings["source"])
+        found = []
+        for (place, row), number, held in zip(places.tolist(), numbers, self.present(places).tolist(), strict=True):
+            shard = self.dataset.shards[place]
+            if kept.kind == "txt" or not held:
+                found.append(shard.caption(row))
+            elif kept.kind == "json":
+                found.append(kept.texts(shard, [row])[number][0])
+            else:
+                found.append(self.caption(place, row, number, source) or "")
+        return found
+
+    def caption_source(self, source: str) -> dict[str, Any]:
+        """What decides the captions of the set `source`, JSON-able: caches of equal sources embedded equal captions.
+
+        Raises `UserError` if the cache does not hold that set.
+        """
+        identity: dict[str, Any] = self._caption_layer(source).facts.settings["source"]
+        return identity
+
+    def fetch(self, place: int) -> None:
+        """Have a shard's files copied from an object store, so that the next use need not wait for it."""
+        for layer in (*self._views, *self._captions.values()):
+            layer.fetch(place)
 
     def require(self, source: str) -> None:
         """Raise `UserError` unless there are views, and captions `source`."""
@@ -307,6 +355,14 @@ class _Layer:
         number, at = rows[row].tolist()
         assert number >= 0, "a sample without embeddings"
         return self._open(number, None), at
+
+    def fetch(self, place: int) -> None:
+        rows = self.joined.places[place]
+        numbers = [self._dataset.shards[place].id] if rows is None else np.unique(rows[:, 0]).tolist()
+        for number in numbers:
+            if number >= 0:
+                entry = self.joined.records[number].file(".arrow")
+                self.folder.fetch(entry.name, entry.sha256)
 
     def gather(self, places: Places, columns: npt.NDArray[np.int64]) -> Values:
         """(n, D) rows of these samples, zeros where a sample has none; `columns` counted from the layer's first."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
 
 from clipstill.commands.common import Subparsers, add_command, show_json
 from shards.errors import UserError
@@ -37,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415 - `--help` stays fast
 
     from clip_models import load_model  # noqa: PLC0415
-    from distill.evaluation import evaluate  # noqa: PLC0415
+    from distill.evaluation import evaluate, read_classes  # noqa: PLC0415
     from shards import Dataset  # noqa: PLC0415
 
-    classes, templates = _read_classes(args.classes) if args.classes else (None, ())
+    classes, templates = read_classes(args.classes) if args.classes else (None, ())
     if args.batch_size < 1:
         raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,18 +52,3 @@ def run(args: argparse.Namespace) -> int:
     )
     show_json(result)
     return 0
-
-
-def _read_classes(path: str) -> tuple[list[str], list[str]]:
-    try:
-        data: Any = json.loads(Path(path).read_text())
-        classes, templates = data["classes"], data["templates"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"not a file of classes ({type(error).__name__}: {error})",
-            where=path,
-            do='It must read {"classes": [...], "templates": ["a photo of a {}", ...]}',
-        ) from None
-    if not classes or not templates or not all("{}" in template for template in templates):
-        raise UserError("needs at least one class and one template, each template with {}", where=path)
-    return classes, templates

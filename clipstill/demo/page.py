@@ -74,7 +74,7 @@ def _curves(runs: Path, seeds: list[int]) -> str:
             task.plot(steps, [line["contrastive"] for line in log], color=_COLOURS[kind], label=label, lw=1.2)
     task.set(title="contrastive loss on the training scenes", xlabel="step", ylabel="nats")
     task.legend(frameon=False)
-    for term, style in (("affinity", "-"), ("feature", "--")):
+    for term, style in (("affinity", "-"), ("fd", "--")):
         for place, seed in enumerate(seeds):
             log = [line for line in read_log(runs / f"distilled-{seed}" / "log.jsonl") if term in line]
             if log:

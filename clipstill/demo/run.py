@@ -66,7 +66,7 @@ class DemoSettings:
     student_steps: int = 300
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
-    losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "feature": 1000.0, "contrastive": 1.0})
+    losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "fd": 1000.0, "contrastive": 1.0})
 
 
 class Demo:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 
 from distill.loader import Batch
 from distill.losses import Embeddings
+from distill.run import Run, TargetsOf
 from distill.settings import RunSettings
-from distill.train import Run, Targets
+from distill.step import Targets
 from teacher_cache.teachers import Teacher
 
 _WARMUP, _ROUNDS = 2, 7
@@ -34,7 +34,7 @@ class StepSpeed:
 def measure_steps(baseline: RunSettings, distilled: RunSettings, teacher: Teacher) -> dict[str, dict[str, float]]:
     """Time `baseline`, `cached` and `online` steps; returns each one's `StepSpeed` as a dict."""
     online = Run(distilled, teacher_size=teacher.image_size)
-    kinds: dict[str, tuple[Run, Targets]] = {}
+    kinds: dict[str, tuple[Run, TargetsOf]] = {}
     for name, settings in (("baseline", baseline), ("cached", distilled)):
         run = Run(settings)
         kinds[name] = (run, run.cached_targets)
@@ -53,13 +53,14 @@ def measure_steps(baseline: RunSettings, distilled: RunSettings, teacher: Teache
     }
 
 
-def online_targets(teacher: Teacher, scale: float | None) -> Callable[[Batch], Embeddings]:
+def online_targets(teacher: Teacher, scale: float | None) -> TargetsOf:
     """Targets from a live teacher that sees each batch's own views; needs a run made with `teacher_size`."""
 
-    def targets(batch: Batch) -> Embeddings:
+    def targets(batch: Batch) -> Targets:
         assert batch.teacher_pixels is not None
         image = teacher.embed_images(torch.from_numpy(batch.teacher_pixels))
-        text = teacher.embed_texts(batch.captions)
-        return Embeddings(image, text, scale or teacher.logit_scale)
+        texts = {captions: teacher.embed_texts(batch.captions[captions]) for captions in batch.captions}
+        logit_scale = scale or teacher.logit_scale
+        return Targets({captions: (Embeddings(image, text, logit_scale),) for captions, text in texts.items()})
 
     return targets

@@ -4,8 +4,10 @@ Comes in: a loaded model and a dataset of shards, or embeddings. Goes out: plain
 Read `evaluate.py` first; `zero_shot.py` and `retrieval.py` hold one protocol each and know nothing of datasets.
 """
 
+from distill.evaluation.classes import read_classes
 from distill.evaluation.evaluate import evaluate
+from distill.evaluation.in_run import InRun
 from distill.evaluation.retrieval import recall, recall_of_groups
 from distill.evaluation.zero_shot import class_weights, top_k
 
-__all__ = ["class_weights", "evaluate", "recall", "recall_of_groups", "top_k"]
+__all__ = ["InRun", "class_weights", "evaluate", "read_classes", "recall", "recall_of_groups", "top_k"]

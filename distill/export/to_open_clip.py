@@ -1,23 +1,40 @@
-"""Export to open_clip's own folder format, which holds every model."""
+"""Export to open_clip's own folder format, which holds every model that open_clip can build."""
 
 from __future__ import annotations
 
 import open_clip
 
 from clip_models import LoadedModel, save_model
-from distill.export.compare import CAPTIONS, Measured, compared, on_cpu, outputs, reference_outputs, staged
+from distill.export.card import write_card
+from distill.export.compare import (
+    CAPTIONS,
+    HOLDS_EVERY_MODEL,
+    Measured,
+    beyond_open_clip,
+    compared,
+    on_cpu,
+    outputs,
+    reference_outputs,
+    staged,
+)
+from shards.errors import UserError
 
 
 def export_open_clip(loaded: LoadedModel, folder: str) -> Measured:
     """Write open_clip's folder (`open_clip_config.json`, `open_clip_model.safetensors`, a named tokenizer's files).
 
-    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it; every model can be exported this way.
-    Returns the largest absolute differences between the original and what open_clip loads back, both float32 on the
-    CPU: `image_embedding`, `text_embedding` (unit length), `logits`; and `captions` tried, of which
-    `captions_tokenised_differently`.
-    Raises `UserError` if the folder holds something or the model's embeddings are not finite, `RuntimeError` if an
-    embedding differs by more than `EMBEDDING_TOLERANCE`; nothing is left behind then.
+    `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it. Returns the largest absolute differences
+    between the original and what open_clip loads back, both float32 on the CPU: `image_embedding`, `text_embedding`
+    (unit length), `logits`; and `captions` tried, of which `captions_tokenised_differently`.
+    Raises `UserError` if the folder holds something, the model's embeddings are not finite, or open_clip cannot build
+    the model (one without a text tower, or pruned); `RuntimeError` if an embedding differs by more than
+    `EMBEDDING_TOLERANCE`, or a logit by more than `LOGIT_TOLERANCE`. Nothing is left behind then.
     """
+    reason = beyond_open_clip(loaded)
+    if reason is not None:
+        raise UserError(
+            f"open_clip cannot build this model: {reason}", where=loaded.name, do=f"Export it as {HOLDS_EVERY_MODEL}"
+        )
     model = on_cpu(loaded)
     reference = reference_outputs(model, loaded)
     with staged(folder) as staging:
@@ -28,4 +45,5 @@ def export_open_clip(loaded: LoadedModel, folder: str) -> Measured:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{staging}")
         differing = (tokenizer(CAPTIONS) != loaded.tokenizer(CAPTIONS)).any(dim=1).sum().item()
         measured = compared(reference, outputs(other.eval(), preprocess, tokenizer))
+        write_card(staging, loaded, "open_clip", measured)
     return {**measured, "captions": len(CAPTIONS), "captions_tokenised_differently": differing}

@@ -15,10 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clip_models import LoadedModel
+from distill.export.card import write_card
 from distill.export.compare import (
     CAPTIONS,
+    HOLDS_EVERY_MODEL,
     Measured,
     Outputs,
+    beyond_open_clip,
     compared,
     on_cpu,
     picture,
@@ -50,16 +53,18 @@ def export_transformers(loaded: LoadedModel, folder: str) -> Measured:
     Raises as `export_open_clip` does, and `UserError` if the model has a part that `CLIPModel` cannot express.
     """
     model = on_cpu(loaded)
-    part = _inexpressible(model, loaded.config)
+    part = beyond_open_clip(loaded) or _inexpressible(model, loaded.config)
     if part is not None:
         raise UserError(
             f"transformers' CLIPModel cannot hold this model: {part}",
             where=loaded.name,
-            do="Export it as open_clip, which holds every model",
+            do=f"Export it as {HOLDS_EVERY_MODEL}" if beyond_open_clip(loaded) else "Export it as open_clip",
         )
     reference = reference_outputs(model, loaded)
     with staged(folder) as staging, _quiet_transformers():
-        return _write_transformers(model, loaded, reference, staging)
+        measured = _write_transformers(model, loaded, reference, staging)
+        write_card(staging, loaded, "transformers", measured)
+    return measured
 
 
 def _inexpressible(model: Any, config: dict[str, Any]) -> str | None:

@@ -1,27 +1,50 @@
 """What is minimised: functions of one global batch's embeddings, one file a family.
 
-A loss is a module `loss(student, teacher) -> scalar` over `Embeddings`; its parameters, if it has any, are trained,
-checkpointed and put in the optimiser with the student's. `LOSSES` names them for recipes and the command line.
+A loss is a module `loss(student, teachers, rows) -> scalar` over `Embeddings`; its parameters, if it has any, are
+trained, checkpointed and put in the optimiser with the student's. `LOSSES` names them for recipes and the command line;
+what a class's constructor takes beside `shape` are the options a recipe may give it.
 """
 
 from distill.losses.affinity import AffinityMimicking
-from distill.losses.base import Embeddings, Loss, LossShape, WeightedSum
+from distill.losses.augmented import AugmentedFeature
+from distill.losses.base import ALL, Embeddings, Loss, LossShape, Pair, WeightedSum
 from distill.losses.contrastive import Contrastive
 from distill.losses.feature import FeatureDistillation
+from distill.losses.gradient import GradientDistillation
+from distill.losses.interactive import InteractiveContrastive
+from distill.losses.reinforcement import Reinforcement
+from distill.losses.relational import RelationalDistillation
+from distill.losses.sigmoid import Sigmoid, SigmoidAffinity
 
 LOSSES: dict[str, type[Loss]] = {
     "contrastive": Contrastive,
     "affinity": AffinityMimicking,
-    "feature": FeatureDistillation,
+    "crd": RelationalDistillation,
+    "fd": FeatureDistillation,
+    "gd": GradientDistillation,
+    "icl": InteractiveContrastive,
+    "afd": AugmentedFeature,
+    "reinforcement": Reinforcement,
+    "sigmoid": Sigmoid,
+    "sigmoid_affinity": SigmoidAffinity,
 }
 
 __all__ = [
+    "ALL",
     "LOSSES",
     "AffinityMimicking",
+    "AugmentedFeature",
     "Contrastive",
     "Embeddings",
     "FeatureDistillation",
+    "GradientDistillation",
+    "InteractiveContrastive",
     "Loss",
     "LossShape",
+    "Pair",
+    "Reinforcement",
+    "RelationalDistillation",
+    "Sigmoid",
+    "SigmoidAffinity",
     "WeightedSum",
 ]

@@ -1,28 +1,29 @@
-"""Affinity mimicking (TinyCLIP, Wu et al., ICCV 2023, eq. 1 to 3)."""
+"""Affinity mimicking (TinyCLIP, Wu et al., ICCV 2023, arXiv 2309.12314, eq. 1 to 3)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import Embeddings, Loss
+from distill.losses.base import ALL, Embeddings, Loss
+from distill.losses.contrastive import affinities
 
 
-def affinity_loss(student: Embeddings, teacher: Embeddings) -> Tensor:
-    """½[CE(τs·si·sxᵀ, sm(τt·ti·txᵀ)) + CE(τs·sx·siᵀ, sm(τt·tx·tiᵀ))], cross-entropy with soft targets, mean over rows.
+def affinity_loss(student: Embeddings, teacher: Embeddings, rows: slice = ALL) -> Tensor:
+    """½[CE(τs·si·sxᵀ, sm(τt·ti·txᵀ)) + CE(τs·sx·siᵀ, sm(τt·tx·tiᵀ))], soft-target cross-entropies, means over `rows`.
 
     The widths of student and teacher may differ: only their B x B affinities meet. Returns a scalar.
     """
-    s_logits = student.logit_scale * student.image @ student.text.T
-    t_logits = teacher.logit_scale * teacher.image @ teacher.text.T
-    to_text = F.cross_entropy(s_logits, t_logits.softmax(dim=1))
-    to_image = F.cross_entropy(s_logits.T, t_logits.T.softmax(dim=1))
-    return (to_text + to_image) / 2
+    s_text, s_image = affinities(student.image, student.text, student.logit_scale, rows)
+    t_text, t_image = affinities(teacher.image, teacher.text, teacher.logit_scale, rows)
+    return (F.cross_entropy(s_text, t_text.softmax(dim=1)) + F.cross_entropy(s_image, t_image.softmax(dim=1))) / 2
 
 
 class AffinityMimicking(Loss):
-    """`affinity_loss` at the teacher's own logit scale (or the one the run pins it to)."""
+    """`affinity_loss`, the mean over the teachers, each at its own logit scale (or the one the run pins it to)."""
 
-    def forward(self, student: Embeddings, teacher: Embeddings | None) -> Tensor:
-        assert teacher is not None
-        return affinity_loss(student, teacher)
+    def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
+        return torch.stack([affinity_loss(student, teacher, rows) for teacher in teachers]).mean()

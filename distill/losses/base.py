@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from shards import UserError
+
+ALL = slice(None)
+"""Every row of the batch: what a single process answers for."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
     """One global batch's embeddings: `image`, `text` (B, D) of unit norm, row i of both from sample i.
 
-    `logit_scale` multiplies cosines (exp of the stored log; 100, not 4.6): a scalar tensor or float. `rows`, of a
-    teacher that knows only some of the batch: which samples (T,) int64 its T rows are of; None if it knows all.
+    `logit_scale` multiplies cosines (exp of the stored log; 100, not 4.6), `logit_bias` is added to them by the sigmoid
+    losses: scalar tensors or floats.
     """
 
     image: Tensor
     text: Tensor
     logit_scale: Tensor | float
-    rows: Tensor | None = None
+    logit_bias: Tensor | float = 0.0
 
-    def only(self, rows: Tensor | None) -> Embeddings:
-        """Those of some samples, a batch of their own; all of them for None."""
-        return self if rows is None else Embeddings(self.image[rows], self.text[rows], self.logit_scale)
+    def only(self, samples: Tensor) -> Embeddings:
+        """Those of some samples, a batch of their own."""
+        return replace(self, image=self.image[samples], text=self.text[samples])
 
 
 @dataclass(frozen=True)
 class LossShape:
-    """What a loss with parameters needs to know when it is made: the widths of the embeddings."""
+    """What a loss with parameters needs to know when it is made: the widths of student and teachers."""
 
     student_dim: int
-    teacher_dim: int | None
+    teacher_dims: tuple[int, ...] = ()
 
 
 class Loss(nn.Module):
-    """Base of every loss. `needs_teacher`: whether `teacher` must be given."""
+    """Base of every loss: called with the student's and each teacher's embeddings of one global batch.
+
+    `rows` are those that this process answers for. The value is their mean, so that the mean over equal parts of a
+    batch, one a process, is the loss of the whole batch, in value and gradient. `needs_teacher`: whether `teachers` may
+    be empty. Several teachers count alike: a loss is its mean over them.
+    """
 
     needs_teacher: ClassVar[bool] = True
 
@@ -45,24 +55,71 @@ class Loss(nn.Module):
         super().__init__()
         self.shape = shape
 
-    def forward(self, student: Embeddings, teacher: Embeddings | None) -> Tensor:
+    def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
         raise NotImplementedError
 
 
-class WeightedSum(nn.Module):
-    """Σ weight · loss; returns the sum and each unweighted term, detached, by name."""
+def one_of(value: str, known: Sequence[str], what: str) -> str:
+    """The value of a loss's option `what`. Raises `UserError` unless it is one of the `known`."""
+    if value not in known:
+        raise UserError(f"{what} is {value!r}", where="losses", do=f"Use {' or '.join(known)}")
+    return value
 
-    def __init__(self, losses: Mapping[str, Loss], weights: Mapping[str, float]) -> None:
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch with one of its caption sets: what the student made of it, and each teacher.
+
+    `taught`: where the teachers know only some of the batch, which samples (T,) int64 ascending their T rows are of.
+    """
+
+    student: Embeddings
+    teachers: tuple[Embeddings, ...] = ()
+    taught: Tensor | None = None
+
+
+class WeightedSum(nn.Module):
+    """Σ weight · loss over losses and caption sets; returns it and each unweighted term, detached, by name.
+
+    Losses that project the student share the projections of the first of them, as in CLIP-KD, whose losses all see the
+    same projected student: its parameters are listed once, under that loss's name.
+    """
+
+    def __init__(self, losses: Mapping[str, Loss]) -> None:
         super().__init__()
         self.losses = nn.ModuleDict(losses)
-        self.weights = dict(weights)
+        projecting = [loss for loss in losses.values() if hasattr(loss, "projections")]
+        for loss in projecting[1:]:
+            del loss.projections
+            # A plain attribute, no child module: else a state dict would hold the same tensors under two names.
+            loss.__dict__["projections"] = projecting[0].projections
 
-    def forward(self, student: Embeddings, teacher: Embeddings | None) -> tuple[Tensor, dict[str, Tensor]]:
-        taught = student if teacher is None else student.only(teacher.rows)
-        terms = {}
-        for name, loss in self.losses.items():
-            of = taught if getattr(loss, "needs_teacher", True) else student
-            # A batch without a single taught sample has nothing to say, but still a gradient: zero.
-            terms[name] = loss(of, teacher) if len(of.image) else 0 * of.image.sum()
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return total, {name: term.detach() for name, term in terms.items()}
+    def forward(
+        self, pairs: Mapping[str, Pair], weights: Mapping[str, float], rows: slice = ALL
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`pairs` by caption set. A term is named after its loss; of several caption sets, LOSS/SET."""
+        terms, weighted = {}, []
+        for captions, pair in pairs.items():
+            for name, loss in self.losses.items():
+                taught = pair.taught if getattr(loss, "needs_teacher", True) else None
+                term = loss(pair.student, pair.teachers, rows) if taught is None else _partly(loss, pair, taught, rows)
+                terms[name if len(pairs) == 1 else f"{name}/{captions}"] = term.detach()
+                weighted.append(weights[name] * term)
+        return torch.stack(weighted).sum(), terms
+
+
+def _partly(loss: nn.Module, pair: Pair, taught: Tensor, rows: slice) -> Tensor:
+    """The loss of the taught samples, as a batch of their own, these rows' share of it."""
+    start, stop, _ = rows.indices(len(pair.student.image))
+    bounds = torch.tensor([start, stop], device=taught.device)
+    first, last = torch.searchsorted(taught, bounds).tolist()
+    if first == last:
+        # Nothing was said of these rows, but a gradient is still due to all that the others' rows reach: zero.
+        student = pair.student
+        reached = student.image.sum() + student.text.sum() + student.logit_scale + student.logit_bias
+        return 0 * sum((parameter.sum() for parameter in loss.parameters()), start=reached)
+    share: Tensor = loss(pair.student.only(taught), pair.teachers, slice(first, last))
+    # Processes have unequal parts of the taught: their mean has to weigh them by how many they have.
+    parts = len(pair.student.image) / (stop - start)
+    weight: float = (last - first) * parts / len(taught)
+    return share * weight

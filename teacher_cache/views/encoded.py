@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -33,6 +34,12 @@ _TURNS = {
 _SWAPPED = {5, 6, 7, 8}
 _HOLDERS = {"exif", "xmp"}
 """Where Pillow keeps a JPEG's segments that may tell its orientation."""
+_FRAME = struct.Struct(">BHHB")
+_FRAMES, _SCAN = {0xC0, 0xC1, 0xC2}, 0xDA
+_SILENT = {0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xEE, 0xFE}
+"""A JPEG's segments that say nothing of orientation or size: tables, restarts, JFIF, colour profile, Adobe, comment."""
+_MOST_PIXELS = 1 << 26
+"""Below what Pillow warns of."""
 _PNG_HOLDERS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -46,6 +53,13 @@ class EncodedImage:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._decoded: dict[int, npt.NDArray[np.uint8]] = {}
+        self._picture: Image.Image | None = None
+        plain = _plain_jpeg(data)
+        if plain is not None:
+            self.reducible, self._plain_jpeg, self._turn = True, True, 1
+            self.width, self.height = plain
+            return
         image = self._open()
         # MPO is a JPEG with more pictures behind it.
         self.reducible = image.format in {"JPEG", "MPO"}
@@ -53,8 +67,6 @@ class EncodedImage:
         self._turn = _orientation(image, data)
         width, height = image.size
         self.width, self.height = (height, width) if self._turn in _SWAPPED else (width, height)
-        self._decoded: dict[int, npt.NDArray[np.uint8]] = {}
-        self._picture: Image.Image | None = None
 
     def pixels(self, scale: int = 1) -> npt.NDArray[np.uint8]:
         """The upright picture: (height, width, 3) uint8, RGB, not to be written to. Alpha is dropped, not blended.
@@ -112,6 +124,29 @@ class EncodedImage:
             return image.transpose(_TURNS[self._turn]) if self._turn in _TURNS else image
         except Exception as error:  # decoders raise anything
             raise OSError(str(error) or type(error).__name__) from error
+
+
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG of 8 bits, grey or in three colours, with no word on its orientation.
+
+    None of all else, which Pillow is to judge. It would open this one too, at ten times the cost.
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    at, size = 2, None
+    while at + 10 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _SCAN:
+            return size
+        if marker in _FRAMES:
+            bits, high, wide, components = _FRAME.unpack_from(data, at + 4)
+            if bits != 8 or components not in {1, 3} or not 0 < wide * high <= _MOST_PIXELS:
+                return None
+            size = wide, high
+        elif marker not in _SILENT:
+            return None
+        at += 2 + length
+    return None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from shards.errors import UserError
 from teacher_cache.views.encoded import EncodedImage
 
-VIEWS_VERSION = 2
+VIEWS_VERSION = 3
 """Goes up whenever `draw` or `render` would give other pixels; part of every cache's fingerprint."""
 
 _BINS = 30
@@ -225,29 +225,29 @@ class ViewPolicy:
 
     def unpack(self, record: np.void) -> View:
         """The view that was packed into one element of `dtype`."""
-        fields: Any = record.item()
-        left, top, width, height, flip = fields[:5]
-        if not self.photometric:
-            return View(left, top, width, height, bool(flip))
-        jitter, order, names, magnitudes = fields[5:]
-        operations = tuple(
-            Operation(_NAMES[name], magnitude)
-            for name, magnitude in zip(names.tolist(), magnitudes.tolist(), strict=True)
-            if name != _NONE
-        )
-        drawn = None if order == _NONE else Jitter._make([*jitter.tolist(), order])
-        return View(left, top, width, height, bool(flip), drawn, operations)
+        return self.unpack_all(np.array([record], self.dtype))[0]
 
-    def render(self, image: EncodedImage, view: View, size: int) -> npt.NDArray[np.uint8]:
-        """The pixels of a view: (size, size, 3) uint8, RGB. Raises `OSError` if the image is damaged."""
+    def unpack_all(self, records: npt.NDArray[np.void]) -> list[View]:
+        """The views that were packed into (n,) of `dtype`."""
+        if not self.photometric:
+            return [View(a, b, c, d, flip != 0) for a, b, c, d, flip in records.tolist()]
+        return [_unpacked(fields) for fields in records.tolist()]
+
+    def render(
+        self, image: EncodedImage, view: View, size: int, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """The pixels of a view: (size, size, 3) uint8, RGB; written to `out`, of that shape and contiguous, if given.
+
+        Raises `OSError` if the image is damaged.
+        """
         # OpenCV is slow to load, and most commands render nothing.
         from teacher_cache.views import rendering  # noqa: PLC0415
 
         if self.kind == "centre":
-            return rendering.centre(image, size, self.interpolation)
+            return rendering.into(out, rendering.centre(image, size, self.interpolation))
         if self.kind == "squash":
-            return rendering.squash(image, size, self.interpolation)
-        return rendering.crop(image, view, size)
+            return rendering.into(out, rendering.squash(image, size, self.interpolation))
+        return rendering.crop(image, view, size, out)
 
 
 def _uniform(key: str, index: int, purpose: str) -> tuple[float, float, float, float]:
@@ -267,6 +267,17 @@ def _placed(x: float, y: float, crop: tuple[float, float], image: tuple[int, int
 
 def _half(value: float) -> float:
     return float(np.float16(value))
+
+
+def _unpacked(fields: tuple[Any, ...]) -> View:
+    left, top, width, height, flip, jitter, order, names, magnitudes = fields
+    operations = tuple(
+        Operation(_NAMES[name], magnitude)
+        for name, magnitude in zip(names.tolist(), magnitudes.tolist(), strict=True)
+        if name != _NONE
+    )
+    drawn = None if order == _NONE else Jitter._make([*jitter.tolist(), order])
+    return View(left, top, width, height, bool(flip), drawn, operations)
 
 
 def _packed_colours(view: View) -> tuple[object, ...]:

@@ -23,8 +23,12 @@ cv2.setNumThreads(1)
 
 _SCALES = {8: 3.0, 4: 2.0, 2: 1.5}
 """A JPEG is decoded at one of these fractions if that leaves so many pixels for each that is wanted."""
-_TWICE = 1.5
-"""Pixels for each wanted, in either direction: from here on take two samples each."""
+_TWICE = 1.55
+"""Pixels for each wanted, in either direction: from here on take two samples each.
+
+A 4:3 image of which ingest left 256 pixels has 1.52 of them for each of 224 at most. There one sample is nearer to a
+bicubic filter on real photos (46.7 dB, with two 45.8), at half the cost of all that follows the decoding.
+"""
 _RIBBON = 16
 """Times as long as wide: from here on `centre` resizes only what it keeps."""
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -33,14 +37,15 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 Pixels = npt.NDArray[np.uint8]
 
 
-def crop(image: EncodedImage, view: View, size: int) -> Pixels:
-    """(size, size, 3) uint8, RGB: the view's crop resized, mirrored, its colours changed."""
+def crop(image: EncodedImage, view: View, size: int, out: Pixels | None = None) -> Pixels:
+    """(size, size, 3) uint8, RGB, `out` if given: the view's crop resized, mirrored, its colours changed."""
     room = min(view.width * image.width, view.height * image.height) / size
     scale = next((scale for scale, least in _SCALES.items() if room >= scale * least), 1) if image.reducible else 1
     pixels = image.pixels(scale)
     top, bottom = _span(view.top, view.height, image.height / scale, pixels.shape[0])
     left, right = _span(view.left, view.width, image.width / scale, pixels.shape[1])
-    rendered = _resize(pixels[top:bottom, left:right], size)
+    plain = not (view.flip or view.jitter is not None or view.operations)
+    rendered = _resize(pixels[top:bottom, left:right], size, out if plain else None)
     if view.flip:
         rendered = np.asarray(cv2.flip(rendered, 1), np.uint8)
     if view.jitter is not None or view.operations:
@@ -48,7 +53,15 @@ def crop(image: EncodedImage, view: View, size: int) -> Pixels:
         from teacher_cache.views import photometric  # noqa: PLC0415
 
         rendered = photometric.apply(rendered, view.jitter, view.operations)
-    return rendered
+    return into(out, rendered)
+
+
+def into(out: Pixels | None, pixels: Pixels) -> Pixels:
+    """`out`, holding these pixels, or they themselves without one."""
+    if out is None or out is pixels:
+        return pixels
+    out[...] = pixels
+    return out
 
 
 def centre(image: EncodedImage, size: int, interpolation: str) -> Pixels:
@@ -82,11 +95,11 @@ def _span(start: float, length: float, scaled: float, available: int) -> tuple[i
     return first, min(max(round((start + length) * scaled), first + 1), available)
 
 
-def _resize(pixels: Pixels, size: int) -> Pixels:
-    """(height, width, 3) uint8 → (size, size, 3)."""
+def _resize(pixels: Pixels, size: int, out: Pixels | None) -> Pixels:
+    """(height, width, 3) uint8 → (size, size, 3), into `out` if given."""
     height, width = pixels.shape[:2]
     if max(height, width) < _TWICE * size:
-        return _scaled(pixels, size, size, cv2.INTER_LINEAR)
+        return _scaled(pixels, size, size, cv2.INTER_LINEAR, out)
     # What is left for the linear step is under four pixels for each wanted, two for each of its samples.
     down, across = max(1, height // (2 * size)), max(1, width // (2 * size))
     if down > 1 or across > 1:
@@ -95,8 +108,9 @@ def _resize(pixels: Pixels, size: int) -> Pixels:
         pixels = pixels[top : top + rows * down, left : left + columns * across]
         pixels = _scaled(pixels, columns, rows, cv2.INTER_AREA)
     twice = _scaled(pixels, 2 * size, 2 * size, cv2.INTER_LINEAR)
-    return _scaled(twice, size, size, cv2.INTER_AREA)
+    return _scaled(twice, size, size, cv2.INTER_AREA, out)
 
 
-def _scaled(pixels: Pixels, width: int, height: int, interpolation: int) -> Pixels:
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=interpolation), np.uint8)
+def _scaled(pixels: Pixels, width: int, height: int, interpolation: int, out: Pixels | None = None) -> Pixels:
+    # OpenCV writes to where it is told if that has the very shape, and returns an array of its own otherwise.
+    return np.asarray(cv2.resize(pixels, (width, height), dst=out, interpolation=interpolation), np.uint8)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,16 @@ from shards import Dataset, InProcess
 @pytest.fixture(scope="session", autouse=True)
 def _quiet(one_thread: None) -> None:
     """Every test here computes on one thread."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick() -> Iterator[None]:
+    """CLIP's vocabulary is read once, not for each of hundreds of runs."""
+    import open_clip  # noqa: PLC0415
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_clip, "get_tokenizer", functools.cache(open_clip.get_tokenizer))
+        yield
 
 
 @dataclass(frozen=True)
@@ -69,3 +80,66 @@ def world(
     build_cache(settings, InProcess())
     student = save_student(root / "student.json")
     return World(root, dataset, settings.shards, settings.cache, teacher, student)
+
+
+@pytest.fixture(scope="session")
+def rich(world: World, save_teacher: Callable[..., str]) -> str:
+    """A cache of the world's samples: teachers `teach` and, 24 wide like the student, `other`; captions `txt` and
+    `json-key`; two views; and `texts`, the other teacher's captions alone."""
+    from teacher_cache import ViewPolicy  # noqa: PLC0415
+    from teacher_cache.build import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
+    from teacher_cache.captions import CaptionSource  # noqa: PLC0415
+
+    other = save_teacher(world.root / "other", scale=20.0, seed=5, dim=24)
+    common: dict[str, Any] = {"shards": world.shards, "cache": str(world.root / "rich"), "batch_size": 64}
+    captions = (CaptionSource.parse("txt"), CaptionSource.parse("json:key"))
+    both = (TeacherSpec(world.teacher, "teach"), TeacherSpec(other, "other"))
+    policy = ViewPolicy(scale=(0.5, 1.0), flip=0.5)
+    build_cache(BuildSettings(**common, teachers=both, views=2, policy=policy, captions=captions), InProcess())
+    build_cache(BuildSettings(**common, teachers=(TeacherSpec(other, "texts"),), towers="text"), InProcess())
+    return str(world.root / "rich")
+
+
+@dataclass(frozen=True)
+class Part:
+    """16 samples in shards of 9, 3 and 4, and a cache without the second shard's."""
+
+    dataset: Dataset
+    cache: str
+    whole: str
+    student: str
+
+    def settings(self, out: Path | str, **changes: Any) -> Any:
+        """A run of 4 steps of 4 samples."""
+        from distill.settings import RunSettings  # noqa: PLC0415
+
+        chosen = {"shards": str(self.dataset.folder), "cache": self.cache, "student": self.student, "out": str(out)}
+        return RunSettings(**{**chosen, "steps": 4, "batch_size": 4, "join_limit": 0.2, **changes})
+
+
+@pytest.fixture(scope="session")
+def part(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_dataset: Callable[..., Dataset],
+    save_teacher: Callable[..., str],
+    save_student: Callable[..., str],
+) -> Part:
+    from teacher_cache import ViewPolicy  # noqa: PLC0415
+    from teacher_cache.build import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
+
+    root = tmp_path_factory.mktemp("part")
+    dataset = make_dataset(root / "shards", (9, 3, 4))
+    teachers = (TeacherSpec(save_teacher(root / "teacher", scale=30.0), "teach"),)
+    for name in ("whole", "part"):
+        settings = BuildSettings(
+            shards=str(dataset.folder),
+            cache=str(root / name),
+            teachers=teachers,
+            views=2,
+            policy=ViewPolicy(scale=(0.5, 1.0), flip=0.5),
+            batch_size=8,
+        )
+        build_cache(settings, InProcess())
+    for record in (root / "part").rglob("_records/00001.*"):
+        record.unlink()
+    return Part(dataset, str(root / "part"), str(root / "whole"), save_student(root / "student.json"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,82 +13,42 @@ import torch
 import torch.nn.functional as F
 
 from distill.loader import Batch
-from distill.settings import RunSettings
-from distill.train import Run, train
-from shards import Dataset, InProcess, UserError
-from teacher_cache import TeacherCache, ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from distill.run import Run
+from distill.train import train
+from shards import UserError
+from teacher_cache import TeacherCache
 
 MISSING = set(range(9, 12))
 """The second shard is not in the cache."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """16 samples in shards of 9, 3 and 4, and a cache without the second shard's."""
-
-    dataset: Dataset
-    cache: str
-    whole: str
-    student: str
-
-    def settings(self, out: Path, **changes: Any) -> RunSettings:
-        chosen = {"shards": str(self.dataset.folder), "cache": self.cache, "student": self.student, "out": str(out)}
-        return RunSettings(**{**chosen, "steps": 4, "batch_size": 4, "join_limit": 0.2, **changes})
-
-
-@pytest.fixture(scope="module")
-def part(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_dataset: Callable[..., Dataset],
-    save_teacher: Callable[..., str],
-    save_student: Callable[..., str],
-) -> Part:
-    root = tmp_path_factory.mktemp("part")
-    dataset = make_dataset(root / "shards", (9, 3, 4))
-    teachers = (TeacherSpec(save_teacher(root / "teacher", scale=30.0), "teach"),)
-    for name in ("whole", "part"):
-        settings = BuildSettings(
-            shards=str(dataset.folder),
-            cache=str(root / name),
-            teachers=teachers,
-            views=2,
-            policy=ViewPolicy(scale=(0.5, 1.0), flip=0.5),
-            batch_size=8,
-        )
-        build_cache(settings, InProcess())
-    for record in (root / "part").rglob("_records/00001.*"):
-        record.unlink()
-    return Part(dataset, str(root / "part"), str(root / "whole"), save_student(root / "student.json"))
 
 
 def number(key: str) -> int:
     return int(key[-9:])
 
 
-def check_targets(part: Part, batch: Batch, rows: list[int]) -> None:
+def check_targets(part: Any, batch: Batch, rows: list[int]) -> None:
     """The teacher's rows of a batch are those of the samples `rows` of it, in a cache that has them all."""
     whole = TeacherCache.open(part.whole, part.dataset)
     keys = [key for shard in part.dataset.shards for key in shard.keys]
     counts = np.cumsum([0, 9, 3, 4])
-    assert batch.teacher_image is not None
-    assert batch.teacher_text is not None
-    assert batch.teacher_image.shape == batch.teacher_text.shape == (len(rows), 40)
+    (teacher,) = batch.teachers
+    assert teacher.image is not None
+    assert teacher.image.shape == teacher.text["txt"].shape == (len(rows), 40)
     for at, row in enumerate(rows):
         position = keys.index(batch.keys[row])
         shard = int(np.searchsorted(counts, position, side="right")) - 1
         place = np.array([(shard, position - counts[shard])])
-        assert np.array_equal(batch.teacher_text[at].numpy(), whole.text(place)[0])
+        assert np.array_equal(teacher.text["txt"][at].numpy(), whole.text(place)[0])
         views = [whole.image(place, np.array([view]))[0] for view in (0, 1)]
-        assert any(np.array_equal(batch.teacher_image[at].numpy(), view) for view in views)
+        assert any(np.array_equal(teacher.image[at].numpy(), view) for view in views)
 
 
-def test_a_run_without_a_join_is_refused(part: Part, tmp_path: Path) -> None:
+def test_a_run_without_a_join_is_refused(part: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 3 shards are not in the cache \(first: 00001\)"):
         Run(part.settings(tmp_path))
 
 
-def test_skipping_trains_on_the_samples_that_have_a_teacher(part: Part, tmp_path: Path) -> None:
+def test_skipping_trains_on_the_samples_that_have_a_teacher(part: Any, tmp_path: Path) -> None:
     run = Run(part.settings(tmp_path, join="skip"))
     assert (run.order.samples, run.order.steps_per_epoch) == (13, 3)
     seen = []
@@ -105,17 +64,17 @@ def test_skipping_trains_on_the_samples_that_have_a_teacher(part: Part, tmp_path
     assert math.isfinite(result.loss)
 
 
-def test_the_limit_of_what_is_skipped_holds(part: Part, tmp_path: Path) -> None:
+def test_the_limit_of_what_is_skipped_holds(part: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 of 16 samples have no embeddings \(18\.75%\), the limit is 10\.00%"):
         Run(part.settings(tmp_path, join="skip", join_limit=0.1))
 
 
-def test_too_few_samples_left_for_a_batch_are_refused(part: Part, tmp_path: Path) -> None:
+def test_too_few_samples_left_for_a_batch_are_refused(part: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="13 samples do not fill one batch of 14"):
         Run(part.settings(tmp_path, join="skip", batch_size=14))
 
 
-def test_without_a_teacher_all_samples_are_seen_and_taught_names_the_others(part: Part, tmp_path: Path) -> None:
+def test_without_a_teacher_all_samples_are_seen_and_taught_names_the_others(part: Any, tmp_path: Path) -> None:
     run = Run(part.settings(tmp_path, join="none"))
     whole = Run(part.settings(tmp_path, cache=part.whole))
     assert run.order.samples == 16
@@ -128,15 +87,16 @@ def test_without_a_teacher_all_samples_are_seen_and_taught_names_the_others(part
         taught = [at for at, key in enumerate(batch.keys) if number(key) not in MISSING]
         assert (batch.taught is None) == (len(taught) == 4)
         assert batch.taught is None or batch.taught.tolist() == taught
-        assert full.teacher_image is not None
-        assert batch.teacher_image is not None
-        assert torch.equal(batch.teacher_image, full.teacher_image[taught])
+        image, all_images = batch.teachers[0].image, full.teachers[0].image
+        assert image is not None
+        assert all_images is not None
+        assert torch.equal(image, all_images[taught])
         check_targets(part, batch, taught)
         seen += batch.keys
     assert {number(key) for key in seen} == set(range(16))
 
 
-def test_losses_meet_the_right_rows(part: Part, tmp_path: Path) -> None:
+def test_losses_meet_the_right_rows(part: Any, tmp_path: Path) -> None:
     """The affinity of the taught rows alone beside the contrastive loss of all, worked out here."""
     settings = part.settings(tmp_path, join="none", losses={"affinity": 1.0, "contrastive": 1.0}, batch_size=8)
     run = Run(settings)
@@ -144,28 +104,26 @@ def test_losses_meet_the_right_rows(part: Part, tmp_path: Path) -> None:
     for step in range(2):
         batch = run.loader.batch(step)
         with torch.no_grad():
-            student = run.embed(batch)
-            _, terms = run.loss(student, run.cached_targets(batch))
-        image, text, scale = student.image.double(), student.text.double(), float(student.logit_scale)
+            student = run.student(batch.images, batch.tokens)
+        image, text, scale = student["image"].double(), student["text/txt"].double(), float(student["logit_scale"])
+        terms = run.step(batch)
         logits = scale * image @ text.T
         own = torch.arange(8)
         expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         assert float(terms["contrastive"]) == pytest.approx(float(expected), rel=1e-4)
         taught = [at for at, key in enumerate(batch.keys) if number(key) not in MISSING]
         mixed += len(taught) < 8
-        assert batch.teacher_image is not None
-        assert batch.teacher_text is not None
-        says = 30 * batch.teacher_image.double() @ batch.teacher_text.double().T
+        (teacher,) = batch.teachers
+        assert teacher.image is not None
+        says = 30 * teacher.image.double() @ teacher.text["txt"].double().T
         logits = scale * image[taught] @ text[taught].T
         expected = (F.cross_entropy(logits, says.softmax(dim=1)) + F.cross_entropy(logits.T, says.T.softmax(dim=1))) / 2
         assert float(terms["affinity"]) == pytest.approx(float(expected), rel=1e-4)
     assert mixed, "no batch had untaught samples"
 
 
-def test_a_batch_without_one_taught_sample_is_trained_on(part: Part, tmp_path: Path) -> None:
-    settings = part.settings(
-        tmp_path / "run", join="none", batch_size=1, steps=16, losses={"contrastive": 1, "feature": 1}
-    )
+def test_a_batch_without_one_taught_sample_is_trained_on(part: Any, tmp_path: Path) -> None:
+    settings = part.settings(tmp_path / "run", join="none", batch_size=1, steps=16, losses={"contrastive": 1, "fd": 1})
     run = Run(settings)
     batches = [run.loader.batch(step) for step in range(16)]
     empty = [batch for batch in batches if batch.taught is not None]
@@ -174,12 +132,28 @@ def test_a_batch_without_one_taught_sample_is_trained_on(part: Part, tmp_path: P
         assert batch.taught is not None
         assert len(batch.taught) == 0
         check_targets(part, batch, [])
-        terms = run.step(batch, run.cached_targets)
-        assert float(terms["feature"]) == 0
+        terms = run.step(batch)
+        assert float(terms["fd"]) == 0
         assert all(torch.isfinite(value) for value in terms.values())
     assert math.isfinite(train(settings).loss)
 
 
-def test_joins_without_a_cache_are_refused(part: Part, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'skip' joins shards with a cache, and there is none"):
+def test_joins_without_a_cache_are_refused(part: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="something here joins shards with a cache, and there is no cache"):
         part.settings(tmp_path, cache=None, join="skip")
+
+
+def test_samples_that_one_of_two_teachers_lacks_are_skipped(part: Any, tmp_path: Path) -> None:
+    """Only what every teacher knows is trained on."""
+    both = shutil.copytree(part.cache, tmp_path / "both")
+    shutil.copytree(Path(part.whole) / "teach", both / "second")
+    for record in (both / "second").rglob("_records/00002.*"):
+        record.unlink()
+    run = Run(part.settings(tmp_path, cache=str(both), teachers=("teach", "second"), join="skip", join_limit=0.5))
+    assert run.order.samples == 9
+    assert {number(key) for step in range(2) for key in run.loader.batch(step).keys} <= set(range(9))
+
+
+def test_texts_that_stand_for_a_tower_must_all_be_there(part: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no text embeddings, and there is no text tower.*--join skip"):
+        Run(part.settings(tmp_path, join="none", text_tower="cache"))

@@ -20,9 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.loader import Batch, Loader, Views
+from distill.loader import Batch, Loader, TeacherRows, Views
 from distill.order import Order
-from distill.train import Run
 from shards import Dataset, UserError
 from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
 
@@ -34,18 +33,25 @@ BATCH = 6
 def make_loader(world: Any, *, cached: bool = True, dataset: Dataset | None = None, **options: Any) -> Loader:
     data = dataset or Dataset.open(world.shards)
     order = Order([shard.count for shard in data.shards], BATCH, seed=1)
-    cache = TeacherCache.open(world.cache, data) if cached else None
-    chosen = {"tokenizer": TOKENIZER, "image_size": 32, "views": Views(POLICY, 3), **options}
-    return Loader(data, order, cache=cache, **chosen)
+    caches = (TeacherCache.open(world.cache, data),) if cached else ()
+    chosen = {"tokenizer": TOKENIZER, "image_size": 32, "views": Views(POLICY, 3), "caches": caches, **options}
+    return Loader(data, order, **chosen)
+
+
+def plain(value: Any) -> Any:
+    """Of plain lists, numbers and bytes alone, so that == compares it."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = np.asarray(value)
+        return str(array.dtype), array.shape, array.tobytes()
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [plain(part) for part in value]
+    return plain(vars(value)) if isinstance(value, Batch | TeacherRows) else value
 
 
 def same(first: Batch, second: Batch) -> bool:
-    def equal(one: Any, other: Any) -> bool:
-        if isinstance(one, torch.Tensor):
-            return torch.equal(one, other)
-        return np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other
-
-    return all(equal(getattr(first, name), getattr(second, name)) for name in vars(first))
+    return bool(plain(first) == plain(second))
 
 
 def table(world: Any, layer: str, shard: int) -> pa.Table:
@@ -91,17 +97,17 @@ def test_a_batch_is_what_a_plain_loop_gathers(world: Any) -> None:
         assert batch.step == step
         assert batch.keys == [keys_in_order[starts[place] + row] for place, row in order.batch(step)]
         chosen = [samples[key] for key in batch.keys]
-        assert batch.captions == [sample["txt"].decode() for sample in chosen]
-        assert torch.equal(batch.tokens, TOKENIZER(batch.captions))
-        assert batch.tokens.shape == (BATCH, 16)
-        assert batch.teacher_image is not None
-        assert batch.teacher_text is not None
+        assert batch.captions == {"txt": [sample["txt"].decode() for sample in chosen]}
+        assert torch.equal(batch.tokens["txt"], TOKENIZER(batch.captions["txt"]))
+        assert batch.tokens["txt"].shape == (BATCH, 16)
+        (teacher,) = batch.teachers
+        assert teacher.image is not None
         assert batch.teacher_pixels is not None
-        assert np.abs(batch.teacher_text.numpy() - normalised([sample["text"] for sample in chosen])).max() < 1e-7
+        assert np.abs(teacher.text["txt"].numpy() - normalised([sample["text"] for sample in chosen])).max() < 1e-7
         for at, (key, sample) in enumerate(zip(batch.keys, chosen, strict=True)):
             # Which of the three views it is, by its embedding; the pixels must be of that same view.
             every = normalised([embedding for _, embedding in sample["views"]])
-            apart = np.abs(every - batch.teacher_image[at].numpy()).max(axis=1)
+            apart = np.abs(every - teacher.image[at].numpy()).max(axis=1)
             turn = int(apart.argmin())
             assert apart[turn] < 1e-7
             turns[key].append(turn)
@@ -172,10 +178,9 @@ def test_a_run_without_a_cache_sees_the_same_pixels(world: Any) -> None:
     for step in range(8):
         one, other = cached.batch(step), plain.batch(step)
         assert torch.equal(one.images, other.images)
-        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.tokens["txt"], other.tokens["txt"])
         assert one.keys == other.keys
-        assert other.teacher_image is None
-        assert other.teacher_text is None
+        assert other.teachers == ()
         assert other.teacher_pixels is None
 
 
@@ -215,13 +220,13 @@ def test_a_damaged_image_is_named(world: Any, tmp_path: Path, make_dataset: Call
 
 
 def test_only_so_many_shards_stay_open_however_many_there_are(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [batch.images for batch in Run(world.settings(world.root / "unused")).loader.batches(0, 8)]
-    monkeypatch.setattr("distill.loader._OPEN_SHARDS", 1)
+    expected = [batch.images for batch in make_loader(world).batches(0, 8)]
+    monkeypatch.setattr("distill.filling._OPEN_SHARDS", 1)
     monkeypatch.setattr("teacher_cache.reader._OPEN_FILES", 1)
-    run = Run(world.settings(world.root / "unused"))
+    loader = make_loader(world, dataset=Dataset.open(world.shards))
     before = len(list(Path("/proc/self/fd").iterdir()))
-    images = [batch.images for batch in run.loader.batches(0, 8)]
+    images = [batch.images for batch in loader.batches(0, 8)]
     assert all(torch.equal(one, other) for one, other in zip(images, expected, strict=True))
-    run.loader.batch(7)
+    loader.batch(7)
     # The one shard left open holds its tar, its index, and a file of each of the cache's two layers.
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4

@@ -1,255 +1,211 @@
-"""Losses against their formulas in numpy float64, and their gradients against finite differences of those."""
+"""Every loss against its formula in numpy float64: values, gradients, several teachers, parts of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor
 
-from distill.losses import (
-    LOSSES,
-    AffinityMimicking,
-    Contrastive,
-    Embeddings,
-    FeatureDistillation,
-    Loss,
-    LossShape,
-    WeightedSum,
+from distill.losses import LOSSES, Embeddings, Loss, LossShape
+from distill.losses.gradient import contrastive_gradients
+from shards import UserError
+from tests.distill.loss_formulas import Array, Side, differences, formula, softmax, unit
+
+B, DS = 8, 3
+TEACHERS = {"as wide": (3,), "wider": (5,), "two": (3, 4)}
+OPTIONS = {"gd": ("form", "intended", "reference")} | dict.fromkeys(
+    ("icl", "afd"), ("scale", "exponentiated", "reference")
 )
-
-Array = npt.NDArray[np.float64]
-B, DS, DT = 6, 5, 8
-
-
-def unit(seed: int, width: int) -> Array:
-    rows = np.random.default_rng(seed).normal(size=(B, width))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+CASES = [(name, option) for name in LOSSES for option in OPTIONS.get(name, ("", ""))[1:]]
+each_loss = pytest.mark.parametrize(("name", "option"), CASES)
 
 
-def log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def side(seed: int, width: int, scale: float, bias: float) -> Side:
+    random = np.random.default_rng(seed)
+    image, text = (unit(random.normal(size=(B, width))) for _ in range(2))
+    return Side(image, text, scale, bias)
 
 
-def cross_entropy(logits: Array, target: Array) -> float:
-    return float(-(target * log_softmax(logits)).sum(axis=1).mean())
+def student() -> Side:
+    return side(1, DS, 9.0, -2.0)
 
 
-class Case:
-    """Student and teacher embeddings, and a loss written from its formula."""
-
-    def __init__(
-        self, loss: Loss, formula: Callable[[Array, Array, float], float], teacher: tuple[Array, Array]
-    ) -> None:
-        self.loss, self.formula = loss.double(), formula
-        self.image, self.text, self.scale = unit(1, DS), unit(2, DS), 9.0
-        self.teacher = Embeddings(torch.from_numpy(teacher[0]), torch.from_numpy(teacher[1]), 30.0)
-
-    def run(self) -> tuple[float, list[Array]]:
-        """The loss's own value, and its gradients by image, text and scale."""
-        tensors = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in self.values()]
-        value = self.loss(Embeddings(*tensors), self.teacher)
-        gradients = torch.autograd.grad(value, tensors, allow_unused=True)
-        filled = [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, tensors, strict=True)]
-        return float(value.detach()), [gradient.numpy() for gradient in filled]
-
-    def values(self) -> list[Array | float]:
-        return [self.image, self.text, self.scale]
-
-    def differences(self, step: float = 1e-5) -> list[Array]:
-        """Central differences of the formula."""
-        found = []
-        for place, value in enumerate(self.values()):
-            flat = np.atleast_1d(np.array(value, np.float64))
-            slopes = np.zeros_like(flat)
-            for index in np.ndindex(flat.shape):
-                ends = []
-                for sign in (1, -1):
-                    moved = flat.copy()
-                    moved[index] += sign * step
-                    arguments = self.values()
-                    arguments[place] = moved if np.ndim(value) else float(moved[0])
-                    ends.append(self.formula(*arguments))
-                slopes[index] = (ends[0] - ends[1]) / (2 * step)
-            found.append(slopes.reshape(np.shape(value)))
-        return found
+def teachers(widths: tuple[int, ...]) -> list[Side]:
+    return [side(10 + place, width, 20.0 - 7 * place, -4.0 + place) for place, width in enumerate(widths)]
 
 
-def contrastive(image: Array, text: Array, scale: float) -> float:
-    logits = scale * image @ text.T
-    return 0.5 * (cross_entropy(logits, np.eye(B)) + cross_entropy(logits.T, np.eye(B)))
-
-
-def contrastive_case() -> Case:
-    return Case(Contrastive(LossShape(DS, None)), contrastive, (unit(3, DT), unit(4, DT)))
-
-
-def affinity_case() -> Case:
-    teacher = unit(3, DT), unit(4, DT)
-
-    def affinity(image: Array, text: Array, scale: float) -> float:
-        ours, theirs = scale * image @ text.T, 30.0 * teacher[0] @ teacher[1].T
-        forth = cross_entropy(ours, np.exp(log_softmax(theirs)))
-        back = cross_entropy(ours.T, np.exp(log_softmax(theirs.T)))
-        return 0.5 * (forth + back)
-
-    return Case(AffinityMimicking(LossShape(DS, DT)), affinity, teacher)
-
-
-def feature_case(*, projected: bool) -> Case:
-    width = DT if projected else DS
-    teacher = unit(3, width), unit(4, width)
+def make(name: str, option: str, widths: tuple[int, ...]) -> Loss:
     torch.manual_seed(0)
-    loss = FeatureDistillation(LossShape(DS, width))
-    maps = {}
-    if projected:
-        maps = {name: value.detach().double().numpy() for name, value in loss.named_parameters()}
-        assert {name: value.shape for name, value in maps.items()} == {
-            "image_map.weight": (DT, DS),
-            "image_map.bias": (DT,),
-            "text_map.weight": (DT, DS),
-            "text_map.bias": (DT,),
-        }
-
-    def feature(image: Array, text: Array, scale: float) -> float:
-        del scale
-        total = 0.0
-        for name, rows, target in (("image", image, teacher[0]), ("text", text, teacher[1])):
-            out = rows
-            if projected:
-                out = rows @ maps[f"{name}_map.weight"].T + maps[f"{name}_map.bias"]
-                out = out / np.linalg.norm(out, axis=1, keepdims=True)
-            total += ((out - target) ** 2).sum() / (B * width)
-        return float(total)
-
-    return Case(loss, feature, teacher)
+    options = {OPTIONS[name][0]: option} if option else {}
+    return LOSSES[name](LossShape(DS, widths), **options).double()
 
 
-CASES: dict[str, Callable[[], Case]] = {
-    "contrastive": contrastive_case,
-    "affinity": affinity_case,
-    "feature": lambda: feature_case(projected=False),
-    "feature projected": lambda: feature_case(projected=True),
-}
+def embeddings(of: Side, dtype: torch.dtype = torch.float64, *, trained: bool = False) -> Embeddings:
+    values = (of.image, of.text, of.scale, of.bias)
+    return Embeddings(*(torch.tensor(value, dtype=dtype, requires_grad=trained) for value in values))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_the_formulas(name: str) -> None:
-    case = CASES[name]()
-    value, gradients = case.run()
-    assert value == pytest.approx(case.formula(case.image, case.text, case.scale), rel=1e-12)
-    for got, expected in zip(gradients, case.differences(), strict=True):
-        assert np.abs(got - expected).max() < 1e-8
-    assert max(np.abs(gradient).max() for gradient in gradients) > 1e-2
+def leaves(of: Embeddings, loss: Loss) -> dict[str, Tensor]:
+    own = {"image": of.image, "text": of.text, "scale": of.logit_scale, "bias": of.logit_bias}
+    return {**own, **dict(loss.named_parameters())}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_order_of_a_batch_does_not_matter(name: str) -> None:
-    case = CASES[name]()
-    value, gradients = case.run()
+def run(loss: Loss, student: Side, teachers: list[Side], rows: slice = slice(None)) -> tuple[float, dict[str, Array]]:
+    """The loss's value, and its gradient by the student's embeddings, scale and bias and by its own parameters."""
+    ours = embeddings(student, trained=True)
+    value = loss(ours, [embeddings(teacher) for teacher in teachers], rows)
+    assert value.dtype == torch.float64
+    assert value.shape == ()
+    by = leaves(ours, loss)
+    gradients = torch.autograd.grad(value, list(by.values()), allow_unused=True, materialize_grads=True)
+    return float(value.detach()), {name: g.numpy() for name, g in zip(by, gradients, strict=True)}
+
+
+@each_loss
+@pytest.mark.parametrize("widths", TEACHERS.values(), ids=TEACHERS)
+def test_values_and_gradients_are_the_formulas(name: str, option: str, widths: tuple[int, ...]) -> None:
+    loss, ours, theirs = make(name, option, widths), student(), teachers(widths)
+    parameters = {name: value.detach().numpy() for name, value in loss.named_parameters()}
+
+    def expected(at: dict[str, Array]) -> float:
+        at = dict(at)
+        moved = Side(at.pop("image"), at.pop("text"), float(at.pop("scale")), float(at.pop("bias")))
+        return formula(name, option, moved, theirs, at)
+
+    start = {"image": ours.image, "text": ours.text, "scale": np.array(ours.scale), "bias": np.array(ours.bias)}
+    value, gradients = run(loss, ours, theirs)
+    assert value == pytest.approx(expected({**start, **parameters}), rel=1e-10)
+    slopes = differences(expected, {**start, **parameters})
+    largest = max(np.abs(slope).max() for slope in slopes.values())
+    for leaf, slope in slopes.items():
+        assert np.abs(gradients[leaf] - slope).max() < 1e-8 * largest, leaf
+
+
+@each_loss
+@pytest.mark.parametrize("parts", [2, 4])
+def test_the_mean_over_parts_of_a_batch_is_the_whole(name: str, option: str, parts: int) -> None:
+    loss, ours, theirs = make(name, option, TEACHERS["two"]), student(), teachers(TEACHERS["two"])
+    value, gradients = run(loss, ours, theirs)
+    size = B // parts
+    shares = [run(loss, ours, theirs, slice(start, start + size)) for start in range(0, B, size)]
+    assert np.mean([share[0] for share in shares]) == pytest.approx(value, rel=1e-12)
+    assert np.ptp([share[0] for share in shares]) > 1e-3 * value, "no part of the work was left to others"
+    for leaf, gradient in gradients.items():
+        assert np.abs(np.mean([share[1][leaf] for share in shares], axis=0) - gradient).max() < 1e-12, leaf
+
+
+@each_loss
+def test_the_order_of_a_batch_does_not_matter(name: str, option: str) -> None:
+    loss, ours, theirs = make(name, option, TEACHERS["two"]), student(), teachers(TEACHERS["two"])
+    value, gradients = run(loss, ours, theirs)
     turn = np.random.default_rng(0).permutation(B)
-    case.image, case.text = case.image[turn], case.text[turn]
-    rows = torch.from_numpy(turn)
-    case.teacher = Embeddings(case.teacher.image[rows], case.teacher.text[rows], case.teacher.logit_scale)
-    turned_value, turned_gradients = case.run()
+    turned = [Side(of.image[turn], of.text[turn], of.scale, of.bias) for of in (ours, *theirs)]
+    turned_value, turned_gradients = run(loss, turned[0], turned[1:])
     assert turned_value == pytest.approx(value, rel=1e-12)
-    for before, after in zip(gradients[:2], turned_gradients[:2], strict=True):
-        assert np.abs(before[turn] - after).max() < 1e-12
+    for tower in ("image", "text"):
+        assert np.abs(gradients[tower][turn] - turned_gradients[tower]).max() < 1e-12
 
 
-def test_a_student_that_is_its_teacher_is_left_alone_by_affinity() -> None:
-    case = affinity_case()
-    case.image, case.text, case.scale = unit(3, DT), unit(4, DT), 30.0
-    value, gradients = case.run()
-    assert max(np.abs(gradient).max() for gradient in gradients) < 1e-14
-    # What remains is the teacher's own entropy: no student comes below it.
-    theirs = log_softmax(30.0 * unit(3, DT) @ unit(4, DT).T)
-    back = log_softmax(30.0 * unit(4, DT) @ unit(3, DT).T)
-    entropy = -0.5 * ((np.exp(theirs) * theirs).sum(axis=1).mean() + (np.exp(back) * back).sum(axis=1).mean())
-    assert value == pytest.approx(entropy, rel=1e-12)
-    case.scale = 31.0
-    assert case.run()[0] > value
+@each_loss
+def test_teachers_matter_to_those_that_need_one(name: str, option: str) -> None:
+    loss, ours, theirs = make(name, option, (DS,)), student(), teachers((DS,))
+    value, _ = run(loss, ours, theirs)
+    flipped = Side(theirs[0].image[::-1].copy(), theirs[0].text, theirs[0].scale, theirs[0].bias)
+    assert (run(loss, ours, [flipped])[0] != pytest.approx(value, rel=1e-6)) is loss.needs_teacher
+    if not loss.needs_teacher:
+        assert run(loss, ours, [])[0] == value
+    # Of those that look at the teacher's rows alone, none must look at its scale.
+    louder = Side(theirs[0].image, theirs[0].text, 60.0, theirs[0].bias)
+    heard = name in ("affinity", "crd", "gd", "reinforcement", "sigmoid_affinity")
+    assert (run(loss, ours, [louder])[0] != pytest.approx(value, rel=1e-6)) is heard
 
 
-def test_a_student_that_is_its_teacher_has_no_feature_loss() -> None:
-    case = feature_case(projected=False)
-    case.image, case.text = unit(3, DS), unit(4, DS)
-    value, gradients = case.run()
-    assert value == 0
-    assert all((gradient == 0).all() for gradient in gradients)
+def test_gradients_of_the_contrastive_loss_are_those_of_autograd() -> None:
+    """Direction by direction; and they can be differentiated again, by everything they come from."""
+    ours = embeddings(student(), trained=True)
+    by = (ours.image, ours.text, ours.logit_scale)
+    for queries, keys in ((ours.image, ours.text), (ours.text, ours.image)):
+        loss = torch.nn.functional.cross_entropy(ours.logit_scale * queries @ keys.T, torch.arange(B))
+        expected = torch.autograd.grad(loss, (queries, keys), create_graph=True)
+        for got, wanted in zip(contrastive_gradients(queries, keys, ours.logit_scale), expected, strict=True):
+            assert (got - wanted).abs().max() < 1e-14
+            again, wanted_again = (torch.autograd.grad(g.pow(3).sum(), by, retain_graph=True) for g in (got, wanted))
+            for slope, wanted_slope in zip(again, wanted_again, strict=True):
+                assert (slope - wanted_slope).abs().max() < 1e-12
 
 
-def test_the_teacher_and_its_scale_matter_where_they_should() -> None:
-    for name, expected in (("contrastive", False), ("affinity", True), ("feature", True)):
-        case = CASES[name]()
-        value, _ = case.run()
-        case.teacher = Embeddings(case.teacher.image.flip(0), case.teacher.text, case.teacher.logit_scale)
-        assert (case.run()[0] != pytest.approx(value, rel=1e-6)) is expected
-        assert case.loss.needs_teacher is expected
-    case = affinity_case()
-    value, _ = case.run()
-    case.teacher = Embeddings(case.teacher.image, case.teacher.text, 60.0)
-    assert case.run()[0] != pytest.approx(value, rel=1e-6)
+@pytest.mark.parametrize("name", ["affinity", "crd", "fd", "gd", "reinforcement", "sigmoid_affinity"])
+def test_a_student_that_is_its_teacher_is_left_alone(name: str) -> None:
+    """Nothing pulls at it, its scale or its bias; what loss remains is the entropy of what the teacher says."""
+    teacher = teachers((DS,))[0]
+    value, gradients = run(make(name, "intended" if name == "gd" else "", (DS,)), teacher, [teacher])
+    assert max(np.abs(gradient).max() for gradient in gradients.values()) < 1e-13
+    pairs = 1 / (1 + np.exp(-teacher.logits - teacher.bias))
+    both = -sum((p * np.log(p)).sum() / B / 2 for p in (softmax(teacher.logits), softmax(teacher.logits.T)))
+    each = -(pairs * np.log(pairs) + (1 - pairs) * np.log(1 - pairs)).sum() / B
+    entropy = {"affinity": both, "reinforcement": both, "sigmoid_affinity": each}
+    assert value == pytest.approx(entropy.get(name, 0.0), rel=1e-12, abs=1e-15)
 
 
 def test_affinity_of_flat_and_of_certain_teachers() -> None:
     """A teacher at scale 0 wants every pair alike; one at a huge scale is plain CLIP where it is right."""
-    case = affinity_case()
-    case.teacher = Embeddings(case.teacher.image, case.teacher.text, 0.0)
-    logits = case.scale * case.image @ case.text.T
-    flat = np.full((B, B), 1 / B)
-    assert case.run()[0] == pytest.approx((cross_entropy(logits, flat) + cross_entropy(logits.T, flat)) / 2, rel=1e-12)
-    sure = torch.from_numpy(unit(3, DT))
-    case.teacher = Embeddings(sure, sure, 1e4)
-    assert case.run()[0] == pytest.approx(contrastive(case.image, case.text, case.scale), rel=1e-9)
+    ours, loss = student(), make("affinity", "", (DS,))
+    flat = Side(ours.text, ours.image, 0.0)
+    expected = -(np.log(softmax(ours.logits)).mean() + np.log(softmax(ours.logits.T)).mean()) / 2
+    assert run(loss, ours, [flat])[0] == pytest.approx(expected, rel=1e-12)
+    sure = Side(ours.image, ours.image, 1e4)
+    plain = run(make("contrastive", "", ()), ours, [])[0]
+    assert run(loss, ours, [sure])[0] == pytest.approx(plain, rel=1e-9)
 
 
-def test_large_scales_stay_finite_in_float32() -> None:
-    for name in ("contrastive", "affinity"):
-        case = CASES[name]()
-        image, text = (torch.tensor(rows, dtype=torch.float32, requires_grad=True) for rows in (case.image, case.text))
-        teacher = Embeddings(case.teacher.image.float(), case.teacher.text.float(), 1e4)
-        value = LOSSES[name](LossShape(DS, DT))(Embeddings(image, text, 1e4), teacher)
-        value.backward()
-        assert torch.isfinite(value)
-        assert image.grad is not None
-        assert torch.isfinite(image.grad).all()
+def test_relational_and_reinforcement_pull_as_affinity_does() -> None:
+    ours, theirs = student(), teachers(TEACHERS["two"])
+    runs = {name: run(make(name, "", TEACHERS["two"]), ours, theirs) for name in ("affinity", "crd", "reinforcement")}
+    assert runs["reinforcement"][0] == pytest.approx(runs["affinity"][0], rel=1e-12)
+    assert runs["crd"][0] < runs["affinity"][0]
+    for name in ("crd", "reinforcement"):
+        for leaf, gradient in runs["affinity"][1].items():
+            assert np.abs(runs[name][1][leaf] - gradient).max() < 1e-12
 
 
-def test_projections_take_gradients() -> None:
-    case = feature_case(projected=True)
-    tensors = [torch.tensor(value, dtype=torch.float64) for value in case.values()]
-    case.loss(Embeddings(*tensors), case.teacher).backward()
-    for name, parameter in case.loss.named_parameters():
-        assert parameter.grad is not None, name
-        step, slot = 1e-6, (0,) * parameter.ndim
-        ends = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter[slot] += sign * step
-                ends.append(float(case.loss(Embeddings(*tensors), case.teacher)))
-                parameter[slot] -= sign * step
-        assert float(parameter.grad[slot]) == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8), name
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_with_another_value_is_refused(name: str) -> None:
+    option = OPTIONS[name][0]
+    wrong: Any
+    for wrong in ("exact", None, 1):
+        with pytest.raises(UserError, match=rf"{name}'s {option} is {wrong!r}.*Use \w+ or reference"):
+            LOSSES[name](LossShape(DS, (DS,)), **{option: wrong})
 
 
-def test_a_weighted_sum_adds_what_it_reports() -> None:
-    shape = LossShape(DS, DS)
-    weights = {"contrastive": 0.5, "affinity": 2.0, "feature": 2000.0}
-    total = WeightedSum({name: LOSSES[name](shape) for name in weights}, weights).double()
-    image, text = torch.from_numpy(unit(1, DS)).requires_grad_(), torch.from_numpy(unit(2, DS))
-    teacher = Embeddings(torch.from_numpy(unit(3, DS)), torch.from_numpy(unit(4, DS)), 30.0)
-    value, terms = total(Embeddings(image, text, 9.0), teacher)
-    assert set(terms) == set(weights)
-    assert not any(term.requires_grad for term in terms.values())
-    assert float(value.detach()) == pytest.approx(
-        sum(weights[name] * float(terms[name]) for name in weights), rel=1e-12
-    )
-    (gradient,) = torch.autograd.grad(value, image)
-    parts = []
-    for name, weight in weights.items():
-        alone = LOSSES[name](shape).double()(Embeddings(image, text, 9.0), teacher)
-        parts.append(weight * torch.autograd.grad(alone, image)[0])
-    assert (gradient - sum(parts)).abs().max() < 1e-12
+def hard_case(kind: str) -> tuple[Side, list[Side]]:
+    """Batches that are hard on floats, at the scale CLIP ends with."""
+    sides = [side(1, DS, 100.0, -10.0), side(2, DS, 100.0, -10.0), side(3, 4, 60.0, -10.0)]
+    if kind == "one sample":
+        sides = [Side(of.image[:1], of.text[:1], of.scale, of.bias) for of in sides]
+    elif kind == "all rows alike":
+        sides = [Side(of.image[[0] * B], of.text[[0] * B], of.scale, of.bias) for of in sides]
+    elif kind == "all pairs met":
+        sides = [Side(of.image, of.image, of.scale, of.bias) for of in sides]
+    elif kind == "all pairs opposed":
+        sides = [Side(of.image, -of.image, 1e4, of.bias) for of in sides]
+    return sides[0], sides[1:]
+
+
+@each_loss
+@pytest.mark.parametrize("kind", ["any", "one sample", "all rows alike", "all pairs met", "all pairs opposed"])
+def test_float32_is_finite_and_near_float64(name: str, option: str, kind: str) -> None:
+    ours, theirs = hard_case(kind)
+    loss = make(name, option, (DS, 4))
+    exact, exact_gradients = run(loss, ours, theirs)
+    single = embeddings(ours, torch.float32, trained=True)
+    value = loss.float()(single, [embeddings(of, torch.float32) for of in theirs])
+    assert value.dtype == torch.float32
+    assert float(value.detach()) == pytest.approx(exact, rel=1e-4, abs=1e-5)
+    by = leaves(single, loss)
+    gradients = torch.autograd.grad(value, list(by.values()), allow_unused=True, materialize_grads=True)
+    largest = max(np.abs(gradient).max() for gradient in exact_gradients.values())
+    for leaf, gradient in zip(by, gradients, strict=True):
+        assert np.abs(gradient.numpy() - exact_gradients[leaf]).max() < 1e-4 * largest + 1e-5, leaf

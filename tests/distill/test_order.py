@@ -119,3 +119,17 @@ def test_empty_shards_take_no_place_in_a_window() -> None:
     order = Order([100] * 16 + [0] * 240, 80, seed=0, window=16)
     for samples in epoch_of(order, 0):
         assert len(np.unique(samples[:, 0])) >= 12
+
+
+@pytest.mark.parametrize("window", [1, 3, 16])
+def test_what_is_read_next_is_known_ahead(window: int) -> None:
+    order = Order(COUNTS, 4, seed=3, window=window)
+    steps = order.steps_per_epoch
+    for step in range(3 * steps):
+        ahead = order.ahead(step)
+        assert len(set(ahead)) == len(ahead) <= 2 * window
+        # Some shards hold fewer samples than a batch has; a window of one then ends within the batch.
+        assert set(order.batch(step)[:1, 0].tolist()) <= set(ahead)
+        if window > 1:
+            assert set(order.batch(step)[:, 0].tolist()) <= set(ahead)
+            assert set(order.batch(step + 1)[:, 0].tolist()) <= set(ahead)

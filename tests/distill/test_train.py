@@ -3,47 +3,56 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from clip_models import create_student, load_model
 from distill.checkpoint import Checkpoints
-from distill.logs import RunLog, read_log
-from distill.settings import RunSettings
-from distill.train import Run, train
+from distill.logs import read_log
+from distill.run import Run
+from distill.settings import EvaluationSettings, LossTerm, RunSettings
+from distill.train import train
 from shards import Dataset, InProcess, UserError
-from teacher_cache import TeacherCache, ViewPolicy
+from teacher_cache import ViewPolicy
 from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 
 Snapshot = Callable[[str | Path], dict[str, bytes]]
 
 
-def outcome(out: Path) -> dict[str, bytes]:
-    """What a run leaves, bit by bit: the student, the last two checkpoints, the log."""
-    names = [path for folder in ("model", "checkpoints") for path in (out / folder).rglob("*") if path.is_file()]
-    return {str(path.relative_to(out)): path.read_bytes() for path in [*names, out / "log.jsonl", out / "done.json"]}
+def without_measured(out: Path) -> list[dict[str, Any]]:
+    """The log's lines less what differs from run to run, which every line of training has."""
+    lines = read_log(out / "log.jsonl")
+    measured = [line.pop("measured") for line in lines if "loss" in line]
+    names = {"samples_per_second", "waited", "memory_gb", "seconds"}
+    assert all(set(found) == names and found["samples_per_second"] > 0 for found in measured)
+    return lines
+
+
+def outcome(out: Path, checkpoints: str = "checkpoints") -> dict[str, Any]:
+    """What a run leaves, bit by bit: the students, the last checkpoints (or one of them), the log."""
+    names = [path for name in ("model", "best", checkpoints) for path in (out / name).rglob("*") if path.is_file()]
+    found: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in [*names, out / "done.json"]}
+    return found | {"log": json.dumps(without_measured(out))}
 
 
 def board(out: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's own reading of a run: scalar → (step, value)."""
+    """TensorBoard's own reading of a run: scalar → (step, value), of all that is not measured."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
 
         events = EventAccumulator(str(out / "tensorboard")).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("measured/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def age(out: Path) -> None:
@@ -53,13 +62,23 @@ def age(out: Path) -> None:
         path.rename(path.with_name(".".join([*parts[:3], f"{int(parts[3]) - 3600}", *parts[4:]])))
 
 
+def begin_again_after(out: Path, step: int) -> None:
+    """As if a finished run had been killed when the checkpoint at `step` was its newest."""
+    age(out)
+    (out / "done.json").unlink()
+    shutil.rmtree(out / "model")
+    for later in Checkpoints(out, 2).steps():
+        if later > step:
+            shutil.rmtree(out / "checkpoints" / f"{later:08d}")
+
+
 @pytest.fixture
 def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that runs take from here on."""
     taken: list[int] = []
     step = Run.step
 
-    def noted(self: Run, batch: Any, targets: Any) -> Any:
+    def noted(self: Run, batch: Any, targets: Any = None) -> Any:
         taken.append(batch.step)
         return step(self, batch, targets)
 
@@ -67,38 +86,34 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-# --------------------------------------------------------------------------------------------------------- resumption
-
 BATCH_NORM = {"vision_layers": [1, 1, 1, 1], "width": 16}
 STUDENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
-    # Loss parameters, three terms, a pinned scale, no clipping.
+    # Loss parameters, three terms, one's weight in motion, an average of the weights, a pinned scale, no clipping.
     "projections": (
         {},
         {
-            "losses": {"affinity": 1.0, "feature": 50.0, "contrastive": 0.1},
+            "losses": {"affinity": 1.0, "fd": LossTerm(weight=((0.2, 50.0), (0.6, 5.0))), "contrastive": 0.1},
             "student_scale": 50.0,
-            "optimiser": {"clip_norm": 0.0},
+            "optimiser": {"clip_norm": 0.0, "ema": 0.7},
         },
     ),
-    "batch norm": (BATCH_NORM, {}),
+    "batch norm": (BATCH_NORM, {"micro_batches": 2}),
     # The scaler's first scale overflows, so the first steps are skipped.
-    "fp16": ({}, {"precision": "fp16", "losses": {"feature": 2000.0}}),
+    "fp16": ({}, {"precision": "fp16", "losses": {"fd": 2000.0}}),
     # Random within a step; a bias that the losses do not reach.
-    "dropout": ({"custom_text": True, "init_logit_bias": -10.0, "patch_dropout": 0.5}, {"precision": "bf16"}),
+    "dropout": (
+        {"custom_text": True, "init_logit_bias": -10.0},
+        {"precision": "bf16", "patch_mask": 0.5, "micro_batches": 2},
+    ),
 }
 
 
 @pytest.fixture
 def unstarted(name: str, world: Any, tmp_path: Path, save_student: Callable[..., str]) -> RunSettings:
     model, run = STUDENTS[name]
-    path = tmp_path / "student.json"
-    save_student(path, **{key: value for key, value in model.items() if key != "patch_dropout"})
-    if "patch_dropout" in model:
-        config = json.loads(path.read_text())
-        config["vision_cfg"]["patch_dropout"] = model["patch_dropout"]
-        path.write_text(json.dumps(config))
-    settings: RunSettings = world.settings(tmp_path / "whole", student=str(path), **run)
+    student = save_student(tmp_path / "student.json", **model)
+    settings: RunSettings = world.settings(tmp_path / "whole", student=student, **run)
     return settings
 
 
@@ -111,22 +126,25 @@ def test_a_run_resumed_from_any_step_ends_in_the_same_bytes(
 
     def save_and_copy(self: Checkpoints, step: int, *state: Any) -> None:
         save(self, step, *state)
+        self.wait()
         shutil.copytree(tmp_path / "whole", tmp_path / f"after {step}")
 
     monkeypatch.setattr(Checkpoints, "save", save_and_copy)
     train(settings)
     monkeypatch.setattr(Checkpoints, "save", save)
     assert steps_taken == list(range(8))
-    expected = outcome(tmp_path / "whole")
+    last = "checkpoints/00000008"
+    expected = outcome(tmp_path / "whole", last)
+    assert len([name for name in expected if name.startswith(last)]) == (5 if "ema" in str(STUDENTS[name]) else 4)
     assert [line["step"] for line in read_log(tmp_path / "whole" / "log.jsonl")] == [3, 6, 8]
-    for step in range(1, 9):
+    for step in range(1, 9) if name in ("plain", "projections") else (2, 3, 5, 8):
         out = tmp_path / f"after {step}"
         steps_taken.clear()
-        result = train(replace(settings, out=str(out)))
+        result = train(replace(settings, out=str(out), checkpoint_every=8))
         assert steps_taken == list(range(step, 8))
         assert (result.steps, result.model) == (8, str(out / "model"))
         assert (result.samples_per_second is None) == (step == 8)
-        assert outcome(out) == expected, step
+        assert outcome(out, last) == expected, step
     assert_it_learned_what_it_should(name, settings)
 
 
@@ -137,22 +155,27 @@ def assert_it_learned_what_it_should(name: str, settings: RunSettings) -> None:
     before, after = start.state_dict(), load_file(out / "model" / "open_clip_model.safetensors")
     assert not torch.equal(before["visual.conv1.weight"], after["visual.conv1.weight"])
     newest, extra = (load_file(out / "checkpoints" / "00000008" / f"{part}.safetensors") for part in ("model", "loss"))
-    assert all(torch.equal(newest[key], after[key]) for key in after)
+    assert all(torch.equal(newest[key], after[key]) for key in after) == (name != "projections")
     state = json.loads((out / "checkpoints" / "00000008" / "state.json").read_text())
     if name == "projections":
         first = Run(settings).loss.state_dict()
         assert {key: value.shape for key, value in extra.items()} == {
-            "losses.feature.image_map.weight": (40, 24),
-            "losses.feature.image_map.bias": (40,),
-            "losses.feature.text_map.weight": (40, 24),
-            "losses.feature.text_map.bias": (40,),
+            "losses.fd.projections.0.image.weight": (40, 24),
+            "losses.fd.projections.0.image.bias": (40,),
+            "losses.fd.projections.0.text.weight": (40, 24),
+            "losses.fd.projections.0.text.bias": (40,),
         }
         assert not any(torch.equal(first[key], value) for key, value in extra.items())
-        assert not any("map" in key for key in after)
+        assert not any("projection" in key and "projections" in key for key in after)
+        # Through is step / 7: level up to 0.2, then straight down to 0.6.
+        weights = [line["weight/fd"] for line in read_log(out / "log.jsonl")]
+        expected = [50.0 - 45.0 * min(1, max(0, (step - 1) / 7 - 0.2) / 0.4) for step in (3, 6, 8)]
+        assert weights == pytest.approx(expected, rel=1e-12)
     else:
         assert bool(extra) == (name == "fp16")
     if name == "batch norm":
-        assert int(after["visual.bn1.num_batches_tracked"]) == 8
+        # Two micro-batches a step.
+        assert int(after["visual.bn1.num_batches_tracked"]) == 16
         assert not torch.equal(after["visual.bn1.running_mean"], torch.zeros_like(after["visual.bn1.running_mean"]))
     if name == "fp16":
         assert 1 <= state["scaler"]["scale"] < 65536, "no step was skipped"
@@ -161,8 +184,14 @@ def assert_it_learned_what_it_should(name: str, settings: RunSettings) -> None:
 
 
 KILLED = """
+import functools
+import open_clip
 from distill.settings import OptimiserSettings, RunSettings
 from distill.train import train
+
+# Read once, not in every process.
+open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)
+open_clip.get_tokenizer("", context_length=16)
 
 def work(number):
     out = {base!r} + str(number)
@@ -178,8 +207,9 @@ def work(number):
 def test_a_run_killed_anywhere_ends_in_the_same_bytes(
     world: Any, tmp_path: Path, kill_often: Callable[[str, int], list[int]], snapshot: Snapshot
 ) -> None:
+    """Checkpoints are written while training goes on, so a kill meets both at any point."""
     base = str(tmp_path / "run")
-    times = 10
+    times = 7
     kill_often(KILLED.format(base=base, shards=world.shards, cache=world.cache, student=world.student), times)
     expected = outcome(Path(base + "0"))
     scalars = board(Path(base + "0"))
@@ -187,7 +217,7 @@ def test_a_run_killed_anywhere_ends_in_the_same_bytes(
     begun = set()
     for number in range(1, times + 1):
         out = Path(f"{base}{number}")
-        begun.add(tuple(Checkpoints(out).steps()))
+        begun.add(tuple(Checkpoints(out, 2).steps()))
         age(out)
         train(world.settings(out, checkpoint_every=3, log_every=2))
         assert outcome(out) == expected, number
@@ -202,10 +232,7 @@ def test_a_kill_leaves_no_line_twice_and_none_of_a_future_that_did_not_happen(wo
     train(settings)
     out = tmp_path / "run"
     # As if killed at step 7: one checkpoint, lines beyond it, the last of them cut off.
-    age(out)
-    (out / "done.json").unlink()
-    shutil.rmtree(out / "model")
-    shutil.rmtree(out / "checkpoints" / "00000008")
+    begin_again_after(out, 4)
     lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
     (out / "log.jsonl").write_text("".join(lines[:6]) + lines[6][:20])
     train(settings)
@@ -216,6 +243,8 @@ def test_a_kill_leaves_no_line_twice_and_none_of_a_future_that_did_not_happen(wo
     for name, events in scalars.items():
         assert [step for step, _ in events] == list(range(1, 9))
         assert [value for _, value in events] == pytest.approx([line[name] for line in logged], rel=1e-6)
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert [(event["step"], event["kind"]) for event in events] == [(4, "resumed")]
 
 
 def test_a_run_that_is_done_returns_at_once(
@@ -234,21 +263,28 @@ def test_a_run_that_is_done_returns_at_once(
     assert train(replace(settings, out=str(moved))).model == str(moved / "model")
 
 
-def test_a_deleted_student_comes_back(world: Any, tmp_path: Path, steps_taken: list[int], snapshot: Snapshot) -> None:
-    settings = world.settings(tmp_path / "run", steps=3)
-    train(settings)
-    before = snapshot(tmp_path / "run" / "model")
-    shutil.rmtree(tmp_path / "run" / "model")
-    steps_taken.clear()
+@pytest.mark.parametrize("deleted", ["model", "best"])
+def test_a_deleted_student_comes_back(
+    world: Any, tmp_path: Path, steps_taken: list[int], snapshot: Snapshot, deleted: str
+) -> None:
+    best = EvaluationSettings(shards=world.shards, best="eval/retrieval/image_to_text/R@1")
+    settings = world.settings(tmp_path / "run", steps=3, evaluation=best)
     result = train(settings)
+    before = snapshot(tmp_path / "run" / deleted)
+    assert len(before) == 2
+    shutil.rmtree(tmp_path / "run" / deleted)
+    steps_taken.clear()
+    assert train(settings) == replace(result, samples_per_second=None)
     assert steps_taken == []
-    assert snapshot(result.model) == before
-    assert load_model(result.model).config["model_cfg"]["embed_dim"] == 24
+    assert snapshot(tmp_path / "run" / deleted) == before
+    assert load_model(str(tmp_path / "run" / deleted)).config["model_cfg"]["embed_dim"] == 24
 
 
-def test_only_two_checkpoints_stay(world: Any, tmp_path: Path) -> None:
-    train(world.settings(tmp_path / "run", checkpoint_every=3))
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["00000006", "00000008"]
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_the_newest_checkpoints_stay(world: Any, tmp_path: Path, keep: int) -> None:
+    train(world.settings(tmp_path / "run", checkpoint_every=2, keep=keep))
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == ["00000004", "00000006", "00000008"][-keep:]
 
 
 def test_what_is_watched_may_change_on_resume_and_data_may_move(
@@ -256,21 +292,19 @@ def test_what_is_watched_may_change_on_resume_and_data_may_move(
 ) -> None:
     settings = world.settings(tmp_path / "run", checkpoint_every=4)
     train(settings)
-    (tmp_path / "run" / "done.json").unlink()
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "00000008")
     before = (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes()
+    begin_again_after(tmp_path / "run", 4)
     for name in ("shards", "cache"):
         shutil.copytree(getattr(settings, name), tmp_path / name)
     shutil.copy(settings.student, tmp_path / "renamed.json")
     steps_taken.clear()
     moved = {"shards": tmp_path / "shards", "cache": tmp_path / "cache", "student": tmp_path / "renamed.json"}
     paths = {name: str(path) for name, path in moved.items()}
-    train(replace(settings, log_every=1, checkpoint_every=2, teacher_name="teach", **paths))
+    watched = {"log_every": 1, "checkpoint_every": 2, "keep": 1, "explosion": 0.0, "teachers": ("teach",)}
+    evaluated = EvaluationSettings(shards=world.shards, every=2, best="eval/retrieval/image_to_text/R@1")
+    train(replace(settings, evaluation=evaluated, **watched, **paths))
     assert steps_taken == [4, 5, 6, 7]
     assert (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes() == before
-
-
-# ----------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.fixture(scope="module")
@@ -286,13 +320,16 @@ def begun(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ({"seed": 1}, r"settings\.seed was 0, now 1"),
         ({"batch_size": 5}, r"settings\.batch_size was 6, now 5"),
         ({"steps": 3}, r"settings\.steps was 2, now 3"),
-        ({"losses": {"affinity": 0.5}}, r"settings\.losses\.affinity was 1\.0, now 0\.5"),
-        ({"losses": {"feature": 1.0}}, r"settings\.losses\.affinity was 1\.0, now null"),
+        ({"losses": {"affinity": 0.5}}, r"settings\.losses\.affinity\.weight was 1\.0, now 0\.5"),
+        ({"losses": {"fd": 1.0}}, r"settings\.losses\.affinity was \{.*\}, now null"),
         ({"precision": "bf16"}, r'settings\.precision was "fp32", now "bf16"'),
         ({"student_scale": 50.0}, r"settings\.student_scale was null, now 50\.0"),
+        ({"patch_mask": 0.5}, r"settings\.patch_mask was 0\.0, now 0\.5"),
+        ({"lock": ("text",)}, r'settings\.lock was \[\], now \["text"\]'),
         ({"optimiser": {"lr": 1e-3}}, r"settings\.optimiser\.lr was 0\.003, now 0\.001"),
+        ({"optimiser": {"ema": 0.9}}, r"settings\.optimiser\.ema was null, now 0\.9"),
         ({"optimiser": {"betas": (0.9, 0.9)}}, r"settings\.optimiser\.betas was \[0\.9, 0\.98\], now \[0\.9, 0\.9\]"),
-        ({"cache": None}, r"cache was \{.*\}, now null"),
+        ({"cache": None, "losses": {"contrastive": 1}}, r"caches was \[.*\], now \[\]"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(
@@ -328,7 +365,7 @@ def test_other_data_and_students_are_refused(
         batch_size=64,
     )
     build_cache(build, InProcess())
-    with pytest.raises(UserError, match=r'another run: cache\.content was "[0-9a-f]{16}", now "[0-9a-f]{16}"'):
+    with pytest.raises(UserError, match=r'another run: caches was \[.*"[0-9a-f]{16}"\}\], now \[.*"[0-9a-f]{16}"\}\]'):
         train(replace(begun, shards=str(other.folder), cache=cache))
     more = str(shutil.copytree(world.cache, tmp_path / "more"))
     # Captions that the run does not read are none of its business.
@@ -336,8 +373,20 @@ def test_other_data_and_students_are_refused(
     build_cache(told, InProcess())
     train(replace(begun, cache=more))
     build_cache(replace(told, views=4), InProcess())
-    with pytest.raises(UserError, match=r'another run: cache\.content was "[0-9a-f]{16}", now "[0-9a-f]{16}"'):
+    with pytest.raises(UserError, match=r"another run: caches"):
         train(replace(begun, cache=more))
+
+
+def test_other_first_weights_are_refused(world: Any, tmp_path: Path) -> None:
+    """By their content: the same weights may lie elsewhere."""
+    one, other = (train(world.settings(tmp_path / f"made {seed}", seed=seed, steps=1)).model for seed in (1, 2))
+    settings = world.settings(tmp_path / "run", steps=2, initial=one)
+    train(settings)
+    train(replace(settings, initial=shutil.copytree(one, tmp_path / "elsewhere").as_posix()))
+    with pytest.raises(UserError, match=r'initial was "[0-9a-f]{16}", now "[0-9a-f]{16}"'):
+        train(replace(settings, initial=other))
+    with pytest.raises(UserError, match=r'initial was "[0-9a-f]{16}", now null'):
+        train(replace(settings, initial=None))
 
 
 def test_what_cannot_be_trained_on_is_said_at_once(
@@ -345,6 +394,10 @@ def test_what_cannot_be_trained_on_is_said_at_once(
 ) -> None:
     with pytest.raises(UserError, match="26 samples do not fill one batch of 27"):
         train(world.settings(tmp_path / "a", batch_size=27))
+    with pytest.raises(UserError, match="a batch of 6 cannot be cut evenly for 1 processes with 4 micro-batches"):
+        train(world.settings(tmp_path / "a", micro_batches=4))
+    with pytest.raises(UserError, match="2 views were asked for, but the cache brings its 3"):
+        train(world.settings(tmp_path / "a", views=2))
     with pytest.raises(UserError, match="no teacher cache here"):
         train(world.settings(tmp_path / "b", cache=str(tmp_path)))
     with pytest.raises(UserError, match="no dataset here"):
@@ -357,204 +410,3 @@ def test_what_cannot_be_trained_on_is_said_at_once(
     with pytest.raises(UserError, match=r"sees \[32, 64\] pixels; only square"):
         train(world.settings(tmp_path / "d", student=str(path)))
     assert not any((tmp_path / name).exists() for name in "abcd")
-
-
-# ----------------------------------------------------------------------------------------------------- what a step does
-
-
-@pytest.mark.parametrize("every", [(1, 100), (100, 1), (3, 2)])
-def test_a_loss_that_is_not_finite_is_named_with_its_step_and_never_kept(
-    world: Any, tmp_path: Path, every: tuple[int, int]
-) -> None:
-    settings = world.settings(
-        tmp_path / "run", log_every=every[0], checkpoint_every=every[1], optimiser={"lr": 1e30, "warmup": 0}
-    )
-    run = Run(settings)
-    losses, norms = [], []
-    for batch in run.loader.batches(0, 8):
-        values = run.step(batch, run.cached_targets)
-        losses.append(float(values["loss"]))
-        norms.append(float(values["grad_norm"]))
-    bad = next(step for step in range(8) if not math.isfinite(losses[step] + norms[step]))
-    what = "loss" if not math.isfinite(losses[bad]) else "grad_norm"
-    assert 0 < bad < 7
-    with pytest.raises(
-        UserError, match=rf"/run: {what} is (nan|inf) at step {bad + 1}\. Lower --lr \(now 1e\+30\)"
-    ) as caught:
-        train(settings)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")], caught
-    assert not (tmp_path / "run" / "done.json").exists()
-    for line in read_log(tmp_path / "run" / "log.jsonl"):
-        assert line["step"] <= bad
-        assert all(math.isfinite(value) for value in line.values())
-    for step in Checkpoints(tmp_path / "run").steps():
-        assert step <= bad
-
-
-def test_steps_that_fp16_skips_leave_the_log_plain_json(world: Any, tmp_path: Path) -> None:
-    train(world.settings(tmp_path / "run", precision="fp16", log_every=1, losses={"feature": 2000.0}))
-    text = (tmp_path / "run" / "log.jsonl").read_text()
-    assert "NaN" not in text
-    assert "Infinity" not in text
-    lines = [json.loads(line) for line in text.splitlines()]
-    assert "grad_norm" not in lines[0], "the first step should have overflowed"
-    assert "grad_norm" in lines[-1]
-
-
-def test_a_pinned_scale_is_pinned_from_the_first_step_whatever_it_is(world: Any, tmp_path: Path) -> None:
-    for scale in (50.0, 250.0, 0.5):
-        settings = world.settings(tmp_path / str(scale), student_scale=scale, log_every=1, steps=3)
-        run = Run(settings)
-        embeddings = run.embed(run.loader.batch(0))
-        assert float(embeddings.logit_scale) == pytest.approx(scale, rel=1e-5)
-        result = train(settings)
-        log = read_log(Path(settings.out) / "log.jsonl")
-        assert [line["logit_scale"] for line in log] == pytest.approx([scale] * 3, rel=1e-5)
-        saved = load_file(Path(result.model) / "open_clip_model.safetensors")["logit_scale"]
-        assert float(saved) == pytest.approx(math.log(scale), rel=1e-5)
-
-
-@pytest.mark.parametrize(("start", "end"), [(9.0, math.log(100)), (-3.0, 0.0)])
-def test_a_learned_scale_stays_between_1_and_100(world: Any, tmp_path: Path, start: float, end: float) -> None:
-    run = Run(world.settings(tmp_path))
-    with torch.no_grad():
-        run.model.logit_scale.fill_(start)
-    values = run.step(run.loader.batch(0), run.cached_targets)
-    assert float(run.model.logit_scale.detach()) == pytest.approx(end, abs=1e-6)
-    assert float(values["logit_scale"]) == pytest.approx(math.exp(end), rel=1e-6)
-
-
-def test_a_learned_scale_is_learned_and_not_decayed(world: Any, tmp_path: Path) -> None:
-    run = Run(world.settings(tmp_path, optimiser={"weight_decay": 0.9, "lr": 1e-2, "warmup": 0}))
-    before = float(run.model.logit_scale.detach())
-    run.step(run.loader.batch(0), run.cached_targets)
-    # Adam's first step is the learning rate itself, whatever the gradient.
-    assert abs(float(run.model.logit_scale.detach()) - before) == pytest.approx(1e-2, rel=1e-3)
-
-
-def test_targets_are_the_caches_rows_at_the_teachers_or_the_pinned_scale(world: Any, tmp_path: Path) -> None:
-    cache = TeacherCache.open(world.cache, world.dataset)
-    for pinned, expected in ((None, 30.0), (64.0, 64.0)):
-        run = Run(world.settings(tmp_path, teacher_scale=pinned))
-        batch = run.loader.batch(2)
-        targets = run.cached_targets(batch)
-        assert targets is not None
-        assert targets.logit_scale == pytest.approx(expected, rel=1e-6)
-        where = {
-            key: (place, row) for place, shard in enumerate(world.dataset.shards) for row, key in enumerate(shard.keys)
-        }
-        assert np.array_equal(targets.text.numpy(), cache.text(np.array([where[key] for key in batch.keys])))
-    plain = Run(world.settings(tmp_path, cache=None))
-    assert plain.cached_targets(plain.loader.batch(0)) is None
-
-
-def test_embeddings_are_the_students_of_normalised_pixels(world: Any, tmp_path: Path) -> None:
-    run = Run(world.settings(tmp_path))
-    batch = run.loader.batch(1)
-    with torch.no_grad():
-        got = run.embed(batch)
-        mean, std = (np.array(run.config["preprocess_cfg"][name]) for name in ("mean", "std"))
-        pixels = torch.from_numpy((batch.images.numpy() / 255 - mean) / std).permute(0, 3, 1, 2)
-        model = run.model.double()
-        assert (got.image - model.encode_image(pixels, normalize=True)).abs().max() < 1e-6
-        assert (got.text - model.encode_text(batch.tokens, normalize=True)).abs().max() < 1e-6
-
-
-def test_the_gradient_is_cut_to_its_norm(world: Any, tmp_path: Path) -> None:
-    """Seen in Adam's first moment, which after one step is (1 - beta1) times the gradient."""
-
-    def moment(clip: float) -> tuple[float, float]:
-        run = Run(world.settings(tmp_path, optimiser={"clip_norm": clip}))
-        values = run.step(run.loader.batch(0), run.cached_targets)
-        moments = [fields["exp_avg"] for fields in run.optimiser.state.values()]
-        total = math.sqrt(sum(float((moment.double() ** 2).sum()) for moment in moments))
-        return total / 0.1, float(values["grad_norm"])
-
-    free, norm = moment(0.0)
-    assert free == pytest.approx(norm, rel=1e-4)
-    cut, reported = moment(norm / 4)
-    assert cut == pytest.approx(norm / 4, rel=1e-4)
-    assert reported == pytest.approx(norm, rel=1e-6)
-    loose, _ = moment(norm * 4)
-    assert loose == pytest.approx(norm, rel=1e-4)
-
-
-def test_epochs_become_steps_and_logs_say_what_was_done(world: Any, tmp_path: Path) -> None:
-    settings = world.settings(
-        tmp_path / "run", steps=None, epochs=1.5, log_every=1, optimiser={"lr": 0.01, "warmup": 2}
-    )
-    result = train(settings)
-    assert result.steps == 6  # four batches of 6 in 26 samples
-    log = read_log(tmp_path / "run" / "log.jsonl")
-    rates = [0.005, 0.01] + [0.005 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
-    assert [line["lr"] for line in log] == pytest.approx(rates, rel=1e-9)
-    assert result.loss == log[-1]["loss"] == log[-1]["affinity"]
-    assert result.samples_per_second is not None
-    resolved = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert resolved["settings"]["epochs"] == 1.5
-    assert resolved["identity"]["steps"] == 6
-    assert resolved["identity"]["settings"]["losses"] == {"affinity": 1.0}
-
-
-def test_log_lines_are_means_over_their_interval(world: Any, tmp_path: Path) -> None:
-    each = world.settings(tmp_path / "each", log_every=1)
-    fours = world.settings(tmp_path / "fours", log_every=5)
-    train(each)
-    train(fours)
-    singles = read_log(tmp_path / "each" / "log.jsonl")
-    means = read_log(tmp_path / "fours" / "log.jsonl")
-    assert [line["step"] for line in means] == [5, 8]
-    for line, part in zip(means, (singles[:5], singles[5:]), strict=True):
-        for name in ("loss", "grad_norm", "logit_scale"):
-            assert line[name] == pytest.approx(np.mean([single[name] for single in part]), rel=1e-12)
-
-
-def test_distillation_brings_the_student_to_the_teacher(world: Any, tmp_path: Path) -> None:
-    """The loss minus the teacher's own entropy is what can be learned; most of it is."""
-    settings = world.settings(
-        tmp_path / "run", steps=120, log_every=10, checkpoint_every=1000, optimiser={"lr": 3e-3, "weight_decay": 0.0}
-    )
-    run = Run(settings)
-    floors = []
-    for step in range(4):
-        targets = run.cached_targets(run.loader.batch(step))
-        assert targets is not None
-        logits = targets.logit_scale * targets.image.double() @ targets.text.double().T
-        entropies = [-(way.softmax(1) * way.log_softmax(1)).sum(1).mean() for way in (logits, logits.T)]
-        floors.append(float(sum(entropies)) / 2)
-    train(settings)
-    losses = [line["loss"] - float(np.mean(floors)) for line in read_log(tmp_path / "run" / "log.jsonl")]
-    assert losses[-1] < losses[0] / 2
-    assert losses[-1] > -0.05
-
-
-def test_training_without_a_cache_is_plain_clip(world: Any, tmp_path: Path) -> None:
-    settings = world.settings(tmp_path / "plain", cache=None, views=3, log_every=1, steps=4)
-    train(settings)
-    (line, *_) = read_log(tmp_path / "plain" / "log.jsonl")
-    assert set(line) == {"step", "loss", "contrastive", "grad_norm", "logit_scale", "lr"}
-    # Untrained, and 6 captions to choose from.
-    assert line["loss"] == pytest.approx(math.log(6), abs=1.0)
-
-
-def test_a_log_cut_in_the_middle_of_a_line_is_read_up_to_there(tmp_path: Path) -> None:
-    with RunLog(tmp_path, 0) as log:
-        log.write(1, {"loss": 2.0})
-        log.write(2, {"loss": 1 / 3})
-    path = tmp_path / "log.jsonl"
-    assert read_log(path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1 / 3}]
-    path.write_text(path.read_text()[:-8])
-    assert read_log(path) == [{"step": 1, "loss": 2.0}]
-    assert read_log(tmp_path / "none.jsonl") == []
-
-
-def test_a_line_is_on_disk_for_both_readers_when_it_is_written(tmp_path: Path) -> None:
-    with RunLog(tmp_path, 0) as log:
-        (events,) = (tmp_path / "tensorboard").iterdir()
-        for step in range(1, 40):
-            before = events.stat().st_size
-            log.write(step, {"loss": step / 2, "lr": 0.1})
-            # A scalar is a record of at least 12 bytes around its protocol buffer.
-            assert events.stat().st_size >= before + 2 * 16, step
-            assert read_log(tmp_path / "log.jsonl")[-1]["step"] == step
-    assert board(tmp_path)["loss"] == [(step, step / 2) for step in range(1, 40)]

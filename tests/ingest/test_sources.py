@@ -332,7 +332,7 @@ pq.write_table(pa.table({"url": [b"\xff\xfe"], "caption": ["x"]}), BINARY)
 LATIN = io.BytesIO()
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(bytes(4) + b"\1\0\0\0"), pa.py_buffer(b"\xe9")])
 pq.write_table(pa.table({"url": ["http://a"], "caption": NOT_UTF8}), LATIN)
-SQUEEZED = gzip.compress(b"url\tcaption\n" + b"http://a\tA\n" * 5000)
+SQUEEZED = gzip.compress(b"url\tcaption\n" + b"http://a\tA\n" * 5000, mtime=0)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ print(policy.pack([views[n] for n in range(40)]).tobytes().hex(), "torch" in sys
     assert len(set(here)) == 40
 
 
-def test_version_2_draws_what_version_2_always_drew() -> None:
+def test_version_3_draws_what_version_3_always_drew() -> None:
     """Redrawn by hand: ten tries of four numbers from SHA-256. Cached views replay only as long as this holds."""
     policy = ViewPolicy(scale=(0.5, 1.0), ratio=(0.5, 2.0), flip=0.5, jitter=(0.4, 2, 0, 0.5), rand_augment=(1, 20))
     tried = []
@@ -52,7 +52,7 @@ def test_version_2_draws_what_version_2_always_drew() -> None:
         key, width, height = f"yfcc-{number:09d}", 200, 150 - number
 
         def uniform(purpose: object, key: str = key) -> list[float]:
-            digest = hashlib.sha256(f"view\x1f2\x1f{key}\x1f3\x1f{purpose}".encode()).digest()
+            digest = hashlib.sha256(f"view\x1f3\x1f{key}\x1f3\x1f{purpose}".encode()).digest()
             return [(value >> 11) / 2**53 for value in struct.unpack("<4Q", digest)]
 
         view = policy.draw(key, 3, width, height)
@@ -296,7 +296,7 @@ def test_views_for_evaluation_take_no_augmentation(kind: str, options: dict[str,
 )
 def test_a_policy_survives_json(policy: ViewPolicy) -> None:
     identity = json.loads(json.dumps(policy.identity()))
-    assert identity["version"] == 2
+    assert identity["version"] == 3
     assert ViewPolicy.from_identity(identity) == policy
     assert identity["interpolation"] == policy.interpolation
     with pytest.raises(UserError, match="version 1"):

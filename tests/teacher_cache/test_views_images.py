@@ -174,3 +174,56 @@ def test_damage_is_found_when_pixels_are_wanted(name: str) -> None:
 def test_garbage_where_exif_should_be_does_no_harm() -> None:
     odd = EncodedImage(PHOTO[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + PHOTO[2:])
     assert np.array_equal(odd.pixels(), EncodedImage(PHOTO).pixels())
+
+
+def jpegs() -> dict[str, bytes]:
+    """JPEGs that a glance at their segments is enough for, and others that Pillow has to look at."""
+    image = Image.fromarray(picture(61, 45))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    plain = encode(image, "JPEG")
+    more = io.BytesIO()
+    image.save(more, "MPO", save_all=True, append_images=[image.rotate(90)])
+    return {
+        "plain": plain,
+        "grey": encode(image.convert("L"), "JPEG"),
+        "progressive": encode(image, "JPEG", progressive=True),
+        "restarts": encode(image, "JPEG", restart_marker_rows=1),
+        "commented": encode(image, "JPEG", comment=b"\xff\xda a comment like a scan"),
+        "profile": encode(image, "JPEG", icc_profile=b"\xff\xc0" * 40_000),
+        "colours as they are": encode(image, "JPEG", keep_rgb=True),
+        "cmyk": encode(image.convert("CMYK"), "JPEG"),
+        "turned": encode(image, "JPEG", exif=turned.tobytes()),
+        "turned, by xmp": encode(image, "JPEG", xmp=b'<x tiff:Orientation="3"/>'),
+        "two pictures": more.getvalue(),
+        "padded": plain[:2] + b"\xff" + plain[2:],
+        "trailing": plain + b"\xff\xd8 more",
+    }
+
+
+@pytest.mark.parametrize("name", list(jpegs()))
+def test_what_a_glance_at_a_jpeg_tells_is_what_pillow_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jpegs()[name]
+    quick = EncodedImage(data)
+    monkeypatch.setattr("teacher_cache.views.encoded._plain_jpeg", lambda _: None)
+    slow = EncodedImage(data)
+    assert (quick.width, quick.height, quick.reducible) == (slow.width, slow.height, slow.reducible)
+    for scale in (1, 2):
+        assert np.array_equal(quick.pixels(scale), slow.pixels(scale))
+    assert np.array_equal(np.asarray(quick.picture()), np.asarray(slow.picture()))
+
+
+def test_a_plain_jpeg_is_opened_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    data = jpegs()
+    monkeypatch.setattr(Image, "open", never)
+    for name in ("plain", "grey", "progressive", "restarts", "commented", "profile"):
+        assert (EncodedImage(data[name]).width, EncodedImage(data[name]).height) == (61, 45)
+
+
+@pytest.mark.parametrize("end", [0, 1, 2, 3, 5, 10, 20, 100, 160, 170, 400, 600])
+def test_a_jpeg_cut_in_its_header_is_refused_or_found_damaged(end: int) -> None:
+    with pytest.raises(OSError, match=r".+"):
+        EncodedImage(jpegs()["plain"][:end]).pixels()

@@ -323,3 +323,16 @@ def test_greys_of_16_bits_do_not_turn_white() -> None:
         view = policy.draw("k-1", 0, 150, 113)
         wide, grey = (policy.render(image, view, 48) for image in images)
         assert np.array_equal(wide, grey)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_pixels_go_where_they_are_wanted(policy: ViewPolicy) -> None:
+    images = np.zeros((3, 40, 40, 3), np.uint8)
+    for name in ("jpeg", "large", "turned 6", "png"):
+        image = EncodedImage(IMAGES[name])
+        for index in range(3):
+            view = policy.draw(name, index, image.width, image.height)
+            given = policy.render(image, view, 40, images[1])
+            assert np.shares_memory(given, images[1])
+            assert np.array_equal(images[1], policy.render(image, view, 40))
+    assert not images[[0, 2]].any()

@@ -1,0 +1,153 @@
+"""What is measured, and what has to come out: `python -m benchmarks.distill [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.distill import curves
+from benchmarks.distill.contenders import AFFINITY, ONLINE, STORED, Student
+from benchmarks.distill.curves import Course
+from benchmarks.distill.material import photo_material
+from benchmarks.distill.page import write_page
+from benchmarks.distill.shares import step_shares
+from benchmarks.distill.speed import SpeedBenchmark, Trial
+from benchmarks.record import RESULTS, Goal, machine, publish, versions
+from clip_models import Precision
+
+_BENCH = Path(__file__).parents[2] / ".bench"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured. `online` has a smaller batch where live teachers are slow; its plain steps have it too."""
+
+    samples: int
+    stored: Trial
+    online: Trial
+    precision: Precision = "fp32"
+    profiled: int = 3
+    views: int = 2
+    course: Course = field(default_factory=Course)
+
+
+CPU = Sizes(samples=512, stored=Trial(batch_size=32, rounds=8), online=Trial(batch_size=8, rounds=3))
+GPU = Sizes(
+    samples=4096,
+    stored=Trial(batch_size=512, rounds=7, steps=60),
+    online=Trial(batch_size=512, rounds=3, steps=20),
+    precision="bf16",
+    profiled=10,
+)
+QUICK = Sizes(
+    samples=32,
+    stored=Trial(batch_size=4, rounds=2),
+    online=Trial(batch_size=2, rounds=1),
+    profiled=2,
+    course=Course(samples=128, batch_size=16, steps=24, teacher_steps=20),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("benchmarks.distill", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, once; nothing is judged")
+    args = parser.parse_args()
+    began, before = time.monotonic(), machine()
+    cuda = torch.cuda.is_available()
+    body, goals = _measure(QUICK if args.quick else GPU if cuda else CPU)
+    body = {
+        "machine": before,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "versions": versions("clipstill", "numpy", "open_clip_torch", "torch"),
+        "seconds": time.monotonic() - began,
+        **body,
+    }
+    folder = _BENCH / "quick" if args.quick else RESULTS
+    result = publish(folder, "distill", body, goals)
+    _say(str(write_page(folder, result)))
+    _say(f"{folder / 'distill.json'} in {result['seconds']:.0f} s")
+    if args.quick:
+        _say("too little to judge by")
+        return 0
+    for goal in goals:
+        _say(goal.line())
+    return 0 if all(goal.met for goal in goals) else 1
+
+
+def _measure(sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
+    work = _BENCH / "distill"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    # All that lies here can be made again.
+    (_BENCH / ".gitignore").write_text("*\n")
+    _say("loss curves")
+    figures = curves.measure(work / "curves", sizes.course)
+    for dtype, found in figures["differences"].items():
+        _say(
+            f"  {f'{dtype} cache, off the live teacher by':36} {found['first']:.1e} at first, "
+            f"{found['mean']:.1e} in the mean, {found['largest']:.1e} at most, {found['end']:.1e} in the end"
+        )
+    shards, cache = photo_material(work / "photos", _BENCH / "photos", sizes.samples, sizes.views)
+    student = Student(shards=shards, cache=cache, views=sizes.views, precision=sizes.precision)
+    _say("steps from the cache")
+    bench = SpeedBenchmark(STORED, student, sizes.stored)
+    stored = _shown(bench.measure())
+    _say("parts of a step")
+    shares = step_shares(bench.contenders[AFFINITY], sizes.profiled)
+    for name, share in shares["parts"].items():
+        _say(f"  {name:36} {share:10.2%}")
+    bench.close()
+    del bench
+    _say("steps beside live teachers")
+    bench = SpeedBenchmark(ONLINE, student, sizes.online)
+    online = _shown(bench.measure())
+    bench.close()
+    shutil.rmtree(work)
+    body = {
+        "student": student.model,
+        "precision": student.precision,
+        "threads": torch.get_num_threads(),
+        "stored": stored,
+        "online": online,
+        "shares": shares,
+        "curves": figures,
+    }
+    return body, _goals(stored, figures)
+
+
+def _goals(stored: dict[str, Any], figures: dict[str, Any]) -> list[Goal]:
+    share = stored["kinds"][AFFINITY]["share_of_plain"]["median"]
+    rounded, exact = (figures["differences"][dtype] for dtype in ("float16", "float32"))
+    return [
+        Goal(name="images/s of a step from the cache (affinity), share of plain CLIP's", value=share, at_least=0.98),
+        Goal(name="steps compared, cached beside online", value=figures["steps"], at_least=200),
+        Goal(name="loss fell by, in these steps", value=figures["learned"], at_least=0.1),
+        Goal(name="loss of the first step, cached off online by", value=rounded["first"], at_most=1e-4),
+        Goal(name="loss of any step, cached off online by", value=rounded["largest"], at_most=5e-3),
+        Goal(name="loss of any step, float32 cache off online by", value=exact["largest"], at_most=1e-4),
+    ]
+
+
+def _shown(figures: dict[str, Any]) -> dict[str, Any]:
+    for name, found in figures["kinds"].items():
+        rate, share = found["images_per_second"], found["share_of_plain"]
+        _say(
+            f"  {name:36} {rate['median']:10.4g} images/s ({rate['low']:.4g} to {rate['high']:.4g}), "
+            f"{share['median']:.3f} of plain ({share['low']:.3f} to {share['high']:.3f}), {found['memory_gb']:.2f} GB"
+        )
+    return figures
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

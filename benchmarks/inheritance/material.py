@@ -1,0 +1,160 @@
+"""What is trained on and from: shards of product photos, a teacher trained on them, and the cache of what it said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_models.models import CONFIG_NAME
+from distill.settings import OptimiserSettings, RunSettings
+from distill.train import train
+from shards import Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
+from shards.publication import Publication
+from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+
+COLUMNS = ("title", "article_type", "split", "jpeg")
+LABEL = "article_type"
+TEMPLATE = "a photo of {}"
+_SHARD = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """Width and layers of a transformer; its heads are 32 wide."""
+
+    width: int
+    layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """How long the teacher is trained, in batches of which size, and how many views of a photo it then embeds."""
+
+    steps: int
+    batch_size: int = 256
+    views: int = 2
+
+
+TEACHER = (Tower(width=192, layers=6), Tower(width=96, layers=4))
+"""Image tower, text tower."""
+STUDENT = (Tower(width=128, layers=3), Tower(width=64, layers=2))
+"""Half the teacher's depth, two thirds of its width."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Where everything lies in a work folder."""
+
+    folder: Path
+
+    @property
+    def train(self) -> str:
+        return str(self.folder / "shards" / "train")
+
+    @property
+    def test(self) -> str:
+        return str(self.folder / "shards" / "test")
+
+    @property
+    def classes(self) -> str:
+        return str(self.folder / "classes.json")
+
+    @property
+    def cache(self) -> str:
+        return str(self.folder / "cache")
+
+    @property
+    def teacher(self) -> str:
+        """The trained teacher's model folder."""
+        return str(self.folder / "runs" / "teacher" / "model")
+
+    def architecture(self, name: str) -> str:
+        """The folder that describes the model `name`, "teacher" or "student"."""
+        return str(self.folder / "architectures" / name)
+
+
+def write_shards(material: Material, parquet: str, train_rows: int | None, test_rows: int) -> dict[str, Any]:
+    """Publish the photos as shards, caption = title, the article type in the metadata; returns the counts.
+
+    All article types are classes. Rows are put in an order drawn once, as the file's is that of the shop's numbers;
+    of each split the first `train_rows` (None: all) and `test_rows` of that order are taken.
+
+    Raises `UserError` if the file has not the columns `COLUMNS`.
+    """
+    missing = sorted(set(COLUMNS) - set(pq.read_schema(parquet).names))
+    if missing:
+        raise UserError(f"there is no column {missing[0]}", where=parquet, do=f"It needs {', '.join(COLUMNS)}")
+    table = pq.read_table(parquet, columns=list(COLUMNS))
+    classes = sorted(set(table[LABEL].to_pylist()))
+    Folder(material.folder).publish("classes.json", json.dumps({"classes": classes, "templates": [TEMPLATE]}).encode())
+    shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
+    counts = {}
+    for split, rows, place in (("train", train_rows, material.train), ("test", test_rows, material.test)):
+        chosen = shuffled.filter(pa.array([name == split for name in shuffled["split"].to_pylist()])).slice(0, rows)
+        counts[split] = len(chosen)
+        if not Path(place, "dataset.json").exists():
+            _publish(Folder(place), f"fashion-{split}", chosen)
+    return {**counts, "classes": len(classes), "template": TEMPLATE}
+
+
+def _publish(place: Folder, name: str, table: pa.Table) -> None:
+    shards = range(0, len(table), _SHARD)
+    for number, first in enumerate(shards):
+        publication = Publication(Spec(number, place, fingerprint([name, number])))
+        rows = table.slice(first, _SHARD).to_pylist()
+        with publication.file(".tar") as path, ShardWriter(path) as writer:
+            for row, sample in enumerate(rows, first):
+                key = f"{name}-{row:09d}"
+                writer.add(key, sample["jpeg"], "jpg", sample["title"], {"key": key, LABEL: sample[LABEL]})
+        with publication.file(".index.arrow") as path:
+            writer.write_index(path)
+        publication.finish(len(rows), {})
+    facts = {"schema": 1, "name": name, "shards": len(shards), "rows": len(table)}
+    place.publish("dataset.json", json.dumps(facts).encode())
+
+
+def write_architectures(material: Material) -> None:
+    """Describe teacher and student.
+
+    Evaluation squeezes the whole photo (3:4) into the square, as the views of training do; to crop its middle would
+    show the model what it has not seen.
+    """
+    for name, (image, text) in {"teacher": TEACHER, "student": STUDENT}.items():
+        vision = {"image_size": 64, "patch_size": 16, "width": image.width, "head_width": 32, "layers": image.layers}
+        words = {"context_length": 16, "vocab_size": 49408, "width": text.width, "heads": text.width // 32}
+        model = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": {**words, "layers": text.layers}}
+        body = {"model_cfg": model, "preprocess_cfg": {"resize_mode": "squash"}}
+        Folder(material.architecture(name)).publish(CONFIG_NAME, json.dumps(body).encode())
+
+
+def teach(material: Material, teaching: Teaching) -> None:
+    """Train the teacher by the contrastive loss alone, then cache what it says of views and titles."""
+    train(
+        RunSettings(
+            shards=material.train,
+            out=str(material.folder / "runs" / "teacher"),
+            student=material.architecture("teacher"),
+            losses={"contrastive": 1},
+            views=teaching.views,
+            steps=teaching.steps,
+            batch_size=teaching.batch_size,
+            optimiser=OptimiserSettings(lr=1e-3, warmup=teaching.steps // 10),
+            checkpoint_every=max(1, teaching.steps // 10),
+        )
+    )
+    build_cache(
+        BuildSettings(
+            shards=material.train,
+            cache=material.cache,
+            teachers=(TeacherSpec(material.teacher, "teacher"),),
+            views=teaching.views,
+            batch_size=teaching.batch_size,
+        ),
+        InProcess(),
+    )

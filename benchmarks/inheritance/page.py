@@ -1,0 +1,47 @@
+"""The result as one HTML file with nothing outside it, made from the JSON alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from distill.page.chart import Frame, Line, chart
+from distill.page.run_folder import Series
+from distill.pruning.report import draw_architecture
+from shards import Folder
+
+_FIGURES = {
+    "top1": "zero-shot top-1, %",
+    "top5": "zero-shot top-5, %",
+    "image_to_text": "image→text R@5, %",
+    "text_to_image": "text→image R@5, %",
+}
+
+
+def write_page(folder: Path, result: dict[str, Any]) -> Path:
+    """Write `folder/inheritance.html` for a published result; returns its path."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html.j2").render(
+        result=result,
+        figures=_FIGURES,
+        charts={name: _chart(result, name) for name in _FIGURES},
+        drawn=draw_architecture(result["pruning"][0]),
+    )
+    Folder(folder).publish("inheritance.html", page.encode())
+    return folder / "inheritance.html"
+
+
+def _chart(result: dict[str, Any], name: str) -> Markup:
+    """A curve a seed, in the colour of its kind's place."""
+    steps = np.array(result["steps"], float)
+    lines = []
+    for place, kind in enumerate(result["kinds"].values()):
+        for values in zip(*(moment["runs"] for moment in kind["figures"][name]), strict=True):
+            lines.append(Line(run=place, series=Series(steps, np.array(values)), across=lambda _, steps: steps))
+    return chart(lines, Frame(extents={"steps": float(steps[-1])}), log=False, width=980, height=260)

@@ -1,0 +1,74 @@
+"""The contenders' own environments, made on first use beside none of our packages.
+
+open_clip runs in ours, but with the webdataset that it asks for: its reader stumbles over what later ones put between
+shards. SPDL's wheels bring no FFmpeg: PyAV's does, under names of its own, which links undo.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGES = {
+    "open_clip": ("webdataset==0.2.86",),
+    "spdl": ("spdl==0.8.0", "av==18.1.0", "numpy"),
+    "dali": ("nvidia-dali-cuda120==2.4.0", "numpy"),
+}
+
+
+def install(folder: Path, peer: str) -> str | None:
+    """Make `folder/PEER` unless it is there; returns why it cannot be had, or None."""
+    environment, wanted = folder / peer, "\n".join(PACKAGES[peer])
+    ready = environment / ".ready"
+    if ready.exists() and ready.read_text() == wanted:
+        return None
+    uv = str(Path(sys.executable).with_name("uv"))
+    usual = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    commands = [
+        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)],
+        [uv, "pip", "install", "--quiet", "--python", str(environment / "bin" / "python"), *PACKAGES[peer]],
+    ]
+    if peer == "open_clip":
+        commands = [[uv, "pip", "install", "--quiet", "--no-deps", "--target", str(environment), *PACKAGES[peer]]]
+    for command in commands:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=usual)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if done.returncode != 0:
+            return " ".join(done.stderr.split())[-300:]
+    if peer == "spdl":
+        _link_ffmpeg(environment)
+    ready.write_text(wanted)
+    return None
+
+
+def command(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:
+    """How to run `run_NAME.py`, and what its environment has beside the usual."""
+    program = str(Path(__file__).with_name(f"run_{name}.py"))
+    root = str(Path(__file__).parents[2])
+    if name in {"ours", "torchvision"}:
+        return [sys.executable, program], {"PYTHONPATH": root}
+    if name == "open_clip":
+        return [sys.executable, program], {"PYTHONPATH": f"{folder / name}:{root}"}
+    more = {"LD_LIBRARY_PATH": f"{folder / name / 'ffmpeg'}:{_libraries(folder / name)}"} if name == "spdl" else {}
+    return [str(folder / name / "bin" / "python"), program], {"PYTHONPATH": root, **more}
+
+
+def _libraries(environment: Path) -> Path:
+    return next(environment.glob("lib/python*/site-packages"), environment) / "av.libs"
+
+
+def _link_ffmpeg(environment: Path) -> None:
+    links = environment / "ffmpeg"
+    links.mkdir(exist_ok=True)
+    for path in _libraries(environment).glob("lib*.so.*"):
+        # libavutil-5809ad29.so.60.26.102 is what others call libavutil.so.60.
+        found = re.fullmatch(r"(lib(?:av|sw)[a-z]+)-[0-9a-f]+\.so\.(\d+)\..*", path.name)
+        if found:
+            link = links / f"{found[1]}.so.{found[2]}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)

@@ -1,0 +1,173 @@
+"""How large a model is and how fast: parameters by tower, multiply-accumulates, pairs a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.utils import to_2tuple
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from clip_models.models import Tower, create_student
+
+_SCALARS = {"logit_scale", "logit_bias"}
+_VOCABULARIES = ("token_embedding.weight", "word_embeddings.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Parameters: of the image tower with its projection, of the text tower without its token embedding, and all.
+
+    Multiply-accumulates of one image and of one text as long as the context. Of a model without a text tower, `text`
+    and `text_macs` are None.
+    """
+
+    image: int
+    text: int | None
+    total: int
+    image_macs: int
+    text_macs: int | None
+
+    @property
+    def macs(self) -> int:
+        return self.image_macs + (self.text_macs or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Images, texts and image-text pairs a second. Without a text tower texts are None, and pairs are images."""
+
+    images: float
+    texts: float | None
+
+    @property
+    def pairs(self) -> float:
+        return self.images if self.texts is None else 1 / (1 / self.images + 1 / self.texts)
+
+
+def made_by_name(name: str, device: str) -> Any:
+    """A student by name as `create_student` makes it, in evaluation mode; on the meta device without any numbers.
+
+    One whose text tower is another library's is made without it: nothing is asked of a hub.
+    """
+    described = open_clip.get_model_config(name.replace("/", "-")) or {}
+    foreign = "hf_model_name" in described.get("text_cfg", {})
+    towers: tuple[Tower, ...] = ("image",) if foreign else ("image", "text")
+    if device != "meta":
+        return create_student(name, 0, towers)[0].to(device).eval()
+    with torch.device("meta"), _NoNumbers():
+        return create_student(name, 0, towers)[0].eval()
+
+
+def size_of(model: Any) -> Size:
+    """Count parameters and multiply-accumulates of an open_clip module, on any device, the meta device too.
+
+    Counted are matrix products and convolutions; norms, activations and the like cost nothing. This gives the
+    published tables' numbers. Torch's fused attention hides its products from a counter, so it is switched off here.
+    """
+    image = sum(p.numel() for p in model.visual.parameters())
+    has_text = hasattr(model, "encode_text")
+    outside = [(name, p.numel()) for name, p in model.named_parameters() if not name.startswith("visual.")]
+    text = sum(count for name, count in outside if name not in _SCALARS and not name.endswith(_VOCABULARIES))
+    return Size(
+        image=image,
+        text=text if has_text else None,
+        total=sum(p.numel() for p in model.parameters()),
+        image_macs=_macs(model.encode_image, _pixels(model, 1)),
+        text_macs=_macs(model.encode_text, _tokens(model, 1)) if has_text else None,
+    )
+
+
+def throughput(model: Any, *, batch: int = 32, warm_up: int = 10, timed: int = 50) -> Throughput:
+    """Time an open_clip module in evaluation mode on the device it lies on, by TinyCLIP's protocol.
+
+    Without gradients, batches of 32, for each tower 10 to warm up and 50 timed ones, each waited for; under autocast to
+    float16 on a GPU, in float32 elsewhere. The rate of pairs is 1 / (1 / image rate + 1 / text rate).
+    """
+    device = model.logit_scale.device
+    rates = []
+    for encode, given in _forwards(model, batch):
+        with torch.no_grad(), torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            for _ in range(warm_up):
+                encode(given)
+            _wait(device)
+            began = time.perf_counter()
+            for _ in range(timed):
+                encode(given)
+                _wait(device)
+        rates.append(batch * timed / (time.perf_counter() - began))
+    return Throughput(images=rates[0], texts=rates[1] if len(rates) > 1 else None)
+
+
+def _forwards(model: Any, batch: int) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor]]:
+    yield model.encode_image, _pixels(model, batch)
+    if hasattr(model, "encode_text"):
+        yield model.encode_text, _tokens(model, batch)
+
+
+def _pixels(model: Any, batch: int) -> Tensor:
+    # Not zeros: on those a GPU draws less power and runs faster.
+    weights = next(model.visual.parameters())
+    return torch.rand(batch, 3, *to_2tuple(model.visual.image_size), device=weights.device, dtype=weights.dtype)
+
+
+def _tokens(model: Any, batch: int) -> Tensor:
+    tower = model if hasattr(model, "context_length") else model.text
+    return torch.ones(batch, tower.context_length, dtype=torch.int64, device=model.logit_scale.device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _macs(encode: Callable[[Tensor], Tensor], given: Tensor) -> int:
+    with ExitStack() as stack:
+        for context in (_unfused(), sdpa_kernel(SDPBackend.MATH), torch.no_grad()):
+            stack.enter_context(context)
+        counter: _Counter = stack.enter_context(_Counter())  # type: ignore[no-untyped-call]
+        encode(given)
+    return counter.operations // 2
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What torch's FlopCounterMode counts, without its table by module, which takes most of its time."""
+
+    operations: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = flop_registry.get(func._overloadpacket)
+        if known is not None:
+            self.operations += known(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Initialisers do nothing: on the meta device there is nothing to fill, and they take most of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        fills = getattr(func, "__module__", "") == nn.init.__name__ or func in (Tensor.normal_, Tensor.uniform_)
+        if fills:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -1,0 +1,235 @@
+"""Transformers whose layers differ: what is left of an open_clip model when heads, MLP units and width were pruned.
+
+Such a model is open_clip's own, as wide as its residual stream, with blocks of ours: tensors have open_clip's names.
+Its `model_cfg` says the width where open_clip has it, and, under a key of ours, what each layer has:
+
+    "clipstill_pruned": {"vision": {"full": {"width": 768, "heads": 12, "mlp": 3072},
+                                    "layers": [{"heads": 9, "mlp": 2011}, ...]}, "text": {...}}
+
+`full` is the tower that pruning began from: its heads' width stays, and sparsity is relative to its size.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor, nn
+
+PRUNED = "clipstill_pruned"
+"""The key in `model_cfg`."""
+
+TowerKind = Literal["vision", "text"]
+
+OutputMap = tuple[Tensor | None, Tensor]
+"""Weight (width, in) and bias (width,) of a map into the residual stream; no weight where `in` is 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullShape:
+    """A tower's width, heads a layer and MLP units a layer before any pruning."""
+
+    width: int
+    heads: int
+    mlp: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What a layer has."""
+
+    heads: int
+    mlp: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerShape:
+    """A tower's residual width now, its layers now, and the tower that it was pruned from."""
+
+    width: int
+    layers: tuple[LayerShape, ...]
+    full: FullShape
+
+    @property
+    def head_width(self) -> int:
+        return self.full.width // self.full.heads
+
+    @property
+    def prunable(self) -> int:
+        """Parameters of attention and MLPs, weights and biases; norms, embeddings and projections do not count."""
+        return sum(_prunable(self.width, self.head_width * layer.heads, layer.mlp) for layer in self.layers)
+
+    @property
+    def full_prunable(self) -> int:
+        """The same of the full tower: L(4d² + 4d + 2dm + d + m)."""
+        return len(self.layers) * _prunable(self.full.width, self.full.width, self.full.mlp)
+
+
+def _prunable(width: int, inner: int, mlp: int) -> int:
+    attention = 3 * inner * (width + 1) + width * inner + width
+    return attention + mlp * (width + 1) + width * mlp + width
+
+
+def tower_shape(model_cfg: dict[str, Any], kind: TowerKind) -> TowerShape | None:
+    """The shape of a tower, pruned or not; None if its configuration is no plain transformer of open_clip's."""
+    given = model_cfg[f"{kind}_cfg"]
+    if "timm_model_name" in given or "hf_model_name" in given:
+        return None
+    cfg: Any = CLIPVisionCfg(**given) if kind == "vision" else CLIPTextCfg(**given)
+    pruned = model_cfg.get(PRUNED, {}).get(kind)
+    if pruned is not None:
+        layers = tuple(LayerShape(**layer) for layer in pruned["layers"])
+        return TowerShape(width=cfg.width, layers=layers, full=FullShape(**pruned["full"]))
+    if not isinstance(cfg.layers, int):
+        return None
+    heads = cfg.width // cfg.head_width if kind == "vision" else cfg.heads
+    full = FullShape(width=cfg.width, heads=heads, mlp=int(cfg.width * cfg.mlp_ratio))
+    return TowerShape(width=cfg.width, layers=(LayerShape(heads=heads, mlp=full.mlp),) * cfg.layers, full=full)
+
+
+def with_shape(model_cfg: dict[str, Any], kind: TowerKind, shape: TowerShape) -> dict[str, Any]:
+    """A copy of `model_cfg` in which the tower has this shape."""
+    cfg = deepcopy(model_cfg)
+    cfg[f"{kind}_cfg"] |= {"width": shape.width, "layers": len(shape.layers)}
+    entry = {"full": asdict(shape.full), "layers": [asdict(layer) for layer in shape.layers]}
+    cfg[PRUNED] = {**cfg.get(PRUNED, {}), kind: entry}
+    return cfg
+
+
+def take_shapes(arguments: dict[str, Any]) -> dict[TowerKind, TowerShape]:
+    """Take our key out of a model's constructor arguments: the shapes of its pruned towers.
+
+    In `arguments` each of these is left with one ordinary layer of one head, for `put_blocks` to replace.
+    """
+    kinds: tuple[TowerKind, ...] = ("vision", "text")
+    shapes = {kind: shape for kind in kinds if (shape := _taken(arguments, kind)) is not None}
+    arguments.pop(PRUNED, None)
+    return shapes
+
+
+def _taken(arguments: dict[str, Any], kind: TowerKind) -> TowerShape | None:
+    if kind not in arguments.get(PRUNED, {}):
+        return None
+    shape = tower_shape(arguments, kind)
+    if shape is not None:
+        one_head = {"head_width": shape.width} if kind == "vision" else {"heads": 1}
+        arguments[f"{kind}_cfg"] |= {"layers": 1, **one_head}
+    return shape
+
+
+def transformer_of(model: Any, kind: TowerKind) -> Any:
+    """open_clip's `Transformer` of a tower."""
+    if kind == "vision":
+        return model.visual.transformer
+    return model.text.transformer if hasattr(model, "text") else model.transformer
+
+
+def put_blocks(model: Any, shapes: dict[TowerKind, TowerShape]) -> None:
+    """Give the towers of a model that was built from `take_shapes`' arguments their layers, randomly initialised."""
+    for kind, shape in shapes.items():
+        if kind == "vision" or hasattr(model, "text") or hasattr(model, "transformer"):
+            transformer = transformer_of(model, kind)
+            template = transformer.resblocks[0]
+            blocks = [Block(shape.width, shape.head_width, layer, template) for layer in shape.layers]
+            transformer.resblocks, transformer.layers = nn.ModuleList(blocks), len(blocks)
+
+
+class Block(nn.Module):
+    """open_clip's `ResidualAttentionBlock` with `shape.heads` heads of `head_width` and `shape.mlp` MLP units.
+
+    A part that has none of these still adds its output bias; its norm is gone. `like` is a block of open_clip's, or one
+    of these, of the same width: norms and activation are copies of its own.
+    """
+
+    def __init__(self, width: int, head_width: int, shape: LayerShape, like: Any) -> None:
+        super().__init__()
+        norm = like.ln_1 or like.ln_2
+        self.ln_1 = deepcopy(norm) if shape.heads else None
+        self.attn = Attention(width, head_width, shape.heads)
+        self.ln_2 = deepcopy(norm) if shape.mlp else None
+        self.mlp = Mlp(width, shape.mlp, like.mlp.gelu)
+
+    def outputs(self) -> tuple[OutputMap, OutputMap]:
+        """The maps that end attention and MLP."""
+        return _map(self.attn.out_proj), _map(self.mlp.c_proj)
+
+    def forward(self, x: Tensor, _k: None = None, _v: None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """(n, length, width) → the same; `attn_mask` (length, length) is added to the logits.
+
+        open_clip's blocks take keys and values too, and its checkpointing gives None for them.
+        """
+        of_attention, of_mlp = self.outputs()
+        x = x + (of_attention[1] if self.ln_1 is None else self.attn(self.ln_1(x), of_attention, attn_mask))
+        return x + (of_mlp[1] if self.ln_2 is None else self.mlp(self.ln_2(x), of_mlp))
+
+    def get_weight_dtype(self) -> torch.dtype:
+        """open_clip asks this of its blocks."""
+        _, bias = _map(self.mlp.c_proj)
+        return bias.dtype
+
+
+class Attention(nn.Module):
+    """Self-attention of any number of heads, whatever the width; without heads it has an output bias alone."""
+
+    def __init__(self, width: int, head_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        inner = heads * head_width
+        if heads:
+            self.in_proj_weight = nn.Parameter(torch.empty(3 * inner, width).normal_(std=width**-0.5))
+            self.in_proj_bias = nn.Parameter(torch.zeros(3 * inner))
+        self.out_proj = _output(inner, width)
+
+    def forward(self, x: Tensor, output: OutputMap, attn_mask: Tensor | None = None) -> Tensor:
+        """(n, length, width) → the same, through the output map that is given."""
+        n, length, _ = x.shape
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = projected.reshape(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mask = None if attn_mask is None else attn_mask.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return _linear(mixed.transpose(1, 2).reshape(n, length, -1), output)
+
+
+class Mlp(nn.Module):
+    """An MLP of any number of units; without units it has an output bias alone."""
+
+    def __init__(self, width: int, units: int, activation: nn.Module) -> None:
+        super().__init__()
+        if units:
+            self.c_fc = nn.Linear(width, units)
+        self.gelu = activation
+        self.c_proj = _output(units, width)
+
+    def forward(self, x: Tensor, output: OutputMap) -> Tensor:
+        """(..., width) → the same, through the output map that is given."""
+        return _linear(self.gelu(self.c_fc(x)), output)
+
+
+class BiasOnly(nn.Module):
+    """What is left of a linear map from nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+
+def _output(inputs: int, width: int) -> nn.Module:
+    if not inputs:
+        return BiasOnly(width)
+    made = nn.Linear(inputs, width)
+    nn.init.zeros_(made.bias)
+    return made
+
+
+def _map(module: Any) -> OutputMap:
+    return getattr(module, "weight", None), module.bias
+
+
+def _linear(x: Tensor, output: OutputMap) -> Tensor:
+    weight, bias = output
+    assert weight is not None
+    return F.linear(x, weight, bias)

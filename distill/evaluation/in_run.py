@@ -1,0 +1,61 @@
+"""Evaluation of the student while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+
+from clip_models import LoadedModel, ModelConfig, tokenizer_for
+from distill.evaluation.classes import read_classes
+from distill.evaluation.evaluate import evaluate
+from distill.settings import EvaluationSettings
+from shards import Dataset
+
+
+class InRun:
+    """Evaluates an open_clip module by `EvaluationSettings`; everything it needs is opened when it is made.
+
+    Raises `UserError` for a dataset or classes that cannot be used.
+    """
+
+    def __init__(self, settings: EvaluationSettings, config: ModelConfig, device: torch.device) -> None:
+        self.settings, self._config, self._device = settings, config, device
+        self._dataset = Dataset.open(settings.shards)
+        self._classes: list[str] | None = None
+        self._templates: list[str] = []
+        if settings.classes:
+            self._classes, self._templates = read_classes(settings.classes)
+        self._preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
+        self._tokenizer = tokenizer_for(config)
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """The figures as the log names them: `eval/zero_shot/top1`, `eval/retrieval/image_to_text/R@1`, ...
+
+        The module is left in evaluation mode.
+        """
+        loaded = LoadedModel("student", model.eval(), self._config, self._preprocess, self._tokenizer)
+        found = evaluate(
+            loaded,
+            self._dataset,
+            classes=self._classes,
+            templates=self._templates,
+            label_field=self.settings.label,
+            batch_size=self.settings.batch_size,
+            device=self._device,
+        )
+        return {f"eval/{name}": value for name, value in _flat(found) if name not in _COUNTS}
+
+
+_COUNTS = ("samples", "zero_shot/classes")
+
+
+def _flat(tree: dict[str, Any]) -> list[tuple[str, float]]:
+    flat: list[tuple[str, float]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat += [(f"{name}/{inner}", number) for inner, number in _flat(value)]
+        elif value is not None:
+            flat.append((name, float(value)))
+    return flat

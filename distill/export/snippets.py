@@ -1,0 +1,177 @@
+"""The few lines of Python in a model card: how an export of each format is loaded and used, in its own folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clip_models import LoadedModel
+from distill.export.compare import has_text
+
+PICTURE = "picture.jpg"
+_TEXTS = '["a photo of a cat", "a photo of a dog"]'
+
+
+def snippet(loaded: LoadedModel, kind: str) -> str:
+    """Python that, run in the folder of an export of this `kind`, ends with `probabilities` (1, 2) of two captions."""
+    lines = _SNIPPETS[kind](loaded)
+    imports = {line for line in lines if line.startswith(("import ", "from "))}
+    ours = {line for line in imports if "clip_models" in line}
+    standard = {"import json", "from pathlib import Path"} & imports
+    blocks = [sorted(part, key=_import_key) for part in (standard, imports - ours - standard, ours) if part]
+    blocks.append([line for line in lines if line not in imports])
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _import_key(line: str) -> tuple[bool, str]:
+    return line.startswith("from "), line.lower()
+
+
+def _open_clip(_loaded: LoadedModel) -> list[str]:
+    return [
+        "import open_clip",
+        "import torch",
+        "from PIL import Image",
+        'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")',
+        'tokenizer = open_clip.get_tokenizer("local-dir:.")',
+        f'images = preprocess(Image.open("{PICTURE}"))[None]',
+        f"texts = tokenizer({_TEXTS})",
+        "with torch.no_grad():",
+        "    image_features = model.eval().encode_image(images, normalize=True)",
+        "    text_features = model.encode_text(texts, normalize=True)",
+        f"    probabilities = ({_logits('image_features', 'text_features', _loaded)}).softmax(dim=1)",
+    ]
+
+
+def _transformers(_loaded: LoadedModel) -> list[str]:
+    return [
+        "from PIL import Image",
+        "from transformers import CLIPModel, CLIPProcessor",
+        'model = CLIPModel.from_pretrained(".")',
+        'processor = CLIPProcessor.from_pretrained(".")',
+        f"texts = {_TEXTS}",
+        f'inputs = processor(text=texts, images=Image.open("{PICTURE}"), return_tensors="pt", padding=True)',
+        "outputs = model(**inputs)",
+        "probabilities = outputs.logits_per_image.softmax(dim=1)",
+    ]
+
+
+def _torchscript(loaded: LoadedModel) -> list[str]:
+    return [
+        "import torch",
+        *_preprocessing(loaded),
+        'model = torch.jit.load("model.pt").eval()',
+        *_texts(loaded),
+        "with torch.no_grad():",
+        f"    image_features = model.image_encoder(images)  # (1, {_dim(loaded)}), of unit norm",
+        "    probabilities = model(images, texts).softmax(dim=1)",
+    ]
+
+
+def _onnx(loaded: LoadedModel) -> list[str]:
+    texts = ["text_features = texts.numpy()"]
+    if has_text(loaded.model):
+        texts = [
+            'text_encoder = onnxruntime.InferenceSession("text_encoder.onnx")',
+            '(text_features,) = text_encoder.run(None, {"tokens": texts.numpy()})',
+        ]
+    return [
+        "import json",
+        "from pathlib import Path",
+        "import onnxruntime",
+        "import torch",
+        *_preprocessing(loaded),
+        *_texts(loaded),
+        'image_encoder = onnxruntime.InferenceSession("image_encoder.onnx")',
+        '(image_features,) = image_encoder.run(None, {"images": images.numpy()})',
+        *texts,
+        'config = json.loads(Path("config.json").read_text())',
+        'logits = config["logit_scale"] * image_features @ text_features.T + config["logit_bias"]',
+        "probabilities = torch.from_numpy(logits).softmax(dim=1)",
+    ]
+
+
+def _safetensors(loaded: LoadedModel) -> list[str]:
+    texts = _texts(loaded)
+    if has_text(loaded.model):
+        texts = [f"text_features = loaded.model.encode_text(loaded.tokenizer({_TEXTS}), normalize=True)"]
+    else:
+        texts = [*texts, "text_features = texts"]
+    return [
+        "import torch",
+        "from PIL import Image",
+        "from clip_models import load_model  # of Clipstill",
+        'loaded = load_model("local-dir:.")',
+        f'images = loaded.preprocess(Image.open("{PICTURE}"))[None]',
+        "with torch.no_grad():",
+        "    image_features = loaded.model.encode_image(images, normalize=True)",
+        *(f"    {line}" for line in texts),
+        f"    logits = {_logits('image_features', 'text_features', loaded).replace('model.', 'loaded.model.')}",
+        "    probabilities = logits.softmax(dim=1)",
+    ]
+
+
+_SNIPPETS = {
+    "open_clip": _open_clip,
+    "transformers": _transformers,
+    "torchscript": _torchscript,
+    "onnx": _onnx,
+    "safetensors": _safetensors,
+}
+
+
+def _logits(images: str, texts: str, loaded: LoadedModel) -> str:
+    bias = "" if getattr(loaded.model, "logit_bias", None) is None else " + model.logit_bias"
+    return f"model.logit_scale.exp() * {images} @ {texts}.T{bias}"
+
+
+def _dim(loaded: LoadedModel) -> int:
+    dim: int = loaded.config["model_cfg"]["embed_dim"]
+    return dim
+
+
+def _preprocessing(loaded: LoadedModel) -> list[str]:
+    """Lines that end with `images` (1, 3, h, w), with torchvision alone where it can do what the model saw."""
+    settings: dict[str, Any] = loaded.config["preprocess_cfg"]
+    opened = f'images = preprocess(Image.open("{PICTURE}"){{}})[None]'
+    if settings["resize_mode"] == "longest":
+        return [
+            "from open_clip.transform import PreprocessCfg, image_transform_v2",
+            "from PIL import Image",
+            f"preprocess = image_transform_v2(PreprocessCfg(**{settings}), is_train=False)",
+            opened.format(""),
+        ]
+    size = settings["size"]
+    target = size if isinstance(size, int) else tuple(size)
+    side = target if isinstance(target, int) or target[0] != target[1] else target[0]
+    exact = (side, side) if isinstance(side, int) else side
+    kind = {"bilinear": "BILINEAR"}.get(settings["interpolation"], "BICUBIC")
+    squash = settings["resize_mode"] == "squash"
+    return [
+        "from PIL import Image",
+        "from torchvision import transforms",
+        "preprocess = transforms.Compose([",
+        f"    transforms.Resize({exact if squash else side}, transforms.InterpolationMode.{kind}),",
+        *([] if squash else [f"    transforms.CenterCrop({side}),"]),
+        "    transforms.ToTensor(),",
+        f"    transforms.Normalize({tuple(settings['mean'])}, {tuple(settings['std'])}),",
+        "])",
+        opened.format('.convert("RGB")'),
+    ]
+
+
+def _texts(loaded: LoadedModel) -> list[str]:
+    """Lines that end with `texts`: token ids, or embeddings where the model has no text tower."""
+    if not has_text(loaded.model):
+        return [
+            "# The embeddings of two texts by the text tower that the student was trained to meet:",
+            f"texts = torch.nn.functional.normalize(torch.randn(2, {_dim(loaded)}), dim=1)  # put them here",
+        ]
+    text_cfg = loaded.config["model_cfg"]["text_cfg"]
+    arguments = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
+    if text_cfg.get("hf_tokenizer_name"):
+        arguments |= {"tokenizer_mode": mode} if (mode := text_cfg.get("tokenizer_mode")) else {}
+        kind = 'HFTokenizer(".", '
+    else:
+        kind = "SimpleTokenizer("
+    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return [f"from open_clip.tokenizer import {kind.partition('(')[0]}", f"texts = {kind}{given})({_TEXTS})"]

@@ -1,0 +1,46 @@
+"""Interactive contrastive learning (CLIP-KD, Yang et al., CVPR 2024, arXiv 2307.12732: ICL; published weight 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.losses.base import ALL, Embeddings, Loss, LossShape
+from distill.losses.feature import Projection
+from distill.losses.scale import LearnedScale
+
+
+def interactive_loss(
+    image: Tensor, text: Tensor, teacher: Embeddings, scale: Tensor | float, rows: slice = ALL
+) -> Tensor:
+    """½[CE(c·pi·txᵀ, I) + CE(c·px·tiᵀ, I)], means over `rows`: the student's images must find the teacher's texts.
+
+    `image`, `text`: (B, D) of unit norm, the student's embeddings taken to the teacher's width; `scale`: the multiplier
+    c, neither the student's nor the teacher's. Returns a scalar.
+    """
+    own = torch.arange(len(image), device=image.device)[rows]
+    to_text = scale * image[rows] @ teacher.text.T
+    to_image = scale * text[rows] @ teacher.image.T
+    return (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2
+
+
+class InteractiveContrastive(Loss):
+    """`interactive_loss` of the projected student, the mean over the teachers, with a trained c for each.
+
+    `scale`: what c is, "exponentiated" or "reference", see `LearnedScale`.
+    """
+
+    def __init__(self, shape: LossShape, scale: str = "exponentiated") -> None:
+        super().__init__(shape)
+        self.projections = nn.ModuleList(Projection(shape.student_dim, dim) for dim in shape.teacher_dims)
+        self.scales = nn.ModuleList(LearnedScale(scale, "icl's scale") for _ in shape.teacher_dims)
+
+    def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
+        terms = []
+        for project, scale, teacher in zip(self.projections, self.scales, teachers, strict=True):
+            image, text = project(student)
+            terms.append(interactive_loss(image, text, teacher, scale(), rows))
+        return torch.stack(terms).mean()

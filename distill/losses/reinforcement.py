@@ -1,0 +1,34 @@
+"""Dataset reinforcement (MobileCLIP, Vasu et al., CVPR 2024, arXiv 2311.17049), its distillation term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses.base import ALL, Embeddings, Loss
+from distill.losses.contrastive import affinities
+
+
+def reinforcement_loss(student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
+    """½[CE(τs·si·sxᵀ, mean_k sm(τk·ti_k·tx_kᵀ)) + the same text→image], each a mean over `rows`.
+
+    Widths may differ; each teacher has its own logit scale τk. Cross-entropy is linear in its target, so this is the
+    mean of `affinity_loss` over the teachers, at the price of one cross-entropy. Returns a scalar.
+    """
+    ours = affinities(student.image, student.text, student.logit_scale, rows)
+    theirs = [affinities(teacher.image, teacher.text, teacher.logit_scale, rows) for teacher in teachers]
+    to_text, to_image = (
+        F.cross_entropy(logits, torch.stack([t.softmax(dim=1) for t in targets]).mean(dim=0))
+        for logits, targets in zip(ours, zip(*theirs, strict=True), strict=True)
+    )
+    return (to_text + to_image) / 2
+
+
+class Reinforcement(Loss):
+    """`reinforcement_loss`. MobileCLIP adds `contrastive`, 0 and 1 for small students, 0.25 and 0.75 for large."""
+
+    def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
+        return reinforcement_loss(student, teachers, rows)

@@ -1,0 +1,87 @@
+"""The page of one run, finished or not: what is trained, how far it has come, its curves and what happened."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from distill.page.chart import Frame
+from distill.page.panels import figures, lower_is_better, sections, title
+from distill.page.rendering import render
+from distill.page.run_folder import RunFolder
+from distill.page.words import in_short, state
+from shards import Folder
+
+PAGE = "report.html"
+_EVENTS = 200
+
+
+def write_run_page(run: Path) -> Path:
+    """Write `report.html` into a run's folder, of what is there by now; returns its path. Equal folders, equal pages.
+
+    Curves have at most 1,000 points, extremes among them, so the page stays below 2 MB however long the log is.
+
+    Raises:
+        UserError: the folder holds no run, or settings that are not JSON.
+    """
+    read = RunFolder.read(run)
+    # What ended a run may have happened after its last line.
+    frame = Frame(extents={"steps": max([read.step, *(event.step for event in read.events)])}, events=read.events)
+    page = render(
+        "run.html.j2",
+        name=run.resolve().name,
+        run=read,
+        state=state(read),
+        rows=in_short(read),
+        whole=json.dumps({"settings": read.settings, "facts": read.facts}, indent=1, ensure_ascii=False),
+        best=_best(read),
+        speed=_median(read, "measured/samples_per_second"),
+        waited=_mean(read, "measured/waited"),
+        hours=float(read.hours.values[-1]) if len(read.hours.values) else None,
+        sections=sections([read], frame),
+        architecture=_architecture(run),
+        evaluated=[
+            (title(name), read.last(name), read.best(name, lower=lower_is_better(name)))
+            for name in figures([read])["Evaluation"]
+        ],
+        events=read.events[-_EVENTS:],
+        kinds=Counter(event.kind for event in read.events),
+    )
+    Folder(str(run)).publish(PAGE, page)
+    return run / PAGE
+
+
+def _architecture(run: Path) -> str:
+    """What a pruning run has left, drawn; empty of any other run."""
+    path = run / "pruning.json"
+    if not path.exists():
+        return ""
+    # It needs torch, which other pages are spared.
+    from distill.pruning.report import draw_architecture  # noqa: PLC0415
+
+    return draw_architecture(json.loads(path.read_text()))
+
+
+def _best(run: RunFolder) -> tuple[str, float, int] | None:
+    """The figure that the best checkpoint is kept by: its name, value and step."""
+    done = (run.done or {}).get("best")
+    if done:
+        return done["metric"], done["value"], done["step"]
+    metric = (run.settings.get("evaluation") or {}).get("best")
+    if not isinstance(metric, str):
+        return None
+    found = run.best(metric, lower=lower_is_better(metric))
+    return (metric, *found) if found else None
+
+
+def _median(run: RunFolder, name: str) -> float | None:
+    values = run.series[name].values if name in run.series else np.empty(0)
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else None
+
+
+def _mean(run: RunFolder, name: str) -> float | None:
+    values = run.series[name].values if name in run.series else np.empty(0)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None

@@ -1,0 +1,136 @@
+"""The student as a run trains it: which towers there are, which of them learn, what a forward returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import PatchDropout
+from torch import Tensor, nn
+
+from clip_models import ModelConfig, Normaliser, autocast, create_student, load_model
+from clip_models.inheritance import Inherited, inherit
+from distill.settings import RunSettings, Tower
+from shards import UserError
+
+SIGMOID_LOSSES = {"sigmoid", "sigmoid_affinity"}
+_SIGLIP_SCALE, _SIGLIP_BIAS = math.log(10), -10.0
+_SCALARS = ("logit_scale", "logit_bias")
+
+
+def make_student(settings: RunSettings) -> tuple[Any, ModelConfig, list[Inherited]]:
+    """The open_clip module that the run trains, in training mode, its config, and what it inherited from `initial`.
+
+    It is not yet on its device. With a sigmoid loss the student gets a logit bias if it has none, scale and bias
+    beginning as SigLIP's do. Raises `UserError` if the student, or what is asked of it, is not to be had.
+    """
+    towers: tuple[Tower, ...] = ("image", "text") if settings.text_tower == "own" else ("image",)
+    teacher = load_model(settings.initial) if settings.initial else None
+    model, config = create_student(settings.student, settings.seed, towers, teacher.config if teacher else None)
+    if SIGMOID_LOSSES & set(settings.terms()) and getattr(model, "logit_bias", None) is None:
+        model.logit_bias = nn.Parameter(torch.tensor(_SIGLIP_BIAS))
+        with torch.no_grad():
+            model.logit_scale.fill_(_SIGLIP_SCALE)
+        config["model_cfg"] |= {"init_logit_bias": _SIGLIP_BIAS, "init_logit_scale": _SIGLIP_SCALE}
+    inherited = inherit(model, config, teacher) if teacher else []
+    if settings.student_scale is not None:
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(settings.student_scale))
+        model.logit_scale.requires_grad_(False)
+    if settings.patch_mask:
+        _mask_patches(model, settings)
+    if settings.checkpoint_activations:
+        _checkpoint_activations(model, settings)
+    for tower in settings.lock:
+        for parameter in tower_parameters(model, tower):
+            parameter.requires_grad_(False)
+    return model.train(), config, inherited
+
+
+def tower_parameters(model: nn.Module, tower: Tower) -> list[nn.Parameter]:
+    """The parameters of one tower of an open_clip module; the scalars of the logits belong to neither."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name not in _SCALARS and name.startswith("visual.") == (tower == "image")
+    ]
+
+
+class Student(nn.Module):
+    """Pixels and tokens → embeddings of unit norm, in the run's precision; the module that processes share."""
+
+    def __init__(self, model: Any, config: ModelConfig, settings: RunSettings, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self._normalise = Normaliser(config, device)
+        self._device, self._precision = device, settings.precision
+        visual = set(model.visual.modules())
+        others = [module for module in model.modules() if module not in visual and module is not model]
+        self._still = [*(visual if "image" in settings.lock else ()), *(others if "text" in settings.lock else ())]
+        self.train()
+
+    def train(self, mode: bool = True) -> Student:
+        """Locked towers stay as in evaluation: their batch statistics must not move either."""
+        super().train(mode)
+        for module in self._still:
+            module.training = False
+        return self
+
+    def forward(self, pixels: Tensor, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(b, S, S, 3) uint8 and, by caption set, (b, context) int64 on the device → the embeddings and the scalars.
+
+        `image` and `text/SET` are (b, D) float32 of unit norm, or float64 of a model in float64; `logit_scale` is the
+        multiplier, `logit_bias` what is added, both 0-d.
+        """
+        with autocast(self._device, self._precision):
+            out = {"image": self.model.encode_image(self._normalise(pixels))}
+            for captions, ids in tokens.items():
+                out[f"text/{captions}"] = self.model.encode_text(ids)
+        wide = {name: rows.to(torch.promote_types(rows.dtype, torch.float32)) for name, rows in out.items()}
+        out = {name: F.normalize(rows, dim=-1) for name, rows in wide.items()}
+        return out | self.scalars()
+
+    def scalars(self) -> dict[str, Tensor]:
+        """`logit_scale` and `logit_bias`, with gradient."""
+        bias = getattr(self.model, "logit_bias", None)
+        scale = self.model.logit_scale.exp()
+        return {"logit_scale": scale, "logit_bias": torch.zeros_like(scale) if bias is None else bias * 1}
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward in training changes."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
+
+
+def _mask_patches(model: Any, settings: RunSettings) -> None:
+    visual = model.visual
+    trunk: Any = getattr(visual, "trunk", None)
+    if hasattr(visual, "patch_dropout"):
+        visual.patch_dropout = PatchDropout(settings.patch_mask)
+    elif hasattr(trunk, "patch_drop") and trunk.num_prefix_tokens < 2:
+        trunk.patch_drop = PatchDropout(settings.patch_mask, exclude_first_token=trunk.num_prefix_tokens == 1)
+    else:
+        raise UserError(
+            f"patches of {settings.student} cannot be masked: its image tower is a {type(trunk or visual).__name__}",
+            where="--patch-mask",
+            do="Use a ViT, or leave it out",
+        )
+
+
+def _checkpoint_activations(model: Any, settings: RunSettings) -> None:
+    if batch_statistics(model):
+        raise UserError(
+            f"activations of {settings.student} cannot be recomputed: its batch statistics would count twice",
+            where="--checkpoint-activations",
+            do="Use --micro-batches, which saves memory too",
+        )
+    model.set_grad_checkpointing(True)
+
+
+def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Every parameter of these modules that takes a gradient."""
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]

@@ -1,0 +1,118 @@
+"""The published students: their sizes are those that their papers print, and they save and load like any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from clip_models import ImageTower, create_student, load_model, save_model, student_names
+from shards.errors import UserError
+
+# Parameters in millions as published: image tower with its projection, text tower without its token embedding. Where
+# nobody printed the text tower's, it is None.
+PUBLISHED: dict[str, tuple[float, float | None]] = {
+    "TinyCLIP-ViT-39M-16-Text-19M": (38.59, 19.22),
+    "TinyCLIP-ViT-8M-16-Text-3M": (8.28, 2.52),
+    "TinyCLIP-ResNet-30M-Text-29M": (29.58, 28.94),
+    "TinyCLIP-ResNet-19M-Text-19M": (18.60, 19.48),
+    "TinyCLIP-ViT-61M-32-Text-29M": (61.41, 28.67),
+    "TinyCLIP-ViT-40M-32-Text-19M": (39.69, 19.22),
+    "ViT-T-16": (5.62, 21.52),
+    "mobilevit_s": (5.27, 21.52),
+    "swin_tiny_patch4_window7_224": (27.91, 21.52),
+    "mobilenetv3_small_100": (2.04, 21.52),
+    "efficientnet_b0": (4.66, 21.52),
+    "resnet18": (11.44, 21.52),
+    "RN50": (38.32, None),
+    "RN101": (56.26, None),
+    "clip-mixer-4M": (4.03, None),
+    "clip-mixer-5M": (5.18, None),
+}
+
+
+def millions(model: nn.Module) -> dict[str, float]:
+    """Parameters by tower, to the two decimals that are printed."""
+    counts = {"image": 0, "text": 0}
+    for name, parameter in model.named_parameters():
+        if name not in {"logit_scale", "token_embedding.weight"}:
+            counts["image" if name.startswith("visual.") else "text"] += parameter.numel()
+    return {tower: round(count / 1e6, 2) for tower, count in counts.items()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    image, text = PUBLISHED[name]
+    # No memory is spent on numbers that are only counted; the mixers' text tower is not theirs.
+    with torch.device("meta"):
+        model, _ = create_student(name, 0, ("image",) if name.startswith("clip-mixer") else ("image", "text"))
+    assert millions(model)["image"] == pytest.approx(image, abs=0.0051)
+    assert text is None or millions(model)["text"] == text
+
+
+def test_every_student_that_comes_with_the_package_is_listed_and_checked() -> None:
+    assert set(student_names()) == set(PUBLISHED) - {"RN50", "RN101"}
+    assert set(student_names()) <= set(open_clip.list_models())
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "ViT-T-16"])
+def test_a_student_embeds_both_sides_at_the_width_it_says(name: str) -> None:
+    model, config = create_student(name, 0)
+    model.eval()
+    with torch.no_grad():
+        image = model.encode_image(torch.zeros(1, 3, 224, 224))
+        text = model.encode_text(open_clip.get_tokenizer("")(["a cat"]))
+    assert image.shape == text.shape == (1, config["model_cfg"]["embed_dim"])
+
+
+def test_the_mixer_mixes_patches_and_channels_as_the_reference_sizes_them() -> None:
+    """The reference's hidden widths: 4 x 196 patches, and half of 512 channels."""
+    model, _ = create_student("clip-mixer-4M", 0, ("image",))
+    blocks: Any = model.visual.trunk.blocks
+    shapes = [
+        (tuple(block.mlp_tokens.fc1.weight.shape), tuple(block.mlp_channels.fc1.weight.shape)) for block in blocks
+    ]
+    assert shapes == [((784, 196), (256, 512))] * 6
+    assert model.visual.head.proj.weight.shape == (384, 512)
+
+
+def test_a_student_without_text_tower_is_saved_and_loaded_as_one(tmp_path: Path) -> None:
+    model, config = create_student("clip-mixer-4M", 3, ("image",))
+    with torch.no_grad():
+        model.logit_scale.fill_(4.0)
+    save_model(model, config, str(tmp_path / "model"))
+    loaded = load_model(str(tmp_path / "model"))
+    assert isinstance(loaded.model, ImageTower)
+    assert not loaded.model.training
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        got = loaded.model.encode_image(pixels, normalize=True)
+        wanted = model.eval().encode_image(pixels)
+    assert torch.equal(got, wanted / wanted.norm(dim=1, keepdim=True))
+    assert loaded.model.logit_scale == 4.0
+    with pytest.raises(UserError, match="no text tower"):
+        loaded.tokenizer(["a cat"])
+
+
+def test_an_image_tower_is_its_models_own_but_for_the_text(tmp_path: Path) -> None:
+    """Same tensors under the same names: a whole model can start from it, and it from a whole one."""
+    whole, _ = create_student("ViT-T-16", 0)
+    alone, config = create_student("ViT-T-16", 0, ("image",))
+    names = {name for name in whole.state_dict() if name.startswith("visual.")} | {"logit_scale"}
+    assert set(alone.state_dict()) == names
+    assert alone.logit_scale == whole.logit_scale
+    alone.load_state_dict({name: whole.state_dict()[name] for name in names})
+    pixels = torch.zeros(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(alone.eval().encode_image(pixels), whole.eval().encode_image(pixels))
+    save_model(alone, config, str(tmp_path / "model"))
+    assert load_model(str(tmp_path / "model")).config["towers"] == ["image"]
+
+
+def test_an_unknown_name_points_to_the_closest_student() -> None:
+    with pytest.raises(UserError, match="TinyCLIP-ViT-40M-32-Text-19M"):
+        create_student("TinyCLIP-ViT-40M-Text-19M", 0)

@@ -1,0 +1,116 @@
+"""`clipstill models`: what it lists agrees with what was published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clip_models import student_names
+from clipstill.main import main
+
+# As printed in the papers: parameters in millions of image and text tower (without its token embedding), 10^9
+# multiply-accumulates. "-": nobody printed it.
+PRINTED = {
+    "TinyCLIP-ViT-39M-16-Text-19M": "38.59 19.22 9.5",
+    "TinyCLIP-ViT-8M-16-Text-3M": "8.28 2.52 2.0",
+    "TinyCLIP-ResNet-30M-Text-29M": "29.58 28.94 6.9",
+    "TinyCLIP-ResNet-19M-Text-19M": "18.60 19.48 4.4",
+    "TinyCLIP-ViT-61M-32-Text-29M": "61.41 28.67 5.3",
+    "TinyCLIP-ViT-40M-32-Text-19M": "39.69 19.22 3.5",
+    "ViT-T-16": "5.62 21.52 -",
+    "mobilevit_s": "5.27 21.52 -",
+    "swin_tiny_patch4_window7_224": "27.91 21.52 -",
+    "mobilenetv3_small_100": "2.04 21.52 -",
+    "efficientnet_b0": "4.66 21.52 -",
+    "resnet18": "11.44 21.52 -",
+    "RN50": "38.32 - -",
+    "RN101 (teacher)": "56.26 - -",
+    "clip-mixer-4M": "4 - -",
+    "clip-mixer-5M": "5 - -",
+}
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, str]]:
+    """Name → column → cell; a column's place is its heading's right end."""
+    assert main(["models", *arguments]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    ends = [found.end() for found in re.finditer(r"\S+(?: \S+)*", head)][:8]
+    names = ["image", "text", "all", "macs", "published image", "published text", "published macs", "in1k"]
+    rows = {}
+    for line in lines:
+        name = re.match(r"\S+(?: \(teacher\))?", line)
+        assert name
+        rows[name[0]] = {
+            column: re.split(r" {2,}", line[:end])[-1].strip() if line[end - 1 : end].strip() else ""
+            for column, end in zip(names, ends, strict=True)
+        }
+    return rows
+
+
+def test_sizes_agree_with_the_published_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed(capsys)
+    for name, printed in PRINTED.items():
+        for column, number in zip(("image", "text", "macs"), printed.split(), strict=True):
+            if number == "-":
+                assert rows[name][f"published {column}"] == ""
+                continue
+            assert rows[name][f"published {column}"] == number
+            decimals = len(number.partition(".")[2])
+            assert f"{float(rows[name][column]):.{decimals}f}" == number, (name, column)
+    assert rows["TinyCLIP-ViT-8M-16-Text-3M"]["in1k"] == "41.1"
+    assert set(student_names()) <= set(rows)
+    # Architectures that pruning finds: there is only what was published.
+    found = [row for name, row in rows.items() if "-auto-" in name]
+    assert [(row["image"], row["all"], row["published macs"]) for row in found] == [
+        ("made by pruning", "", "1.9"),
+        ("made by pruning", "", "3.7"),
+        ("made by pruning", "", "5.6"),
+    ]
+
+
+def test_any_model_can_be_listed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, save_teacher: Callable[..., str]
+) -> None:
+    """Of 40 numbers at 48 pixels in 16 patches of 12, one layer 32 wide; a text tower of one layer 16 wide."""
+    folder = save_teacher(tmp_path / "teacher")
+    rows = listed(capsys, folder, f"{folder}.json")
+    image = 3 * 12 * 12 * 32 + 32 + 17 * 32 + 4 * 32 + 32 * 40 + 12 * 32**2 + 13 * 32
+    text = 16 * 16 + 2 * 16 + 16 * 40 + 12 * 16**2 + 13 * 16
+    expected = {"image": image, "text": text, "all": image + text + 49408 * 16 + 1}
+    for row in rows.values():
+        assert {column: row[column] for column in expected} == {
+            column: f"{count / 1e6:.2f}" for column, count in expected.items()
+        }
+    assert len(rows) == 2
+
+
+def test_bench_measures_by_the_published_protocol(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, save_student: Callable[..., str]
+) -> None:
+    name = save_student(tmp_path / "student.json", image=16, width=16)
+    assert main(["models", "bench", name]) == 0
+    where, heads, line = capsys.readouterr().out.splitlines()
+    assert where.startswith("on ")
+    assert heads.split() == ["images/s", "texts/s", "pairs/s", "published", "pairs/s"]
+    given, *rates = line.split()
+    images, texts, pairs = (float(rate.replace(",", "")) for rate in rates)
+    assert given == name
+    assert pairs == pytest.approx(1 / (1 / images + 1 / texts), rel=0.02)
+
+
+@pytest.mark.parametrize("command", [["models"], ["models", "bench"]], ids=" ".join)
+def test_a_model_that_is_not_there_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "TinyCLIP-ViT-8M-Text-3M"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TinyCLIP-ViT-8M-16-Text-3M" in line
+
+
+@pytest.mark.parametrize("command", [["models"], ["models", "bench"]], ids=" ".join)
+def test_help_ends_with_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    assert f"clipstill {' '.join(command)}" in capsys.readouterr().out.partition("example:\n")[2]

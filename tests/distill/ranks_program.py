@@ -1,0 +1,121 @@
+"""What the processes of `test_ranks.py` run: each is one rank of several, and goes through all of its cases.
+
+    python -m tests.distill.ranks_program CASES.json
+
+The file holds, for each number of processes, the cases by name: settings, and either the steps whose gradients are
+wanted or none, for a whole run. The processes are forked after the imports, which take longer than the cases.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import sys
+import traceback
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from distill.losses import Embeddings
+from distill.ranks import Ranks
+from distill.run import Run
+from distill.settings import LossTerm, OptimiserSettings, RunSettings
+from distill.step import Targets
+from distill.train import train
+
+
+def gradients(settings: RunSettings, ranks: Ranks, steps: list[int]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """What a run would do at some steps with the weights that it begins with, in float64: STEP/PARAMETER → gradient."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        run = Run(settings, ranks)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    found: dict[str, Tensor] = {}
+    told = []
+    for step in steps:
+        batch = run.loader.batch(step)
+        values = run._gradients(batch, doubled(run.cached_targets(batch)), run.weights(step), lambda total: total)
+        taught = len(batch.keys) if batch.taught is None else len(batch.taught)
+        told.append({"keys": batch.keys, "taught": taught, "values": {n: float(v) for n, v in values.items()}})
+        for name, parameter in [*run.student.named_parameters(), *run.loss.named_parameters("loss")]:
+            if parameter.grad is not None:
+                found[f"{step}/{name}"] = parameter.grad.clone()
+                parameter.grad = None
+    return found, told
+
+
+def doubled(targets: Targets) -> Targets:
+    def double(of: Embeddings) -> Embeddings:
+        return replace(of, image=of.image.double(), text=of.text.double())
+
+    return replace(targets, teachers={name: tuple(map(double, them)) for name, them in targets.teachers.items()})
+
+
+def written(settings: RunSettings) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return asdict(settings) | {"losses": {name: asdict(term) for name, term in settings.terms().items()}}
+
+
+def read(fields: dict[str, Any]) -> RunSettings:
+    """What `written` gave."""
+    losses = {name: LossTerm(**term) for name, term in fields["losses"].items()}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return RunSettings(**{**plain, "optimiser": OptimiserSettings(**fields["optimiser"]), "losses": losses})
+
+
+def work(cases: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    ranks = Ranks.join()
+    for name, case in cases.items():
+        settings = read(case["settings"])
+        try:
+            if case["steps"]:
+                found, told = gradients(settings, ranks, case["steps"])
+                out = Path(settings.out)
+                out.mkdir(exist_ok=True)
+                save_file(found, out / f"{ranks.rank}.safetensors")
+                (out / f"{ranks.rank}.json").write_text(json.dumps(told))
+            else:
+                train(settings)
+        except Exception as error:
+            raise RuntimeError(f"{name}, process {ranks.rank} of {ranks.size}") from error
+    ranks.leave()
+
+
+def start(size: int, cases: dict[str, Any]) -> list[int]:
+    """Fork the processes; returns their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+            status = 1
+            try:
+                work(cases)
+                status = 0
+            except BaseException:  # noqa: BLE001 - whatever it is, this process ends here
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(status)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+if __name__ == "__main__":
+    # CLIP's vocabulary is read once, and by nobody again who is forked: it takes longer than a case.
+    open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)
+    open_clip.get_tokenizer("", context_length=16)
+    statuses = [start(int(size), cases) for size, cases in json.loads(Path(sys.argv[1]).read_text()).items()]
+    sys.exit(any(any(each) for each in statuses))

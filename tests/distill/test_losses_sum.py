@@ -1,0 +1,132 @@
+"""The weighted sum that a run minimises: caption sets, samples no teacher knows, parts, projections in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from distill.losses import LOSSES, Embeddings, LossShape, Pair, WeightedSum
+
+B, DS, WIDTHS = 8, 3, (5, 3)
+WEIGHTS = {name: 0.5 + place for place, name in enumerate(LOSSES)}
+NEEDY = [name for name, loss in LOSSES.items() if loss.needs_teacher]
+
+
+def make(names: Mapping[str, float] = WEIGHTS) -> WeightedSum:
+    torch.manual_seed(0)
+    return WeightedSum({name: LOSSES[name](LossShape(DS, WIDTHS)) for name in names}).double()
+
+
+def unit(seed: int, width: int) -> Tensor:
+    rows = np.random.default_rng(seed).normal(size=(B, width))
+    return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def student(captions: int = 0) -> Embeddings:
+    numbers = (torch.tensor(value, dtype=torch.float64) for value in (9.0, -2.0))
+    values = [unit(1, DS), unit(2 + captions, DS), *numbers]
+    return Embeddings(*(value.requires_grad_() for value in values))
+
+
+def teachers(captions: int = 0) -> tuple[Embeddings, ...]:
+    return tuple(Embeddings(unit(10 + w, w), unit(20 + w + captions, w), 20.0 - w, -4.0) for w in WIDTHS)
+
+
+def slopes(of: Tensor, ours: Embeddings, total: WeightedSum) -> dict[str, npt.NDArray[np.float64]]:
+    by = {"image": ours.image, "text": ours.text, "scale": ours.logit_scale, "bias": ours.logit_bias}
+    by |= dict(total.named_parameters())
+    gradients = torch.autograd.grad(of, list(by.values()))
+    return {name: gradient.numpy() for name, gradient in zip(by, gradients, strict=True)}
+
+
+def test_it_adds_what_it_reports() -> None:
+    total, ours = make(), student()
+    value, terms = total({"txt": Pair(ours, teachers())}, WEIGHTS)
+    assert list(terms) == list(LOSSES)
+    assert not any(term.requires_grad for term in terms.values())
+    assert float(value.detach()) == pytest.approx(sum(w * float(terms[n]) for n, w in WEIGHTS.items()), rel=1e-12)
+    gradient = slopes(value, ours, total)["image"]
+    parts = []
+    for name, weight in WEIGHTS.items():
+        alone = total.losses[name](ours, teachers())
+        assert float(alone.detach()) == float(terms[name])
+        parts.append(weight * torch.autograd.grad(alone, ours.image)[0].numpy())
+    assert np.abs(gradient - sum(parts)).max() < 1e-12
+
+
+def test_caption_sets_add_up_under_their_names() -> None:
+    total = make()
+    pairs = {name: Pair(student(place), teachers(place)) for place, name in enumerate(("txt", "synthetic"))}
+    value, terms = total(pairs, WEIGHTS)
+    assert set(terms) == {f"{loss}/{captions}" for loss in LOSSES for captions in pairs}
+    alone = {captions: total({captions: pair}, WEIGHTS) for captions, pair in pairs.items()}
+    assert float(value.detach()) == pytest.approx(sum(float(v.detach()) for v, _ in alone.values()), rel=1e-12)
+    for captions, (_, own) in alone.items():
+        assert {name: terms[f"{name}/{captions}"] for name in own} == own
+
+
+@pytest.mark.parametrize("taught", [[0, 1, 2, 5, 7], [4, 6], [3], []], ids=str)
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_samples_that_no_teacher_knows_are_left_out_of_its_losses(taught: list[int], parts: int) -> None:
+    """And the mean over parts, of which some have more of the others than their fellows, is the whole."""
+    total, known = make(), torch.tensor(taught, dtype=torch.int64)
+    ours, theirs = student(), tuple(teacher.only(known) for teacher in teachers())
+    pair, size = {"txt": Pair(ours, theirs, known)}, B // parts
+    results = [total(pair, WEIGHTS, slice(start, start + size)) for start in range(0, B, size)]
+    terms = {name: np.mean([float(own[name]) for _, own in results]) for name in LOSSES}
+
+    few = Embeddings(ours.image[known], ours.text[known], ours.logit_scale, ours.logit_bias)
+    expected = {n: w * total.losses[n](ours, ()) for n, w in WEIGHTS.items() if n not in NEEDY}
+    if taught:
+        expected |= {n: WEIGHTS[n] * total.losses[n](few, theirs) for n in NEEDY}
+    for name in LOSSES:
+        wanted = float(expected[name].detach()) / WEIGHTS[name] if name in expected else 0.0
+        assert terms[name] == pytest.approx(wanted, rel=1e-12, abs=1e-14), name
+
+    by = [ours.image, ours.text, ours.logit_scale, ours.logit_bias, *total.parameters()]
+    wanted = torch.autograd.grad(sum(expected.values()), by, allow_unused=True, materialize_grads=True)
+    # Every part must have a gradient for everything, if only zeros: processes wait for one another's.
+    shares = [slopes(value, ours, total) for value, _ in results]
+    for name, gradient in zip(shares[0], wanted, strict=True):
+        got = np.mean([share[name] for share in shares], axis=0)
+        assert np.abs(got - gradient.numpy()).max() < 1e-12 * max(1, float(gradient.abs().max())), name
+
+
+def test_a_part_that_no_teacher_knows_still_has_a_gradient_for_everything() -> None:
+    """Zero: else one process would wait for a gradient that another never gives."""
+    total, ours, known = make({"fd": 1, "sigmoid_affinity": 1}), student(), torch.tensor([1])
+    pair = Pair(ours, tuple(teacher.only(known) for teacher in teachers()), known)
+    for rows, nothing in ((slice(0, 4), False), (slice(4, 8), True)):
+        gradients = slopes(total({"txt": pair}, {"fd": 1, "sigmoid_affinity": 1}, rows)[0], ours, total)
+        assert all((gradient == 0).all() for gradient in gradients.values()) is nothing
+
+
+def test_losses_project_the_student_alike() -> None:
+    """As CLIP-KD does: one pair of maps a teacher, whatever number of losses; trained by all, stored once."""
+    total, ours = make({"crd": 1, "icl": 1, "fd": 1, "gd": 1}), student()
+    stored = total.state_dict()
+    maps = {f"projections.0.{tower}.{kind}" for tower in ("image", "text") for kind in ("weight", "bias")}
+    assert {name.removeprefix("losses.icl.") for name in stored if "projections" in name} == maps
+    assert set(stored) == {name for name, _ in total.named_parameters()}
+    save(stored)  # Refuses tensors that share memory.
+
+    def gradient(weights: Mapping[str, float]) -> npt.NDArray[np.float64]:
+        value, _ = total({"txt": Pair(ours, teachers())}, {"crd": 0, "icl": 0, "fd": 0, "gd": 0} | weights)
+        (slope,) = torch.autograd.grad(value, dict(total.named_parameters())["losses.icl.projections.0.image.weight"])
+        return slope.numpy()
+
+    each = [gradient({name: 1}) for name in ("icl", "fd", "gd")]
+    assert all(np.abs(slope).max() > 1e-4 for slope in each)
+    assert np.abs(gradient({"icl": 1, "fd": 1, "gd": 1}) - sum(each)).max() < 1e-14
+
+    other = make({"crd": 1, "icl": 1, "fd": 1, "gd": 1}).float()
+    other.load_state_dict({name: torch.ones_like(value).float() for name, value in stored.items()})
+    other.double()
+    for name in ("icl", "fd", "gd"):
+        assert (other.losses[name].projections[0].image.weight == torch.ones(5, 3, dtype=torch.float64)).all()

@@ -1,0 +1,554 @@
+"""The pages of runs: what is drawn is what was logged, whatever the log is like, and no text becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distill.page import write_comparison, write_run_page
+from distill.page.chart import say_ticks, thin
+from distill.page.run_folder import RunFolder
+from shards import UserError
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+SETTINGS: dict[str, Any] = {
+    "shards": "data/a",
+    "out": "runs/a",
+    "student": "ViT-S-32",
+    "cache": "data/a-cache",
+    "losses": {"fd": {"weight": 2000.0, "options": {}}, "affinity": {"weight": [[0, 1.0], [0.5, 0.25]], "options": {}}},
+    "steps": 400,
+    "batch_size": 256,
+    "optimiser": {"lr": 0.001, "schedule": "cosine", "warmup": 50, "betas": [0.9, 0.98], "ema": None},
+    "evaluation": {"shards": "data/v", "best": "eval/zero_shot/top1"},
+    "precision": "bf16",
+    "seed": 0,
+}
+FACTS: dict[str, Any] = {
+    "student": {"name": "ViT-S-32", "parameters": {"image": 22_050_664, "text": 37_828_608}},
+    "dataset": {"name": "a", "samples": 12_345, "content": "c0ffee"},
+    "teachers": [{"name": "b", "model": "ViT-B-16:x", "fingerprint": "feed", "embed_dim": 512, "logit_scale": 100.0}],
+    "steps": 400,
+    "steps_per_epoch": 50,
+    "device": "cpu",
+    "processes": 2,
+    "versions": {"torch": "2.15.0"},
+}
+LOG: list[dict[str, Any]] = [
+    {
+        "step": step,
+        "loss": 7.0 - 0.01 * step,
+        "fd": 2.0 + 0.001 * step,
+        "grad_norm": 10.0 ** (step / 100 - 1),
+        "lr": 1e-3 * step / 400,
+        "measured": {"samples_per_second": 100.0 + step, "waited": 0.02, "seconds": step * 36.0},
+    }
+    for step in range(10, 401, 10)
+] + [
+    {"step": step, "eval/zero_shot/top1": top1, "eval/retrieval/text_to_image/mean_rank": 300.0 - top1}
+    for step, top1 in ((100, 20.0), (200, 43.5), (300, 51.25), (400, 49.0))
+]
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: tags, texts by id, table rows by id, and charts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: defaultdict[str, str] = defaultdict(str)
+        self.rows: defaultdict[str, list[list[str]]] = defaultdict(list)
+        self.charts: dict[str, Chart] = {}
+        self._chart: Chart | None = None
+        self._open: list[tuple[str, dict[str, str]]] = []
+        self.text = path.read_text()
+        self.feed(self.text)
+        self.close()
+        assert not self._open, "the page is not complete"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.tags[tag] += 1
+        self.attributes += given.items()
+        if tag not in {"meta", "br", "input"}:
+            self._open.append((tag, given))
+        if tag == "figure":
+            self._chart = self.charts[given["data-figure"]] = Chart()
+        elif tag in {"tr", "td", "th"} and self._table() is not None:
+            rows = self.rows[self._table() or ""]
+            rows.append([]) if tag == "tr" else rows[-1].append("")
+        elif self._chart is not None:
+            axis = next((o["class"].split("by-")[1] for _, o in self._open if "by-" in o.get("class", "")), "")
+            self._chart.take(tag, given, axis)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag, f"{tag} closes another element"
+        self._chart = None if tag == "figure" else self._chart
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_data(self, data: str) -> None:
+        for _, given in self._open:
+            self.texts[given.get("id", "")] += data
+        if any(tag in {"td", "th"} for tag, _ in self._open) and self._table() is not None:
+            self.rows[self._table() or ""][-1][-1] += data
+        if self._chart is not None and self._open[-1][0] == "text":
+            self._chart.ticks[-1] = (*self._chart.ticks[-1][:3], data)
+
+    def _table(self) -> str | None:
+        return next((given["id"] for tag, given in self._open if tag == "table"), None)
+
+
+class Chart:
+    """Curves by axis, kind and run, in pixels; ticks as (kind and axis, x, y, text)."""
+
+    def __init__(self) -> None:
+        self.curves: dict[tuple[str, str, int], list[np.ndarray]] = {}
+        self.data: dict[int, tuple[list[float], list[float]]] = {}
+        self.ticks: list[tuple[str, float, float, str]] = []
+        self.marks: list[tuple[str, float]] = []
+
+    def take(self, tag: str, given: dict[str, str], axis: str) -> None:
+        kind = given.get("class", "")
+        if tag == "text":
+            self.ticks.append((f"{kind} {axis}".strip(), float(given["x"]), float(given["y"]) - 4, ""))
+        elif tag == "line" and kind.startswith("mark"):
+            self.marks.append((kind.removeprefix("mark "), float(given["x1"])))
+        elif tag == "path" and "d" in given and kind.split()[0] in {"line", "mean"}:
+            run = int(kind.split()[-1].removeprefix("s"))
+            self.curves[axis, kind.split()[0], run] = [pixels(piece) for piece in given["d"].split("M")[1:]]
+            if "data-values" in given:
+                steps, values = (given[f"data-{name}"].split() for name in ("steps", "values"))
+                self.data[run] = [float(step) for step in steps], [float(value) for value in values]
+
+    def points(self, axis: str = "steps", kind: str = "line", run: int = 0) -> np.ndarray:
+        """(n, 2): a curve read off the ticks as one does by eye, straight lines between values or their logarithms."""
+        drawn = np.concatenate(self.curves[axis, kind, run])
+        return np.stack([self._read(f"across {axis}", drawn[:, 0], 1), self._read("up", drawn[:, 1], 2)], 1)
+
+    def _read(self, kind: str, places: np.ndarray, at: int) -> np.ndarray:
+        found = [(tick[at], number(tick[3])) for tick in self.ticks if tick[0] == kind]
+        pixel, value = np.array(found).T
+        straight = np.allclose(np.diff(value) / np.diff(pixel), (value[-1] - value[0]) / (pixel[-1] - pixel[0]), 0.01)
+        known = value if straight else np.log(value)
+        read = known[0] + (places - pixel[0]) * (known[-1] - known[0]) / (pixel[-1] - pixel[0])
+        return read if straight else np.exp(read)
+
+
+def pixels(piece: str) -> np.ndarray:
+    """A piece of a curve: where it starts, then moves from point to point, in tenths of a pixel."""
+    start, moves = piece.split("l")
+    parts = [start.split(), *zip(*[iter(moves.split())] * 2, strict=True)]
+    return np.cumsum(np.array(parts, np.float64), axis=0)[1:] / 10
+
+
+def number(text: str) -> float:
+    factor = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1], 1.0)
+    return float(text.rstrip("kMG").replace("−", "-")) * factor
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str = "a", log: Sequence[dict[str, Any]] = LOG, **changes: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        settings = SETTINGS | {"out": str(folder)} | changes.pop("settings", {})
+        facts = FACTS | changes.pop("facts", {})
+        (folder / "settings.json").write_text(json.dumps({"identity": {}, "settings": settings, "facts": facts}))
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        if "events" in changes:
+            (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in changes["events"]))
+        if "done" in changes:
+            (folder / "done.json").write_text(json.dumps(changes["done"]))
+        return folder
+
+    return make
+
+
+def logged(name: str, log: Sequence[dict[str, Any]] = LOG) -> tuple[list[float], list[float]]:
+    lines = [line for line in log if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
+
+
+@pytest.mark.parametrize("name", ["loss", "fd", "lr", "grad_norm", "eval/zero_shot/top1"])
+def test_a_curve_goes_through_what_was_logged(make_run: Callable[..., Path], name: str) -> None:
+    chart = Page(write_run_page(make_run())).charts[name]
+    steps, values = logged(name)
+    assert chart.data[0][0] == steps
+    assert chart.data[0][1] == pytest.approx(values, rel=1e-5)
+    # A tenth of a pixel of 160 is the least that can be drawn; on the logarithmic axis that is 0.5 % of a value.
+    close = {"rel": 0.01} if name == "grad_norm" else {"abs": (max(values) - min(values)) / 400}
+    read = chart.points()
+    assert read[:, 0] == pytest.approx(steps, abs=1)
+    assert read[:, 1] == pytest.approx(values, **close)
+    assert len(chart.curves["steps", "line", 0]) == 1
+
+
+def test_what_is_nested_is_drawn_by_its_path_and_nothing_is_left_out(make_run: Callable[..., Path]) -> None:
+    page = Page(write_run_page(make_run()))
+    names = [name for line in LOG for name in [*line, *(f"measured/{name}" for name in line.get("measured", ()))]]
+    assert set(page.charts) == set(names) - {"step", "measured", "measured/seconds"}
+    assert page.charts["measured/samples_per_second"].data[0][1] == [100.0 + step for step in logged("loss")[0]]
+
+
+def test_what_is_not_finite_is_a_gap(make_run: Callable[..., Path]) -> None:
+    values = [3.0, 2.5, math.nan, 2.0, math.inf, math.nan, 1.5, 1.0, None, 0.5]
+    log = [{"step": step, "loss": value} for step, value in enumerate(values, 1)]
+    chart = Page(write_run_page(make_run(log=log))).charts["loss"]
+    assert [len(piece) for piece in chart.curves["steps", "line", 0]] == [2, 1, 2, 1]
+    assert chart.data[0] == ([1, 2, 4, 7, 8, 10], [3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
+
+
+def test_on_a_logarithmic_axis_what_is_not_positive_is_a_gap(make_run: Callable[..., Path]) -> None:
+    log = [{"step": step, "grad_norm": value} for step, value in enumerate([1.0, 100.0, 0.0, 10.0, -1.0], 1)]
+    chart = Page(write_run_page(make_run(log=log))).charts["grad_norm"]
+    assert [len(piece) for piece in chart.curves["steps", "line", 0]] == [2, 1]
+    assert chart.points()[:, 1] == pytest.approx([1.0, 100.0, 10.0], rel=0.02)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3.0, 1e-12, 1e12, math.nan])
+def test_a_figure_that_never_changes_is_drawn(make_run: Callable[..., Path], value: float) -> None:
+    log = [{"step": step, "loss": value, "grad_norm": value} for step in (1, 2, 3)]
+    chart = Page(write_run_page(make_run(log=log))).charts["loss"]
+    assert chart.data[0][1] == ([] if math.isnan(value) else [value] * 3)
+
+
+def test_a_long_curve_keeps_its_extremes_its_ends_and_its_gaps(make_run: Callable[..., Path]) -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(5, 0.1, 30_000)
+    values[12_345], values[23_456], values[20_000] = 9.0, 1.0, math.nan
+    log = [{"step": 10 * at, "loss": value} for at, value in enumerate(values.tolist(), 1)]
+    page = write_run_page(make_run(log=log))
+    chart = Page(page).charts["loss"]
+    steps, drawn = chart.data[0]
+    assert 900 <= len(steps) <= 1000
+    assert len(chart.curves["steps", "line", 0]) == 2
+    assert (steps[0], steps[-1]) == (10, 300_000)
+    assert drawn == pytest.approx([values[int(step) // 10 - 1] for step in steps], rel=1e-5)
+    assert (drawn[steps.index(123_460)], drawn[steps.index(234_570)]) == (9.0, 1.0)
+    assert page.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(("count", "missing"), [(1000, 0.0), (1001, 0.0), (2500, 0.5), (30_000, 0.9)])
+def test_thinning_keeps_the_highest_and_lowest_of_every_part(count: int, missing: float) -> None:
+    rng = np.random.default_rng(count)
+    values = np.where(rng.random(count) < missing, np.nan, rng.normal(size=count))
+    kept = thin(values, 1000)
+    assert (np.diff(kept) > 0).all()
+    assert len(kept) <= 1000
+    assert np.isfinite(values[kept]).all()
+    finite = np.flatnonzero(np.isfinite(values))
+    assert {finite[0], finite[-1]} <= set(kept)
+    wide = 3 * count // 499
+    for start in range(0, count - wide, wide):
+        inside = kept[(kept >= start - wide) & (kept < start + 2 * wide)]
+        assert np.nanmax(values[start : start + wide]) <= values[inside].max()
+        assert np.nanmin(values[start : start + wide]) >= values[inside].min()
+
+
+def test_ticks_share_one_unit() -> None:
+    assert say_ticks([0, 5000, 10_000]) == ["0", "5k", "10k"]
+    assert say_ticks([0, 500_000, 2_500_000]) == ["0", "0.5M", "2.5M"]
+    assert say_ticks([-0.5, 0.00005]) == ["−0.5", "5e−5"]
+
+
+def test_the_page_says_what_is_trained_and_how_far_it_is(make_run: Callable[..., Path]) -> None:
+    page = Page(write_run_page(make_run()))
+    assert page.texts["state"] == "Training run, at step 400 of 400."
+    told = page.texts["what"]
+    for words in ("ViT-S-32", "22.1 M (image) + 37.8 M (text)", "ViT-B-16:x", "512-d", "12,345 samples", "fd × 2000"):
+        assert words in told
+    assert "affinity × 1 at 0% → 0.25 at 50%" in told
+    assert "400 steps of 256 samples = 8 epochs of 50 steps" in told
+    assert "AdamW, lr 0.001, cosine, warm-up 50, betas 0.9, 0.98" in told
+    assert json.loads(page.texts["settings"])["settings"]["seed"] == 0
+    assert page.texts["loss"] == "3"
+    assert page.texts["best"] == "51.25"
+    assert page.texts["hours"] == "4"
+    assert page.rows["evaluated"][1:] == [
+        ["zero_shot/top1", "49", "51.25", "300"],
+        ["retrieval/text_to_image/mean_rank", "251", "248.8", "300"],
+    ]
+
+
+def test_a_finished_run_says_so(make_run: Callable[..., Path]) -> None:
+    best = {"step": 300, "metric": "eval/zero_shot/top1", "value": 51.5}
+    page = Page(write_run_page(make_run(done={"steps": 400, "loss": 3.0, "best": best})))
+    assert page.texts["state"] == "Training run, finished, 400 steps."
+    assert page.texts["best"] == "51.50"
+
+
+def test_events_are_listed_and_marked_where_they_happened(make_run: Callable[..., Path]) -> None:
+    events = [
+        {"step": 100, "kind": "starved", "text": "steps waited 60 % of the time"},
+        {"step": 500, "kind": "nan", "text": "loss is nan at step 500"},
+    ]
+    page = Page(write_run_page(make_run(events=events)))
+    assert page.rows["events"][1:] == [[str(e["step"]), e["kind"], e["text"]] for e in events]
+    for chart in page.charts.values():
+        (kind, x), (last, end) = chart.marks
+        ticks = {number(text): at for name, at, _, text in chart.ticks if name == "across steps"}
+        assert (kind, last) == ("starved", "nan")
+        assert x == pytest.approx(ticks[100], abs=0.6)
+        assert end == pytest.approx(ticks[500], abs=0.6)
+
+
+def test_no_text_becomes_markup_and_no_script_but_the_pages_own_may_run(make_run: Callable[..., Path]) -> None:
+    log = [{"step": 1, "loss": 1.0, HOSTILE: 2.0, f"eval/{HOSTILE}": 3.0}]
+    events = [{"step": 1, "kind": HOSTILE, "text": HOSTILE}]
+    done = {"steps": 1, "loss": 1.0, "best": {"step": 1, "metric": HOSTILE, "value": 1.0}}
+    hostile = {"student": HOSTILE, "losses": {HOSTILE: {"weight": 1}}, "shards": HOSTILE}
+    facts = {"student": {"name": HOSTILE}, "device": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    name = HOSTILE.replace("/", "")
+    run = make_run(name, log=log, events=events, done=done, settings=hostile, facts=facts)
+    for path in (write_run_page(run), write_comparison([run, make_run("b")], run.parent / "out.html")):
+        page = Page(path)
+        assert (page.tags["script"], page.tags["img"], page.tags["a"]) == (1, 0, 0)
+        assert not [key for key, _ in page.attributes if key.startswith("on") or key in {"src", "href"}]
+        assert not re.search(r"url\(|@import|http-equiv=.refresh", page.text)
+        assert name in page.text.replace("&lt;", "<").replace("&gt;", ">").replace("&#34;", '"').replace(
+            "&#39;", "'"
+        ).replace("&amp;", "&")
+        script = re.search(r"<script>(.*)</script>", page.text, re.DOTALL)
+        assert script
+        digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+        (policy,) = [value for _, value in page.attributes if "default-src" in value]
+        assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_a_run_that_has_only_begun_has_a_page(make_run: Callable[..., Path]) -> None:
+    page = Page(write_run_page(make_run(log=[])))
+    assert "no lines yet" in page.texts["notes"]
+    assert page.charts == {}
+    assert "ViT-S-32" in page.texts["what"]
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 410, "lo')
+    page = Page(write_run_page(run))
+    assert page.texts["notes"] == "Line 45 of log.jsonl cannot be read: it was cut off and is left out."
+    assert page.charts["loss"].data[0][0] == logged("loss")[0]
+
+
+@pytest.mark.parametrize("line", ["what?", "3", '{"loss": 1}', '{"step": "x"}'])
+def test_lines_after_one_that_is_none_are_left_out_and_the_page_says_so(
+    make_run: Callable[..., Path], line: str
+) -> None:
+    run = make_run(log=LOG[:3])
+    text = (run / "log.jsonl").read_text().splitlines()
+    (run / "log.jsonl").write_text("\n".join([*text[:2], line, text[2]]) + "\n")
+    page = Page(write_run_page(run))
+    assert page.texts["notes"] == "Line 3 of log.jsonl cannot be read: the lines after it are left out."
+    assert page.charts["loss"].data[0][0] == [10, 20]
+
+
+def test_a_run_without_settings_or_facts_has_a_page_that_says_so(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    (run / "settings.json").write_text(json.dumps({"settings": SETTINGS | {"losses": {"affinity": 2.0}}}))
+    page = Page(write_run_page(run))
+    assert "no facts" in page.texts["notes"]
+    assert "affinity × 2" in page.texts["what"]
+    (run / "settings.json").unlink()
+    page = Page(write_run_page(run))
+    assert "settings.json is missing" in page.texts["notes"]
+    assert page.charts["loss"].data[0][0] == logged("loss")[0]
+
+
+def test_what_is_no_run_is_told_in_one_line(tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match=r"nowhere: no run in this folder\. Give what"):
+        write_run_page(tmp_path / "nowhere")
+    (make_run() / "settings.json").write_text('{"settings": ')
+    with pytest.raises(UserError, match=r"a/settings\.json: it is not JSON"):
+        write_run_page(tmp_path / "a")
+
+
+def test_a_page_is_made_of_the_run_alone_and_replaces_the_one_before(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    page = write_run_page(run)
+    assert page == run / "report.html"
+    first = page.read_bytes()
+    page.write_text("an older one")
+    assert write_run_page(run).read_bytes() == first
+    assert {path.name for path in run.iterdir()} == {"settings.json", "log.jsonl", "report.html"}
+
+
+def clock(*processes: Sequence[float]) -> list[dict[str, Any]]:
+    """Log lines every 10 steps; each process's clock in seconds."""
+    seconds = [value for process in processes for value in process]
+    return [{"step": 10 * at, "loss": 1.0, "measured": {"seconds": value}} for at, value in enumerate(seconds, 1)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "resumed"),
+    [
+        ([[360, 720, 1080], [180, 540]], []),
+        ([[360, 720, 1080], [180, 540]], [30]),
+        # The second process's first line comes later on its clock than the first one's last.
+        ([[360], [720, 1080], [1440]], [10, 30]),
+    ],
+)
+def test_hours_go_on_where_the_process_before_ended(
+    make_run: Callable[..., Path], processes: list[list[float]], resumed: list[int]
+) -> None:
+    events = [{"step": step, "kind": "resumed", "text": "went on"} for step in resumed]
+    run = make_run(log=clock(*processes), events=events)
+    wanted: list[float] = []
+    for process in processes:
+        before = wanted[-1] if wanted else 0.0
+        wanted += [before + seconds / 3600 for seconds in process]
+    assert RunFolder.read(run).hours.values == pytest.approx(wanted)
+    chart = Page(write_comparison([run, make_run("b", log=LOG[:1])], run.parent / "c.html")).charts["loss"]
+    assert chart.points("hours")[:, 0] == pytest.approx(wanted, abs=wanted[-1] / 2000)
+
+
+def test_runs_lie_over_each_other_by_steps_samples_and_hours(make_run: Callable[..., Path]) -> None:
+    short = [line for line in LOG if line["step"] <= 200]
+    runs = [make_run("a"), make_run("b", log=short, settings={"batch_size": 1024})]
+    chart = Page(write_comparison(runs, runs[0].parent / "c.html")).charts["loss"]
+    for number_, (log, batch) in enumerate(((LOG, 256), (short, 1024))):
+        steps, values = (np.array(part) for part in logged("loss", log))
+        for axis, places in (("steps", steps), ("samples", steps * batch), ("hours", steps * 0.01)):
+            read = chart.points(axis, run=number_)
+            end = {"steps": 400, "samples": 200 * 1024, "hours": 4}[axis]
+            assert read[:, 0] == pytest.approx(places, abs=end / 2000)
+            assert read[:, 1] == pytest.approx(values, abs=0.02)
+        assert chart.data[number_][1] == pytest.approx(values, rel=1e-5)
+
+
+def test_an_evaluation_lies_where_training_was_by_then(make_run: Callable[..., Path]) -> None:
+    runs = [make_run("a"), make_run("b")]
+    chart = Page(write_comparison(runs, runs[0].parent / "c.html")).charts["eval/zero_shot/top1"]
+    assert chart.points("hours")[:, 0] == pytest.approx([1, 2, 3, 4], abs=0.01)
+
+
+def test_long_noisy_curves_have_their_means_drawn_over_them(make_run: Callable[..., Path]) -> None:
+    log = [
+        {"step": step, "loss": 2.0 + (-1) ** step + 0.001 * step, "grad_norm": 10.0 ** (-1) ** step, "logit_scale": 0.1}
+        for step in range(1, 1501)
+    ]
+    runs = [make_run("a", log=log), make_run("b", log=log[:100])]
+    charts = Page(write_comparison(runs, runs[0].parent / "c.html")).charts
+    chart = charts["loss"]
+    read = chart.points(kind="mean")
+    assert len(read) == 150
+    assert read[:, 1] == pytest.approx(2 + 0.001 * read[:, 0], abs=0.02)
+    assert charts["grad_norm"].points(kind="mean")[:, 1] == pytest.approx([1.0] * 150, rel=0.02)
+    assert charts["logit_scale"].points(kind="mean")[:, 1] == pytest.approx([0.1] * 150, rel=0.01)
+    assert ("steps", "mean", 1) not in chart.curves
+    assert ("steps", "mean", 0) not in Page(write_run_page(runs[0])).charts["loss"].curves
+
+
+def test_only_settings_that_differ_are_listed(make_run: Callable[..., Path]) -> None:
+    optimiser = SETTINGS["optimiser"] | {"lr": 0.0005}
+    # 2000 is the same weight as 2000.0, and every run has a folder of its own.
+    losses = {"fd": {"weight": 2000, "options": {}}, "contrastive": {"weight": 1.5, "options": {}}}
+    changes = {"optimiser": optimiser, "losses": losses, "seed": 7}
+    runs = [make_run("a"), make_run("b", settings=changes, facts={"device": "cuda"})]
+    page = Page(write_comparison(runs, runs[0].parent / "c.html"))
+    assert page.rows["differences"] == [
+        ["setting", "a", "b"],
+        ["losses.affinity.weight", "[[0, 1], [0.5, 0.25]]", "–"],
+        ["optimiser.lr", "0.001", "0.0005"],
+        ["seed", "0", "7"],
+        ["facts.device", "cpu", "cuda"],
+        ["losses.contrastive.weight", "–", "1.5"],
+    ]
+
+
+def test_runs_with_equal_settings_differ_in_none(make_run: Callable[..., Path]) -> None:
+    runs = [make_run("a"), make_run("b")]
+    page = Page(write_comparison(runs, runs[0].parent / "c.html"))
+    assert page.texts["differences"] == "In none of their settings."
+
+
+def test_figures_stand_side_by_side_and_the_best_is_bold(make_run: Callable[..., Path]) -> None:
+    better = [{name: value + 1 if name.startswith("eval/") else value for name, value in line.items()} for line in LOG]
+    runs = [make_run("a"), make_run("b", log=better, done={"steps": 400, "loss": 3.0, "best": None})]
+    page = Page(write_comparison(runs, runs[0].parent / "c.html"))
+    rows = {row[0]: row[1:] for row in page.rows["figures"]}
+    assert rows["state"] == ["at step 400 of 400", "finished, 400 steps"]
+    assert rows["hours"] == ["4", "4"]
+    assert rows["zero_shot/top1"] == ["4951.25 at 300", "5052.25 at 300"]
+    assert rows["retrieval/text_to_image/mean_rank"] == ["251248.8 at 300", "252249.8 at 300"]
+    assert rows["fd"] == ["2.4002.010 at 10"] * 2
+    assert re.findall(r"<b>([\d.]+)</b>", page.text) == ["52.25", "248.8"]
+
+
+def test_a_run_that_does_not_tell_its_batch_has_no_curve_over_samples(make_run: Callable[..., Path]) -> None:
+    runs = [make_run("a"), make_run("b")]
+    (runs[1] / "settings.json").unlink()
+    page = Page(write_comparison(runs, runs[0].parent / "c.html"))
+    drawn = {(axis, run) for axis, _, run in page.charts["loss"].curves}
+    assert drawn == {(axis, run) for axis in ("steps", "samples", "hours") for run in (0, 1)} - {("samples", 1)}
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(make_run: Callable[..., Path]) -> None:
+    runs = [make_run("old/a"), make_run("new/a")]
+    page = Page(write_comparison(runs, runs[0].parent / "c.html"))
+    assert page.rows["figures"][0][1:] == ["old/a", "new/a"]
+
+
+def test_every_run_has_a_look_of_its_own(make_run: Callable[..., Path]) -> None:
+    runs = [make_run(f"run-{at:02d}", log=LOG[:2]) for at in range(18)]
+    page = write_comparison(runs, runs[0].parent / "c.html").read_text()
+    looks = dict(re.findall(r"\.s(\d+) (\{ stroke: [^}]+\})", page))
+    assert len(set(looks.values())) == len(looks) == 18
+    palettes = [re.findall(r"--c\d: #(\w{6})", colours) for colours in re.findall(r"--c0: [^}]+", page)]
+    assert [len(palette) for palette in palettes] == [6, 6], "light and dark"
+    for palette in palettes:
+        for seen in SEEN.values():
+            lab = cielab(palette, seen)
+            apart = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(6, 1)]
+            assert apart.min() > 20, "2.3 is what an eye can just tell apart"
+
+
+SEEN = {
+    "by most": np.eye(3),
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "deuteranopia": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "tritanopia": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+"""How linear RGB looks to those who lack one kind of cone: Machado, Oliveira and Fernandes 2009, table 1."""
+
+
+def cielab(colours: Sequence[str], seen: Any) -> np.ndarray:
+    """(n, 3): CIE L*a*b* of sRGB colours, D65."""
+    srgb = np.array([[int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)] for colour in colours])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.transpose(seen), 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = linear @ np.transpose(to_xyz) / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"), [(["a"], "1 run was given"), (["a", "b"] * 10, "20 runs"), (["a", "b", "./a"], "given twice")]
+)
+def test_what_cannot_be_compared_is_told_in_one_line(
+    tmp_path: Path, make_run: Callable[..., Path], names: list[str], told: str
+) -> None:
+    for name in ("a", "b"):
+        make_run(name)
+    with pytest.raises(UserError, match=told):
+        write_comparison([tmp_path / name for name in names], tmp_path / "c.html")
+    with pytest.raises(UserError, match="this is a folder"):
+        write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path)
+    assert not (tmp_path / "c.html").exists()

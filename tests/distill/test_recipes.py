@@ -1,0 +1,212 @@
+"""Recipes: each shipped one is a run as published; what is said again overrides; what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.recipe import list_recipes, load_recipe, merged, settings_from
+from distill.settings import LossTerm, RunSettings
+from shards import UserError
+
+NAMES = [facts.name for facts in list_recipes()]
+GIVEN = {"shards": "S", "cache": "C", "out": "O"}
+
+
+def settings(name: str, **given: Any) -> RunSettings:
+    return settings_from(load_recipe(name), **GIVEN, **given)
+
+
+def weights(run: RunSettings) -> dict[str, Any]:
+    return {name: term.weight for name, term in run.losses.items()}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(text: str, name: str = "mine") -> str:
+        (tmp_path / f"{name}.toml").write_text(text)
+        return str(tmp_path / f"{name}.toml")
+
+    return write
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_a_run_of_a_student_there_is(name: str) -> None:
+    from clip_models import student_names  # noqa: PLC0415
+
+    given = {"student": "ViT-B-32"} if name == "tinyclip-auto" else {}
+    run = settings(name, **given)
+    assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "ViT-B-32"}
+    assert run.losses
+
+
+def test_the_list_tells_each_recipe_in_a_line() -> None:
+    for facts in list_recipes():
+        assert 20 < len(facts.about) < 120
+        assert facts.about[0] != "#"
+    assert {"clip-kd", "dr-small", "teensy-tiny-5m"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "tinyclip-vit" in name or "resnet" in name])
+def test_tinyclip_is_as_published(name: str) -> None:
+    run = settings(name)
+    assert weights(run) == {"affinity": 1}
+    assert (run.teacher_scale, run.student_scale) == (50, 50)
+    optimiser = run.optimiser
+    assert (optimiser.lr, optimiser.weight_decay, optimiser.clip_norm, optimiser.warmup) == (1e-4, 0.2, 5, 2000)
+    vit = "vit" in name
+    assert (*optimiser.betas, optimiser.eps) == ((0.9, 0.98, 1e-6) if vit else (0.9, 0.999, 1e-8))
+    assert (optimiser.schedule, optimiser.final_lr) == ("cosine", 0)
+    assert run.epochs == (25 if "-16-" in name else 6)
+    assert name == run.student.lower()
+
+
+@pytest.mark.parametrize(
+    ("model", "start", "target", "steps"),
+    [("63m-32-text-31m", 0, 0.25, 3000), ("45m-32-text-18m", 0.25, 0.5, 5000), ("22m-32-text-10m", 0.5, 0.75, 8000)],
+)
+def test_automatic_tinyclip_is_as_published(model: str, start: float, target: float, steps: int) -> None:
+    run = settings(f"tinyclip-auto-vit-{model}-prune", student="ViT-B-32")
+    assert run.prune is not None
+    assert (run.prune.start, run.prune.target, run.prune.ramp, run.prune.lr) == (start, target, 1000, 0.02)
+    assert (run.steps, run.epochs, run.optimiser.warmup) == (steps, None, steps)
+    on = settings("tinyclip-auto", student="ViT-B-32")
+    assert (weights(run), run.optimiser.lr, run.student_scale) == (weights(on), on.optimiser.lr, on.student_scale)
+    assert on.prune is None
+
+
+@pytest.mark.parametrize(
+    ("method", "added"),
+    [
+        ("-crd", {"crd": 1}),
+        ("-fd", {"fd": 2000}),
+        ("-mfd", {"fd": 2000}),
+        ("-gd-reference", {"gd": 1e8}),
+        ("-icl", {"icl": 1}),
+        ("-afd", {"afd": 1}),
+        ("", {"crd": 1, "icl": 1, "fd": 2000}),
+    ],
+)
+def test_clip_kd_is_as_published(method: str, added: dict[str, float]) -> None:
+    run = settings(f"clip-kd{method}")
+    assert weights(run) == {"contrastive": 1, **added}
+    assert (run.epochs, run.batch_size, run.precision) == (32, 1024, "fp16")
+    optimiser = run.optimiser
+    assert (optimiser.lr, optimiser.weight_decay, optimiser.warmup, optimiser.clip_norm) == (1e-3, 0.1, 10_000, 0)
+    assert optimiser.loss_weight_decay == 0.01
+    assert run.patch_mask == (0.75 if method == "-mfd" else 0)
+    assert (run.teacher_scale, run.student_scale, run.max_scale) == (None, None, 100)
+
+
+def test_gradient_distillation_comes_as_meant_and_as_the_reference_has_it() -> None:
+    assert settings("clip-kd-gd").losses["gd"].options == {}
+    assert settings("clip-kd-gd-reference").losses["gd"].options == {"form": "reference"}
+
+
+def test_dataset_reinforcement_is_as_published() -> None:
+    small, large = settings("dr-small"), settings("dr-large")
+    assert weights(small) == {"reinforcement": 1}
+    assert weights(large) == {"contrastive": 0.25, "reinforcement": 0.75}
+    for run in (small, large):
+        assert run.captions == ("txt", "syn")
+        assert len(run.teachers) == 2
+        assert run.teacher_scale == 100
+        optimiser = run.optimiser
+        assert (optimiser.lr, optimiser.final_lr, optimiser.betas) == (1e-3, 1e-6, (0.9, 0.95))
+        assert (optimiser.weight_decay, optimiser.ema, run.precision) == (0.2, 0.9995, "bf16")
+
+
+def test_teensy_tiny_learns_to_meet_the_caches_texts() -> None:
+    four, five = settings("teensy-tiny-4m"), settings("teensy-tiny-5m")
+    assert (four.student, four.batch_size) == ("clip-mixer-4M", 512)
+    assert (five.student, five.batch_size) == ("clip-mixer-5M", 384)
+    assert four.text_tower == five.text_tower == "cache"
+
+
+def test_what_is_given_overrides_a_recipe_field_by_field_and_losses_as_a_whole() -> None:
+    run = settings("clip-kd", student="RN50", optimiser={"lr": 0.5}, losses={"icl": LossTerm(weight=3.0)}, steps=7)
+    assert (run.student, run.steps, run.epochs) == ("RN50", 7, None)
+    assert (run.optimiser.lr, run.optimiser.warmup) == (0.5, 10_000)
+    assert weights(run) == {"icl": 3.0}
+    assert run.batch_size == 1024
+
+
+def test_merging_changes_neither_side() -> None:
+    beneath, above = {"optimiser": {"lr": 1.0}, "steps": 3}, {"optimiser": {"warmup": 2}, "epochs": 1.0}
+    assert merged(beneath, above) == {"optimiser": {"lr": 1.0, "warmup": 2}, "epochs": 1.0}
+    assert beneath == {"optimiser": {"lr": 1.0}, "steps": 3}
+    assert above == {"optimiser": {"warmup": 2}, "epochs": 1.0}
+
+
+def test_a_file_of_ones_own(write: Any) -> None:
+    path = write(
+        """
+        base = "clip-kd"
+        lock = ["text"]
+        [losses]
+        contrastive = 1
+        fd = [[0, 0], [0.5, 2000]]
+        icl = {scale = "reference"}
+        [evaluation]
+        shards = "V"
+        every = 5
+        """
+    )
+    run = settings(path, evaluation={"every": 9})
+    assert run.lock == ("text",)
+    assert run.losses["fd"].at(0.25) == 1000
+    assert run.losses["icl"] == LossTerm(weight=1.0, options={"scale": "reference"})
+    assert run.evaluation is not None
+    assert (run.evaluation.shards, run.evaluation.every) == ("V", 9)
+    assert run.student == "ViT-T-16"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('studnet = "ViT-T-16"', ["studnet", "closest is student"]),
+        ("steps = 1.5", ["steps is 1.5", "a whole number"]),
+        ("steps = true", ["steps is True", "a whole number"]),
+        ('batch_size = "8"', ["batch_size is '8'", "a whole number"]),
+        ('captions = "txt"', ["captions is 'txt'", "a list of"]),
+        ('precision = "half"', ["precision is 'half'", "'bf16'"]),
+        ("[optimiser]\nlearning = 1", ["optimiser.learning is no field"]),
+        ('[optimiser]\nlr = "fast"', ["optimiser.lr is 'fast'", "a number"]),
+        ("[optimiser]\nbetas = [0.9]", ["optimiser.betas", "2 of"]),
+        ("optimiser = 3", ["optimiser is 3", "[optimiser]"]),
+        ("[losses]\nfeature = 1", ["losses.feature", "there is no loss 'feature'", "affinity"]),
+        ("[losses]\nfd = -1", ["losses.fd", "-1"]),
+        ('[losses]\nfd = "much"', ["losses.fd is 'much'", "a number"]),
+        ('[losses]\ngd = {from = "x"}', ["losses.gd", "no option 'from'", "form"]),
+        ('[losses]\ngd = {form = "x"}', ["losses.gd", "'x'", "reference"]),
+        ('shards = "S"', ["shards has no place", "--shards"]),
+        ("steps = ", ["not readable as TOML"]),
+        ('base = "tinyclip-vit-40m-32-text-19m"', ["tinyclip-vit-40m-32-text-19m has a base too"]),
+        ("base = 3", ["base is 3"]),
+    ],
+)
+def test_a_recipe_that_is_wrong_is_named_with_its_key(write: Any, text: str, told: list[str]) -> None:
+    path = write(text)
+    with pytest.raises(UserError) as error:
+        load_recipe(path)
+    for words in (path, *told):
+        assert words in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "told"), [("clip-dk", "clip-kd"), ("nowhere.toml", "nowhere.toml")])
+def test_a_recipe_that_is_not_there(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize(("left_out", "told"), [("shards", "SHARDS"), ("out", "--out"), ("student", "--student")])
+def test_what_is_missing_is_asked_for(left_out: str, told: str) -> None:
+    given = {"shards": "S", "out": "O", "student": "X", "steps": 1}
+    del given[left_out]
+    with pytest.raises(UserError, match=f"{left_out} is missing.*{told}"):
+        settings_from({}, **given)
+    with pytest.raises(UserError, match=r"evaluation\.shards is missing.*--eval"):
+        settings("clip-kd", evaluation={"every": 3})
