@@ -1,6 +1,6 @@
 """Checkpoints: the whole state of a run at a step, in safetensors and JSON, published as one folder or not at all.
 
-    checkpoints/00000500/{model,loss,optimiser,ema}.safetensors, state.json
+    checkpoints/00000500/{model,loss,optimiser,average,pruning}.safetensors, state.json
 
 Written by a thread from a copy, so that training goes on meanwhile. There is no RNG state: whatever is random in a step
 is seeded from (seed, step).
@@ -8,6 +8,7 @@ is seeded from (seed, step).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -76,6 +77,7 @@ class Checkpoints:
         self.wait()
         # Copies, also because safetensors refuses tensors that share memory or have gaps.
         copies = {name: {key: _copy(tensor) for key, tensor in tensors.items()} for name, tensors in parts.items()}
+        # Written out now: what `state` holds may change meanwhile.
         text = json.dumps({"step": step, **state})
         self._writing = self._writer.submit(self._publish, step, copies, text, self.best)
 
@@ -84,9 +86,12 @@ class Checkpoints:
         self._sweep()
         temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
         temporary.mkdir()
+        digests = {}
         for name, tensors in parts.items():
-            save_file(dict(tensors), temporary / f"{name}.safetensors")
-        (temporary / "state.json").write_text(text)
+            path = temporary / f"{name}.safetensors"
+            save_file(dict(tensors), path)
+            digests[name] = _sha256(path)
+        (temporary / "state.json").write_text(json.dumps({**json.loads(text), "sha256": digests}))
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         final = self._folder / f"{step:08d}"
@@ -114,15 +119,25 @@ class Checkpoints:
         """The tensors and `state` after `step` steps. Raises `UserError` if they are damaged."""
         folder = self._folder / f"{step:08d}"
         try:
-            parts = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        except (OSError, ValueError, SafetensorError) as error:
+            parts = {}
+            for name, digest in state["sha256"].items():
+                path = folder / f"{name}.safetensors"
+                if _sha256(path) != digest:
+                    raise OSError(f"{path.name} is not what was written")
+                parts[name] = load_file(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(
                 f"the checkpoint cannot be read ({error})",
                 where=str(folder),
                 do="Delete its folder: the run then goes on from the one before, or from the start",
             ) from error
         return parts, state
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flatten(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -166,9 +166,9 @@ class Filler:
         places, views = part.places[chosen], part.views[chosen]
         teachers = tuple(
             TeacherRows(
-                torch.from_numpy(cache.image(places, views)) if cache.views else None,
+                _pinned(torch.from_numpy(cache.image(places, views))) if cache.views else None,
                 {
-                    name: torch.from_numpy(cache.text(places, part.numbers[name][chosen], name))
+                    name: _pinned(torch.from_numpy(cache.text(places, part.numbers[name][chosen], name)))
                     for name in self._captions
                     if cache.captions
                 },
@@ -176,7 +176,8 @@ class Filler:
             for cache in self._caches
         )
         starts = sorted({start for _, start in part.tokens})
-        tokens = {name: torch.cat([part.tokens[name, start] for start in starts]) for name in self._captions if starts}
+        named = self._captions if starts else ()
+        tokens = {name: _pinned(torch.cat([part.tokens[name, start] for start in starts])) for name in named}
         return Batch(
             part.step,
             part.images,
@@ -197,6 +198,11 @@ class Filler:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 self._dataset.shards[oldest].release()
+
+
+def _pinned(rows: Tensor) -> Tensor:
+    """Where a GPU can copy it while the host goes on."""
+    return rows.pin_memory() if torch.cuda.is_available() else rows
 
 
 def _pixels(shape: tuple[int, int, int, int]) -> Tensor:

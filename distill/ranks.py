@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_PATIENCE = timedelta(hours=4)
+PATIENCE = timedelta(hours=4)
 """How long processes wait for each other: the first one evaluates, and writes, while the others stand by."""
 
 
@@ -40,7 +40,7 @@ class Ranks:
                 return Ranks(0, 1, torch.device("cuda" if cuda else "cpu"))
             if cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         return Ranks(dist.get_rank(), dist.get_world_size(), device, began)
 
@@ -93,6 +93,21 @@ class Ranks:
         said = said.to(self.device)
         dist.broadcast(said, src=0)
         return json.loads(said.cpu().numpy().tobytes())
+
+    def heard(self, word: Any) -> list[Any]:
+        """What each process says, in the order of ranks: anything JSON could hold."""
+        if self.size == 1:
+            return [word]
+        text = torch.from_numpy(np.frombuffer(json.dumps(word).encode(), np.uint8).copy()).to(self.device)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(text)], device=self.device))
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
+        padded[: len(text)] = text
+        said = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(said, padded)
+        pairs = zip(said, lengths, strict=True)
+        return [json.loads(part[: int(length)].cpu().numpy().tobytes()) for part, length in pairs]
 
     def leave(self) -> None:
         """End the group if `join` began it: one that a launcher began is the launcher's."""

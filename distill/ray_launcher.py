@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.logs import read_log
+from distill.ranks import PATIENCE
 from distill.settings import RunSettings
 from distill.train import DONE, SETTINGS, Result, train
 from shards import UserError
@@ -36,7 +37,7 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
     """
     import ray  # noqa: PLC0415 - slow to import, and the loop itself needs none of it
     from ray.train import RunConfig, ScalingConfig  # noqa: PLC0415
-    from ray.train.torch import TorchTrainer  # noqa: PLC0415
+    from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
     from ray.train.v2.api.exceptions import WorkerGroupError  # noqa: PLC0415
 
     out = Path(settings.out).resolve()
@@ -57,12 +58,14 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
         scaling = ScalingConfig(
             num_workers=processes,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": max(1, cpus // processes), **({"GPU": 1} if gpus else {})},
+            # Cores are not shared out where there are GPUs: those may stand on other machines.
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpus else {"CPU": max(1, cpus // processes)},
         )
         trainer = TorchTrainer(
             _work,
             train_loop_config={"settings": settings},
             scaling_config=scaling,
+            torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
             run_config=RunConfig(name="ray", storage_path=str(out)),
         )
         starts, reached = 0, _reached(out)

@@ -84,10 +84,9 @@ def load_recipe(name: str) -> Recipe:
 
 def merged(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> Recipe:
     """The fields of both; where both have one, the upper's. A length in steps replaces one in epochs, and so on."""
-    result = dict(beneath)
+    replaced = _LENGTHS if _LENGTHS & above.keys() else set()
+    result = {name: value for name, value in beneath.items() if name not in replaced}
     for name, value in above.items():
-        if name in _LENGTHS:
-            result = {other: kept for other, kept in result.items() if other not in _LENGTHS}
         result[name] = {**result.get(name, {}), **value} if name in _NESTED else value
     return result
 

@@ -46,6 +46,7 @@ class OptimiserSettings:
             _refuse_unless(0 < getattr(self, name) < math.inf, name, getattr(self, name), "positive and finite")
         for name in ("warmup", "weight_decay", "loss_weight_decay", "clip_norm", "final_lr"):
             _refuse_unless(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+        _refuse_unless(self.final_lr <= self.lr, "final_lr", self.final_lr, f"at most lr, {self.lr:g}")
         _refuse_unless(0 < self.decay <= 1, "decay", self.decay, "above 0, at most 1")
         _refuse_unless(len(self.betas) == 2, "betas", self.betas, "two numbers")
         _refuse_unless(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "from 0 to below 1")
@@ -205,9 +206,21 @@ class RunSettings:
         for tower in self.lock:
             _one_of("lock", tower, ("image", "text"))
         _refuse_unless(bool(self.captions), "captions", self.captions, "at least one caption set")
+        for name in ("teachers", "captions", "lock"):
+            values = getattr(self, name)
+            _refuse_unless(len(set(values)) == len(values), name, ", ".join(values), "without repetition")
+        if self.patch_mask and "image" in self.lock:
+            raise UserError("patches are masked in training, and the image tower is locked", do="Leave out one of them")
+        _refuse_unless(self.max_scale >= 1, "max_scale", self.max_scale, "1 or more")
         Join(policy=self.join, limit=self.join_limit)
         if self.cache is None:
             self._check_without_cache()
+        if self.prune is not None and self.steps is not None and self.prune.ramp > self.steps:
+            raise UserError(
+                f"a ramp of {self.prune.ramp} steps does not end in {self.steps}",
+                where="--prune-ramp",
+                do="Shorten it: some steps after it are needed too",
+            )
         if self.prune is not None and self.evaluation is not None and self.evaluation.best is not None:
             raise UserError(
                 "the best checkpoint of a pruning run would be an early one, with little left out",
@@ -239,7 +252,7 @@ class RunSettings:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""
         default = "affinity" if self.cache and self.text_tower == "own" else "contrastive"
         given = self.losses or {default: 1.0}
-        return {name: LossTerm(weight=term) if isinstance(term, int | float) else term for name, term in given.items()}
+        return {name: term if isinstance(term, LossTerm) else LossTerm(weight=term) for name, term in given.items()}
 
     def identity(self) -> dict[str, Any]:
         """What decides the trained weights, apart from data, cache and student, which a run compares by content.

@@ -4,8 +4,9 @@
                                                                              → gradients, averaged over processes
 
 In micro-batches it takes two passes (the gradient cache of Gao et al., 2021, arXiv:2101.06983): embed all of them
-without keeping activations, take the loss's gradient with respect to the embeddings, then run each again and carry that
-gradient back through it. The loss sees the whole batch either way, so the gradient is the same but for rounding.
+without keeping activations, take the loss's gradient with respect to the embeddings, then run each again and carry
+that gradient back through it. The loss sees the whole batch either way, so the gradient is the same but for rounding.
+What is not the same: batch norms see one piece of one process at a time, and dropout and masks are drawn for each.
 """
 
 from __future__ import annotations

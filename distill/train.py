@@ -69,10 +69,12 @@ def train(settings: RunSettings) -> Result:
     finite, or has exploded.
     """
     ranks = Ranks.join()
-    try:
-        return _Training(settings, ranks).result()
-    finally:
-        ranks.leave()
+    training = _Training(settings, ranks)
+    with Folder(settings.out).alone() if ranks.first else contextlib.nullcontext():
+        result = training.result()
+    # Not after an error: the others may be waiting for this process, which only its end tells them of.
+    ranks.leave()
+    return result
 
 
 class _Training:
@@ -120,7 +122,13 @@ class _Training:
         identity = self.run.identity()
         path = self.out / SETTINGS
         if path.exists():
-            difference = first_difference(json.loads(path.read_text())["identity"], identity)
+            try:
+                standing = json.loads(path.read_text())["identity"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"not the settings of a run ({error})", where=str(path), do="Give another --out"
+                ) from None
+            difference = first_difference(standing, identity)
             if difference:
                 raise UserError(
                     f"this folder holds another run: {difference}",
@@ -163,30 +171,44 @@ class _Training:
         run.scaler.load_state_dict(state["scaler"])
         self.watch.restore(state["watch"])
         self.best = state["best"]
+        if self.best is not None and self.ranks.told(self.best["step"] not in checkpoints.steps()):
+            log.warning("the best checkpoint, of step %d, is gone: what follows is compared anew", self.best["step"])
+            self.best = None
         checkpoints.best = self.best["step"] if self.best else None
 
     def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: _Record) -> None:
         run, settings = self.run, self.settings
         last = step == run.steps
+        due = step % settings.checkpoint_every == 0 or last
         is_best = False
         if self.evaluation is not None and (step % self.evaluation.settings.every == 0 or last):
-            is_best = self._evaluate(step, record)
-        if is_best or step % settings.checkpoint_every == 0 or last:
-            # Every process looks at its figures: none may go on from weights that another finds useless.
-            watched = self.watch.state()
-            if self.ranks.first:
-                if is_best:
-                    checkpoints.best = step
-                parts = {"model": run.model.state_dict(), "loss": run.loss.state_dict()}
-                parts["optimiser"], groups = flatten(run.optimiser)
-                if run.average is not None:
-                    parts["average"] = run.average.state_dict()
-                if run.pruning is not None:
-                    parts["pruning"] = run.pruning.state_dict()
-                state = {"optimiser": groups, "scaler": run.scaler.state_dict(), "watch": watched, "best": self.best}
-                checkpoints.save(step, parts, state)
-                if not last:
-                    record.page()
+            try:
+                is_best = self._evaluate(step, record)
+            except UserError:
+                # What it could not evaluate is trained nevertheless.
+                if due:
+                    self._keep(step, checkpoints, is_best=False)
+                raise
+        if is_best or due:
+            self._keep(step, checkpoints, is_best=is_best)
+            if not last and self.ranks.first:
+                record.page()
+
+    def _keep(self, step: int, checkpoints: Checkpoints, *, is_best: bool) -> None:
+        run = self.run
+        # Every process looks at its figures: none may go on from weights that another finds useless.
+        watched = self.watch.state()
+        if self.ranks.first:
+            if is_best:
+                checkpoints.best = step
+            parts = {"model": run.model.state_dict(), "loss": run.loss.state_dict()}
+            parts["optimiser"], groups = flatten(run.optimiser)
+            if run.average is not None:
+                parts["average"] = run.average.state_dict()
+            if run.pruning is not None:
+                parts["pruning"] = run.pruning.state_dict()
+            state = {"optimiser": groups, "scaler": run.scaler.state_dict(), "watch": watched, "best": self.best}
+            checkpoints.save(step, parts, state)
 
     def _evaluate(self, step: int, record: _Record) -> bool:
         """Evaluate in the first process; whether these weights are the best so far."""
@@ -214,6 +236,7 @@ class _Training:
         save_model(*run.finished(), str(folders[0]))
         if self.settings.prune:
             report = pruning_report(run.delivered, self.settings.prune)
+            self._say_what_is_left(report)
             Folder(self.out).publish("pruning.json", json.dumps(report, indent=1).encode())
         if self.best is not None:
             parts, _ = checkpoints.load(self.best["step"])
@@ -232,17 +255,35 @@ class _Training:
         Folder(self.out).publish(DONE, json.dumps(done).encode())
         write_run_page(self.out)
 
+    def _say_what_is_left(self, report: dict[str, Any]) -> None:
+        assert self.settings.prune is not None
+        target, found = self.settings.prune.target, report["sparsity"]
+        if found < target - 0.02:
+            log.warning(
+                "asked to leave out %.1f %%, %.1f %% are: run longer, or with a shorter ramp", 100 * target, 100 * found
+            )
+
     @contextlib.contextmanager
     def _explained(self, step: int) -> Any:
         """What is not a number may have come with the batch: then that is the cause."""
         try:
             yield
         except NotFiniteError as error:
-            for at in range(max(0, step - 1), step + 1):
-                self._check_targets(at, error)
+            # Every process finds the same figures, but only one has the sample: they tell each other.
+            causes = [self._broken_target(at) for at in range(max(0, step - 1), step + 1)]
+            heard = self.ranks.heard(next((cause for cause in causes if cause), None))
+            for cause in heard:
+                if cause is not None:
+                    where, what = cause
+                    raise UserError(
+                        f"{error.problem}: {what} is not finite",
+                        where=where,
+                        do="Run `clipstill cache verify`, and build what it names again",
+                    ) from error
             raise
 
-    def _check_targets(self, step: int, error: UserError) -> None:
+    def _broken_target(self, step: int) -> tuple[str, str] | None:
+        """In which cache which embedding of this process's part of a batch is not finite."""
         batch = self.run.loader.batch(step)
         for cache, rows in zip(self.run.caches, batch.teachers, strict=True):
             parts = {"image": rows.image, **rows.text}
@@ -250,11 +291,8 @@ class _Training:
                 broken = None if values is None else (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
                 if broken is not None and len(broken):
                     at = int(broken[0]) if batch.taught is None else int(batch.taught[broken[0]])
-                    raise UserError(
-                        f"{error.problem}: the cached {name} embedding of {batch.keys[at]} is not finite",
-                        where=str(cache.folder),
-                        do="Run `clipstill cache verify`, and build what it names again",
-                    ) from error
+                    return str(cache.folder), f"the cached {name} embedding of {batch.keys[at]}"
+        return None
 
 
 class _Record:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.settings import RunSettings
@@ -16,6 +17,8 @@ from shards import UserError
 _WINDOW = 20
 """Steps whose mean loss is compared: a single step's says little."""
 _TRAIL = 5
+_SKIPPED = 20
+"""Steps in a row that fp16 may skip: the scaler halves its scale each time, and finds a good one in fewer."""
 _NO_TERMS = ("loss", "grad_norm", "logit_scale")
 """Figures of a step that are no term of its loss."""
 
@@ -33,30 +36,32 @@ class Watch:
         self._vital = {"loss"} if settings.precision == "fp16" else {"loss", "grad_norm"}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._waiting: deque[tuple[int, dict[str, Tensor]]] = deque()
+        self._waiting: deque[_Figures] = deque()
         self._norms: deque[float] = deque(maxlen=_TRAIL)
         self._losses: list[float] = []
         self._best: float | None = None
         self._least = 0.0
-        self._weights: dict[str, float] = {}
+        self._active: list[str] = []
+        self._skipped = 0
         self.last = 0.0
 
     def add(self, step: int, values: dict[str, Tensor], weights: Mapping[str, float]) -> None:
         """The figures of a step, 0-d tensors, made with these weights of the losses."""
-        if dict(weights) != self._weights:
-            # Another weighting is another loss: what was best before says nothing about it.
+        active = [name for name, weight in weights.items() if weight]
+        if active != self._active:
+            # Another loss: what was lowest before says nothing about it.
             self._fold()
-            self._weights, self._losses, self._best, self._least = dict(weights), [], None, 0.0
-        self._waiting.append((step, values))
+            self._active, self._losses, self._best, self._least = active, [], None, 0.0
+        self._waiting.append(_Figures(step, values))
         while len(self._waiting) > 1:
-            self._read(*self._waiting.popleft())
+            self._read(self._waiting.popleft())
 
     def _fold(self) -> None:
         while self._waiting:
-            self._read(*self._waiting.popleft())
+            self._read(self._waiting.popleft())
 
-    def _read(self, step: int, values: dict[str, Tensor]) -> None:
-        numbers = {name: float(value) for name, value in values.items()}
+    def _read(self, figures: _Figures) -> None:
+        step, numbers = figures.step, figures.numbers()
         broken = [name for name in numbers if name in self._vital and not math.isfinite(numbers[name])]
         if broken:
             raise self._not_finite(step, broken[0], numbers)
@@ -65,7 +70,12 @@ class Watch:
                 self._sums[name] = self._sums.get(name, 0.0) + number
                 self._counts[name] = self._counts.get(name, 0) + 1
         self._norms.append(numbers["grad_norm"])
-        self._judge(step, numbers["loss"])
+        self._skipped = 0 if math.isfinite(numbers["grad_norm"]) else self._skipped + 1
+        if self._skipped == _SKIPPED:
+            raise self._not_finite(step, "grad_norm", numbers)
+        # Unweighted, since a weight that changes is no explosion.
+        active = tuple(self._active)
+        self._judge(step, sum(n for name, n in numbers.items() if name.partition("/")[0] in active))
 
     def _judge(self, step: int, loss: float) -> None:
         self._losses.append(loss)
@@ -76,8 +86,8 @@ class Watch:
         limit = self._settings.explosion
         if limit and self._best is not None and mean > limit * self._best:
             raise UserError(
-                f"the loss has exploded: its mean over steps {step - _WINDOW + 1} to {step} is {mean:.4g}, the lowest "
-                f"before was {self._best:.4g}; gradient norms of the last steps: {self._trail()}",
+                f"the loss has exploded: the mean of its terms over steps {step - _WINDOW + 1} to {step} is "
+                f"{mean:.4g}, the lowest before was {self._best:.4g}; the last gradient norms: {self._trail()}",
                 where=self._settings.out,
                 do=self._remedy(),
             )
@@ -101,7 +111,7 @@ class Watch:
     def _remedy(self) -> str:
         rate = self._settings.optimiser.lr
         return (
-            f"The newest checkpoint is from before: lower the learning rate (now {rate:g}) or the logit scale, "
+            f"Checkpoints are from before: lower the learning rate (now {rate:g}), a loss's weight or the logit scale, "
             "lengthen the warm-up, or use fp32"
         )
 
@@ -116,13 +126,33 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """What `restore` takes, JSON-able."""
         self._fold()
-        held = ("_sums", "_counts", "_losses", "_best", "_least", "_weights", "last")
+        held = ("_sums", "_counts", "_losses", "_best", "_least", "_active", "_skipped", "last")
         return {name: getattr(self, name) for name in held} | {"_norms": list(self._norms)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         for name, value in state.items():
             setattr(self, name, deque(value, _TRAIL) if name == "_norms" else value)
+
+
+class _Figures:
+    """A step's figures on their way from the device; reading them waits for that step and no later one."""
+
+    def __init__(self, step: int, values: Mapping[str, Tensor]) -> None:
+        self.step, self._names = step, list(values)
+        device = values["loss"].device
+        packed = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
+        self._packed, self._event = packed, None
+        if device.type == "cuda":
+            self._packed = torch.empty(packed.shape, dtype=torch.float64, pin_memory=True)
+            self._packed.copy_(packed, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def numbers(self) -> dict[str, float]:
+        if self._event is not None:
+            self._event.synchronize()
+        return dict(zip(self._names, self._packed.tolist(), strict=True))
 
 
 class NotFiniteError(UserError):

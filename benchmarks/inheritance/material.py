@@ -37,7 +37,7 @@ class Teaching:
     """How long the teacher is trained, in batches of which size, and how many views of a photo it then embeds."""
 
     steps: int
-    batch_size: int = 256
+    batch_size: int = 128
     views: int = 2
 
 
@@ -79,11 +79,11 @@ class Material:
         return str(self.folder / "architectures" / name)
 
 
-def write_shards(material: Material, parquet: str, train_rows: int | None, test_rows: int) -> dict[str, Any]:
+def write_shards(material: Material, parquet: str, train_rows: int, test_rows: int) -> dict[str, Any]:
     """Publish the photos as shards, caption = title, the article type in the metadata; returns the counts.
 
     All article types are classes. Rows are put in an order drawn once, as the file's is that of the shop's numbers;
-    of each split the first `train_rows` (None: all) and `test_rows` of that order are taken.
+    of each split the first `train_rows` and `test_rows` of that order are taken.
 
     Raises `UserError` if the file has not the columns `COLUMNS`.
     """

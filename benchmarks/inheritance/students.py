@@ -40,7 +40,8 @@ class Course:
     """How the students are trained: `steps` in all, scored every `every`.
 
     The automatic one learns for the first `pruning` of them what to leave out, and is then as large as the manual one:
-    `sparsity` is the share of the teacher's attention and MLP parameters that goes.
+    `sparsity` is the share of the teacher's attention and MLP parameters that has to go; of the manual one's 0.78 have
+    gone, and pruning overshoots by a few hundredths where it is this short.
     """
 
     steps: int
@@ -48,7 +49,7 @@ class Course:
     pruning: int
     batch_size: int = 128
     seeds: tuple[int, ...] = (0, 1, 2)
-    sparsity: float = 0.78
+    sparsity: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class Students:
             student=place.teacher,
             initial=place.teacher,
             steps=course.pruning,
-            prune=PruneSettings(target=course.sparsity, ramp=course.pruning * 2 // 3, lr=0.1),
+            # TinyCLIP moves masks at 0.02 for thousands of steps; here few have to take them as far.
+            prune=PruneSettings(target=course.sparsity, ramp=course.pruning * 2 // 3, lr=0.2),
             optimiser=replace(whole.optimiser, schedule="constant"),
         )
         dense = str(Path(pruning.out) / "model")

@@ -203,9 +203,16 @@ def run(args: argparse.Namespace) -> int:
 
         _say(smoke(recipe, _given(args), start))
         return 0
-    result = start(settings_from(recipe, **_given(args)))
+    settings = settings_from(recipe, **_given(args))
+    result = start(settings)
     rate = f", {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
-    _say(f"{result.steps} steps, last loss {result.loss:.4f}{rate}; the student is in {result.model}")
+    best = result.best
+    kept = (
+        f"; the best, {best['metric']} {best['value']:.4g} at step {best['step']}, is in {settings.out}/best"
+        if best
+        else ""
+    )
+    _say(f"{result.steps} steps, last loss {result.loss:.4f}{rate}; the student is in {result.model}{kept}")
     return 0
 
 
@@ -219,7 +226,10 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         place = given.setdefault(table, {}) if table else given
         place[field] = tuple(value) if isinstance(value, list) else value
     if "losses" in given:
-        given["losses"] = dict(_loss(text) for text in given["losses"])
+        terms = [_loss(text) for text in given["losses"]]
+        given["losses"] = dict(terms)
+        if len(given["losses"]) < len(terms):
+            raise UserError("a loss is given twice", where="--loss", do="Give each once")
     return given
 
 

@@ -11,7 +11,7 @@ from clip_models import LoadedModel, ModelConfig, tokenizer_for
 from distill.evaluation.classes import read_classes
 from distill.evaluation.evaluate import evaluate
 from distill.settings import EvaluationSettings
-from shards import Dataset
+from shards import Dataset, UserError
 
 
 class InRun:
@@ -27,8 +27,29 @@ class InRun:
         self._templates: list[str] = []
         if settings.classes:
             self._classes, self._templates = read_classes(settings.classes)
+            self._check_labels()
         self._preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
         self._tokenizer = tokenizer_for(config)
+
+    def _check_labels(self) -> None:
+        """Refuse now, not after a thousand steps, a field or classes that the dataset does not have."""
+        label, known = self.settings.label or "", set(self._classes or ())
+        for shard in self._dataset.shards:
+            for row in range(shard.count):
+                meta = shard.meta(row)
+                if label not in meta:
+                    raise UserError(
+                        f"{shard.keys[row]} has no field {label!r}; its fields: {', '.join(sorted(meta)) or 'none'}",
+                        where=self.settings.shards,
+                        do="Name one of them as --label",
+                    )
+                if meta[label] not in known:
+                    raise UserError(
+                        f"{meta[label]!r}, the {label} of {shard.keys[row]}, is none of the {len(known)} classes",
+                        where=str(self.settings.classes),
+                        do="Add it, or name another field as --label",
+                    )
+            shard.release()
 
     def __call__(self, model: Any) -> dict[str, float]:
         """The figures as the log names them: `eval/zero_shot/top1`, `eval/retrieval/image_to_text/R@1`, ...

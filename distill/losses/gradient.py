@@ -25,9 +25,9 @@ def contrastive_gradients(
     `queries`, `keys`: (B, D); P = sm(τ·q·kᵀ). Returns those of the `rows`, (R, D) each, themselves differentiable. The
     second takes a column of P from every row, so B x B matrices are built whatever the `rows`.
     """
-    error = (scale * queries @ keys.T).softmax(dim=1) - torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
+    chances = (scale * queries @ keys.T).softmax(dim=1)
     factor = scale / len(keys)
-    return factor * (error[rows] @ keys), factor * (error.T[rows] @ queries)
+    return factor * (chances[rows] @ keys - keys[rows]), factor * (chances.T[rows] @ queries - queries[rows])
 
 
 def gradient_loss(student: Embeddings, teacher: Embeddings, rows: slice = ALL) -> Tensor:

@@ -18,13 +18,14 @@ def reinforcement_loss(student: Embeddings, teachers: Sequence[Embeddings], rows
     Widths may differ; each teacher has its own logit scale τk. Cross-entropy is linear in its target, so this is the
     mean of `affinity_loss` over the teachers, at the price of one cross-entropy. Returns a scalar.
     """
-    ours = affinities(student.image, student.text, student.logit_scale, rows)
-    theirs = [affinities(teacher.image, teacher.text, teacher.logit_scale, rows) for teacher in teachers]
-    to_text, to_image = (
-        F.cross_entropy(logits, torch.stack([t.softmax(dim=1) for t in targets]).mean(dim=0))
-        for logits, targets in zip(ours, zip(*theirs, strict=True), strict=True)
-    )
-    return (to_text + to_image) / 2
+    to_text, to_image = affinities(student.image, student.text, student.logit_scale, rows)
+    # Added up teacher by teacher: of large batches not every teacher's matrix fits.
+    text_target, image_target = torch.zeros_like(to_text), torch.zeros_like(to_image)
+    for teacher in teachers:
+        t_text, t_image = affinities(teacher.image, teacher.text, teacher.logit_scale, rows)
+        text_target += t_text.softmax(dim=1) / len(teachers)
+        image_target += t_image.softmax(dim=1) / len(teachers)
+    return (F.cross_entropy(to_text, text_target) + F.cross_entropy(to_image, image_target)) / 2
 
 
 class Reinforcement(Loss):

@@ -123,9 +123,11 @@ def test_steps_that_fp16_skips_leave_the_log_plain_json(world: Any, tmp_path: Pa
 
 
 def feed(watch: Watch, losses: list[float], first: int = 1, weights: dict[str, float] | None = None) -> None:
+    weights = weights or {"affinity": 1.0}
     for step, loss in enumerate(losses, first):
-        values = {"loss": loss, "affinity": loss, "grad_norm": loss / 2, "logit_scale": 10.0}
-        watch.add(step, {name: torch.tensor(value) for name, value in values.items()}, weights or {"affinity": 1.0})
+        term = loss / weights["affinity"]
+        values = {"loss": loss, "affinity": term, "grad_norm": loss / 2, "logit_scale": 10.0}
+        watch.add(step, {name: torch.tensor(value) for name, value in values.items()}, weights)
 
 
 def test_an_explosion_is_named(world: Any) -> None:
@@ -137,8 +139,8 @@ def test_an_explosion_is_named(world: Any) -> None:
     feed(watch, [2.0] * 20 + [1.0] * 20 + [4.1] * 20)
     with pytest.raises(
         UserError,
-        match=r"R: the loss has exploded: its mean over steps 41 to 60 is 4\.1, the lowest before was 1; "
-        r"gradient norms of the last steps: 2\.05, 2\.05, 2\.05, 2\.05, 2\.05\. .*lower the learning rate",
+        match=r"R: the loss has exploded: the mean of its terms over steps 41 to 60 is 4\.1, the lowest before was 1; "
+        r"the last gradient norms: 2\.05, 2\.05, 2\.05, 2\.05, 2\.05\. .*lower the learning rate",
     ):
         watch.take()
     watch = Watch(world.settings("R", explosion=0.0))
@@ -151,8 +153,32 @@ def test_another_weighting_is_no_explosion(world: Any) -> None:
     feed(watch, [1.0] * 30)
     feed(watch, [90.0] * 40, 31, {"affinity": 90.0})
     watch.take()
-    with pytest.raises(UserError, match=r"steps 71 to 90 is 500, the lowest before was 90"):
-        feed(watch, [500.0] * 21, 71, {"affinity": 90.0})
+    # Unweighted it was 1 all along: what it is judged by.
+    with pytest.raises(UserError, match=r"steps 61 to 80 is 50\.5, the lowest before was 1"):
+        feed(watch, [9000.0] * 21, 71, {"affinity": 90.0})
+
+
+def test_an_explosion_is_seen_while_weights_change(world: Any) -> None:
+    watch = Watch(world.settings("R", explosion=4.0))
+
+    def run() -> None:
+        for step in range(1, 82):
+            feed(watch, [(1.0 if step < 50 else 50.0) * (1 + step / 80)], step, {"affinity": 1 + step / 80})
+
+    with pytest.raises(UserError, match="exploded"):
+        run()
+
+
+def test_fp16_that_skips_every_step_is_no_training(world: Any) -> None:
+    watch = Watch(world.settings("R", precision="fp16"))
+    values = {"loss": torch.tensor(1.0), "affinity": torch.tensor(1.0), "grad_norm": torch.tensor(math.nan)}
+    for step in range(1, 20):
+        watch.add(step, values, {"affinity": 1.0})
+    other = Watch(world.settings("R", precision="fp16"))
+    other.restore(json.loads(json.dumps(watch.state())))
+    other.add(20, values, {"affinity": 1.0})
+    with pytest.raises(UserError, match="grad_norm is nan at step 20"):
+        other.take()
 
 
 def test_an_explosion_stops_a_run_before_its_checkpoint(
@@ -163,32 +189,31 @@ def test_an_explosion_stops_a_run_before_its_checkpoint(
 
     def leaping(self: Run, batch: Any, targets: Any = None) -> dict[str, Tensor]:
         values = step(self, batch, targets)
-        return values | {"loss": values["loss"] * (100 if batch.step > 25 else 1)}
+        return values | {"affinity": values["affinity"] * (100 if batch.step > 25 else 1)}
 
     monkeypatch.setattr(Run, "step", leaping)
-    with pytest.raises(UserError, match=r"the loss has exploded: its mean over steps 21 to 40 is"):
+    with pytest.raises(UserError, match=r"the loss has exploded: the mean of its terms over steps 21 to 40 is"):
         train(world.settings(tmp_path / "run", steps=45, log_every=10, checkpoint_every=20))
     assert Checkpoints(tmp_path / "run", 2).steps() == [20]
     assert read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 30
 
 
-def test_figures_are_read_one_step_late(world: Any) -> None:
+def test_figures_are_read_one_step_late(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host does not wait for the step that it has just begun."""
-    watch = Watch(world.settings("R"))
+    from distill import watch as module  # noqa: PLC0415
+
     read: list[int] = []
+    numbers = module._Figures.numbers
 
-    class Figure:
-        def __init__(self, step: int) -> None:
-            self.step = step
+    def noted(self: Any) -> dict[str, float]:
+        read.append(self.step)
+        return numbers(self)
 
-        def __float__(self) -> float:
-            read.append(self.step)
-            return 1.0
-
+    monkeypatch.setattr(module._Figures, "numbers", noted)
+    watch = Watch(world.settings("R"))
     for step in (1, 2, 3):
-        values: dict[str, Any] = {"loss": Figure(step), "grad_norm": torch.tensor(1.0)}
         # As of a loss whose weight changes at every step.
-        watch.add(step, values, {"affinity": float(step)})
+        watch.add(step, {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(1.0)}, {"affinity": float(step)})
         assert read == list(range(1, step))
     watch.take()
     assert read == [1, 2, 3]
