@@ -28,7 +28,8 @@ Losses add up. With neither --loss nor a recipe it is affinity with a cache, con
 newest checkpoint in OUT; the student ends in OUT/model, an open_clip folder.
 
 Several processes train one student where `torchrun --nproc-per-node N -m clipstill distill ...` starts them, or with
---launcher ray. The batch is then dealt out to them, and the gradients are those of one process.
+--launcher ray. The batch is then dealt out to them, and the gradients are those of one process (but for batch norms,
+dropout and masks, which are each process's own).
 """
 
 _EXAMPLE = """\
