@@ -17,8 +17,9 @@ from shards.progress import Meter
 from teacher_cache.build.facts import teacher_facts
 from teacher_cache.captions import source_of
 from teacher_cache.join import Join
+from teacher_cache.layer_files import LayerFile
 from teacher_cache.layout import LayerFacts
-from teacher_cache.reader import LayerFile, TeacherCache
+from teacher_cache.reader import TeacherCache
 from teacher_cache.teachers import Forward, Teacher, load_teacher
 from teacher_cache.views import EncodedImage
 

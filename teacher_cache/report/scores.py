@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from teacher_cache.layer_files import LayerFile
 from teacher_cache.layout import LayerFacts
-from teacher_cache.reader import LayerFile, TeacherCache
+from teacher_cache.reader import TeacherCache
 
 BINS = np.linspace(-1, 1, 801)
 """Edges of the bins in which scores are counted."""

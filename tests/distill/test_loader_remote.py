@@ -51,7 +51,7 @@ def test_batches_from_a_store_within_a_bound_are_those_from_a_disk(
     monkeypatch.setenv("CLIPSTILL_CACHE_BYTES", str(2 * most))
     monkeypatch.setattr("shards.copies._RECENT", 1)
     monkeypatch.setattr("distill.filling._OPEN_SHARDS", 1)
-    monkeypatch.setattr("teacher_cache.reader._OPEN_FILES", 1)
+    monkeypatch.setattr("teacher_cache.layer_files._OPEN_FILES", 1)
     removed = set()
     remove = copies._remove_unused
     monkeypatch.setattr(copies, "_remove_unused", lambda path: removed.add(path) or remove(path))

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pytest
 
 from shards import Dataset, Folder, InProcess, UserError, read_records
-from teacher_cache import TeacherCache, reader
+from teacher_cache import TeacherCache, layer_files
 from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.layer_files import LayerFile
 from teacher_cache.layout import read_layer
-from teacher_cache.reader import LayerFile
 
 COUNTS = (6, 0, 9)
 Forge = Callable[[str | Path, int, Callable[[pa.Table], pa.Table]], None]
@@ -164,7 +164,7 @@ def test_only_so_many_files_are_held(
     linear_teacher: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(reader, "_OPEN_FILES", 3)
+    monkeypatch.setattr(layer_files, "_OPEN_FILES", 3)
     many = make_dataset(tmp_path / "shards", [2] * 8)
     teachers = (TeacherSpec(linear_teacher(), "teach"),)
     settings = BuildSettings(shards=str(many.folder), cache=str(tmp_path / "cache"), teachers=teachers, views=1)

@@ -1,0 +1,235 @@
+"""A layer's files, memory-mapped: rows gathered from all of them at once, without a copy but the rows' own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numpy.lib.stride_tricks import as_strided
+
+from shards import Dataset, Folder, ShardRecord, UserError
+from shards.reader import map_file
+from teacher_cache.dtypes import arrow_type, numpy_type, widened
+from teacher_cache.join import Join, Joined, join_layer
+from teacher_cache.layout import LayerFacts
+
+_OPEN_FILES = 64
+"""A layer's mapped files: a process may open about a thousand, and what is mapped counts as its memory."""
+
+Places = npt.NDArray[np.int64]
+"""(n, 2): shard place and row of each sample."""
+
+Values = npt.NDArray[np.generic]
+"""(n, D) in the type of the files."""
+
+
+class LayerFile:
+    """One mapped file of a layer; `columns` of the embeddings come as (columns, rows, D) without a copy.
+
+    Raises `UserError` if the file is absent, has another size than recorded, was made for another layer, or holds
+    other columns than the layer says.
+    """
+
+    def __init__(self, folder: Folder, layer: LayerFacts, record: ShardRecord, width: int) -> None:
+        entry = record.file(".arrow")
+        mapped = map_file(folder, entry, "run `clipstill cache build` again")
+        table = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
+        meta = table.schema.metadata or {}
+        self.keys_digest = meta.get(b"keys", b"").decode()
+        made = meta.get(b"layer", b"").decode()
+        problem = None
+        if made != layer.fingerprint:
+            problem = f"was made for layer {made}, {layer.name} is {layer.fingerprint}"
+        elif table.num_rows != record.count:
+            problem = f"holds {table.num_rows} rows, its record says {record.count}"
+        else:
+            wanted = pa.list_(arrow_type(layer.dtype), width)
+            for index in layer.columns:
+                name = layer.column(index)
+                kind = table.schema.field(name).type if name in table.schema.names else "missing"
+                if kind != wanted:
+                    problem = f"{name} is {kind}, the layer's are {wanted}"
+                    break
+        if problem:
+            raise UserError(f"{entry.name} {problem}", where=str(folder), do="Build this cache again")
+        self.rows = table.num_rows
+        self._table = table
+        self._dtype = layer.dtype
+        self._params: dict[int, npt.NDArray[np.void]] = {}
+        self._names = [layer.column(index) for index in layer.columns]
+        self.values = _together([_flat(table, name).values for name in self._names], self.rows, width, layer)
+        self.address: int = self.values.__array_interface__["data"][0]
+        self.step: int = self.values.strides[0]
+        self.row_bytes: int = width * self.values.itemsize
+
+    @property
+    def keys(self) -> list[str]:
+        keys: list[str] = self._table["key"].to_pylist()
+        return keys
+
+    def norms(self, column: int) -> npt.NDArray[np.float32]:
+        """(rows,) as stored, not made unit; `column` counted from the layer's first."""
+        wide = widened(self.values[column], self._dtype)
+        name = f"{self._names[column]}_scale"
+        if name in self._table.column_names:
+            wide = wide * _flat(self._table, name).to_numpy()[:, None]
+        norms: npt.NDArray[np.float32] = np.linalg.norm(wide, axis=1)
+        return norms
+
+    def params(self, index: int, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+        """(rows,) packed parameters of view `index`."""
+        held = self._params.get(index)
+        if held is None:
+            array = _flat(self._table, f"params_{index:03d}")
+            held = self._params[index] = np.frombuffer(array.buffers()[1], dtype, count=self.rows)
+        return held
+
+    def text(self, index: int, row: int) -> str | None:
+        """The caption that is kept in the layer itself, None if the shards have it."""
+        name = f"text_{index:03d}"
+        return self._table[name][row].as_py() if name in self._table.column_names else None
+
+
+class Layer:
+    """One layer's files, mapped on first use; the ones used longest ago are let go."""
+
+    def __init__(self, folder: Folder, facts: LayerFacts, width: int, dataset: Dataset, join: Join) -> None:
+        self.folder, self.facts, self._width, self._dataset = folder, facts, width, dataset
+        self._files: dict[int, LayerFile] = {}
+        self._lock = threading.Lock()
+        self.joined: Joined = join_layer(folder, facts, dataset, join, self._keys)
+        # By file number: where its first row lies in memory (0: not mapped), bytes from column to column, and when it
+        # was used last.
+        most = max(self.joined.records, default=0) + 1
+        self._starts, self._steps, self._used = (np.zeros(most, np.int64) for _ in range(3))
+        self._clock = 0
+        self._in_order = np.array([rows is None for rows in self.joined.places], np.bool_)
+        self._numbers = np.array([shard.id for shard in dataset.shards], np.int64)
+
+    def _keys(self, record: ShardRecord) -> list[str]:
+        return LayerFile(self.folder, self.facts, record, self._width).keys
+
+    def first_key(self, record: ShardRecord) -> str:
+        return self._keys(record)[0]
+
+    def find(self, place: int, row: int) -> tuple[LayerFile, int]:
+        """The file that holds a sample, and its row there."""
+        rows = self.joined.places[place]
+        if rows is None:
+            return self._open(self._dataset.shards[place].id, place), row
+        number, at = rows[row].tolist()
+        assert number >= 0, "a sample without embeddings"
+        return self._open(number, None), at
+
+    def fetch(self, place: int) -> None:
+        rows = self.joined.places[place]
+        numbers = [self._dataset.shards[place].id] if rows is None else np.unique(rows[:, 0]).tolist()
+        for number in numbers:
+            if number >= 0:
+                entry = self.joined.records[number].file(".arrow")
+                self.folder.fetch(entry.name, entry.sha256)
+
+    def gather(self, places: Places, columns: npt.NDArray[np.int64]) -> Values:
+        """(n, D) rows of these samples, zeros where a sample has none; `columns` counted from the layer's first."""
+        numbers, rows, in_order = self._files_of(places)
+        present = numbers >= 0
+        if not present.all():
+            out = np.zeros((len(places), self._width), numpy_type(self.facts.dtype))
+            if present.any():
+                out[present] = self.gather(places[present], columns[present])
+            return out
+        if not len(numbers):
+            return np.empty((0, self._width), numpy_type(self.facts.dtype))
+        # The files that are open are held here, so that none is unmapped while it is read.
+        with self._lock:
+            held = dict(self._files)
+            starts, steps = self._starts[numbers], self._steps[numbers]
+            self._clock += 1
+            self._used[numbers] = self._clock
+        if not starts.all():
+            found, first = np.unique(numbers, return_index=True)
+            for number, at in zip(found.tolist(), first.tolist(), strict=True):
+                held[number] = self._open(number, int(places[at, 0]) if in_order[at] else None)
+                starts[numbers == number], steps[numbers == number] = held[number].address, held[number].step
+        lowest = held[int(numbers[starts.argmin()])]
+        return _rows_at(lowest, starts + columns * steps + rows * lowest.row_bytes)
+
+    def _files_of(self, places: Places) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """File number and row of each sample, and whether its file has the very rows of its shard."""
+        in_order = self._in_order[places[:, 0]]
+        numbers, rows = self._numbers[places[:, 0]], places[:, 1]
+        if not in_order.all():
+            rows = rows.copy()
+            for place in np.unique(places[~in_order, 0]).tolist():
+                chosen = places[:, 0] == place
+                joined = self.joined.places[place]
+                assert joined is not None
+                both = joined[rows[chosen]]
+                numbers[chosen], rows[chosen] = both[:, 0], both[:, 1]
+        return numbers, rows, in_order
+
+    def _open(self, number: int, place: int | None) -> LayerFile:
+        """The file `number`; with `place`, refused unless its keys are that shard's."""
+        with self._lock:
+            self._clock += 1
+            self._used[number] = self._clock
+            held = self._files.get(number)
+        if held is not None:
+            return held
+        file = LayerFile(self.folder, self.facts, self.joined.records[number], self._width)
+        if place is not None:
+            shard = self._dataset.shards[place]
+            if file.keys_digest != shard.keys_digest:
+                raise UserError(
+                    f"{number:05d}.arrow holds {file.rows} rows of keys {file.keys_digest}, shard {shard.id:05d} has "
+                    f"{shard.count} of {shard.keys_digest}",
+                    where=str(self.folder),
+                    do="The cache belongs to other shards: build it for these",
+                )
+        with self._lock:
+            self._files[number] = file
+            self._starts[number], self._steps[number] = file.address, file.step
+            while len(self._files) > _OPEN_FILES:
+                oldest = min(self._files, key=self._used.__getitem__)
+                del self._files[oldest]
+                self._starts[oldest] = 0
+        return file
+
+
+def _rows_at(lowest: LayerFile, addresses: npt.NDArray[np.int64]) -> Values:
+    """(n, D): the rows at these addresses in memory, none below those of the file `lowest`.
+
+    One indexing for all files, over the memory from the lowest to the highest, of which nothing but these rows is
+    touched: a row costs little more than its copy, where an indexing a file costs that again in calls. The caller holds
+    the files.
+    """
+    kind = lowest.values.dtype
+    at = (addresses - lowest.address) // kind.itemsize
+    whole = lowest.values[0].view(np.dtype((np.void, lowest.row_bytes)))[:, 0]
+    memory = as_strided(whole, (int(at.max()) + 1,), (kind.itemsize,), writeable=False)
+    found: Values = memory[at].view(kind).reshape(len(at), -1)
+    return found
+
+
+def _flat(table: pa.Table, name: str) -> Any:
+    (chunk,) = table[name].chunks if table[name].num_chunks else (table[name].combine_chunks(),)
+    return chunk
+
+
+def _together(columns: list[Any], rows: int, width: int, layer: LayerFacts) -> npt.NDArray[Any]:
+    """(columns, rows, D) over the memory of these Arrow arrays, which lie at equal distances in the file."""
+    kind = numpy_type(layer.dtype)
+    parts = [column.to_numpy(zero_copy_only=True).view(kind).reshape(rows, width) for column in columns]
+    if len(parts) == 1 or rows == 0:
+        return np.stack(parts) if rows == 0 else parts[0][None]
+    starts = [part.__array_interface__["data"][0] for part in parts]
+    steps = set(np.diff(starts).tolist())
+    assert len(steps) == 1, f"columns of {layer.name} are not evenly spaced"
+    (step,) = steps
+    together = as_strided(parts[0], (len(parts), rows, width), (step, *parts[0].strides), writeable=False)
+    # A strided view does not keep the memory that it reaches beyond its base: this one holds the first column's buffer,
+    # which is the whole mapped file.
+    return together
