@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
+import timm
 import torch
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -19,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip_models.pruned import put_blocks, take_shapes
-from clip_models.students import ImageTower
+from clip_models.published import PUBLISHED
+from clip_models.students import PREFIX, ImageTower, timm_student
 from shards.errors import UserError
 from shards.storage import Folder
 
@@ -107,12 +109,13 @@ def create_student(
 ) -> tuple[Any, ModelConfig]:
     """Create a randomly initialised float32 model in training mode, with its config.
 
-    `config` is the name of a published student (`clip_models.students`) or of an open_clip architecture, or the path of
-    a .json file in the format of open_clip's `model_configs` (`embed_dim`, `vision_cfg`, `text_cfg`), or a model's
-    folder. The weights are a function of `config`, `seed` and `towers` alone; the caller's random state is left as it
-    was. Preprocessing is the folder's, else open_clip's default at the model's image size. Without "text" in `towers`
-    the model is an `ImageTower`, with a config by which `load_model` makes one again. `like`: the config of a model
-    whose weights it is to inherit; its activation and the mean and deviation of its pixels are then the student's.
+    `config` is the name of a published student (`clip_models.students`) or of an open_clip architecture, `timm/NAME`
+    for any image model of timm's, the path of a .json file in the format of open_clip's `model_configs` (`embed_dim`,
+    `vision_cfg`, `text_cfg`), or a model's folder. The weights are a function of `config`, `seed` and `towers` alone;
+    the caller's random state is left as it was. Preprocessing is the folder's, else open_clip's default at the model's
+    image size. Without "text" in `towers` the model is an `ImageTower`, with a config by which `load_model` makes one
+    again. `like`: the config of a model whose weights it is to inherit; its activation and the mean and deviation of
+    its pixels are then the student's.
 
     Raises `UserError` for an unknown name, an unreadable file, or a configuration no model can be built from.
     """
@@ -133,10 +136,12 @@ def create_student(
 def _named_config(config: str) -> ModelConfig:
     if config.endswith(".json"):
         model_cfg = _read_json(Path(config), "Give a JSON file in the format of open_clip's model_configs")
+    elif config.startswith(PREFIX):
+        model_cfg = timm_student(config)
     else:
         model_cfg = open_clip.get_model_config(config.replace("/", "-"))
         if model_cfg is None:
-            raise _unknown_architecture(config, "student", "The path of a .json file works too, and a model's folder")
+            raise _unknown_student(config)
     _check_model_cfg(model_cfg, config)
     return {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model_cfg, {})}
 
@@ -355,6 +360,19 @@ def _check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
             where=where,
             do="A model has embed_dim (a number), vision_cfg and text_cfg (objects)",
         )
+
+
+def _unknown_student(name: str) -> UserError:
+    if any(row.name == name and row.role == "pruned" for row in PUBLISHED):
+        return UserError(
+            "its architecture is what a pruning run leaves",
+            where=name,
+            do=f"Run the recipe {name.lower()}-prune, and give that run's model folder",
+        )
+    if timm.is_model(name):
+        return UserError(f"open_clip has no {name!r}, timm has", where="student", do=f"Give {PREFIX}{name}")
+    hint = f"The path of a .json file works too, a model's folder, and {PREFIX}NAME for any image model of timm's"
+    return _unknown_architecture(name, "student", hint)
 
 
 def _unknown_architecture(name: str, where: str, hint: str) -> UserError:

@@ -14,6 +14,7 @@ from pathlib import Path
 import open_clip
 
 from clip_models.students import mixer  # noqa: F401 - registers with timm
+from clip_models.students.any_timm import PREFIX, timm_student
 from clip_models.students.image_tower import ImageTower
 
 _HERE = Path(__file__).parent
@@ -25,4 +26,4 @@ def student_names() -> tuple[str, ...]:
     return tuple(sorted((path.stem for path in _HERE.glob("*.json")), key=str.lower))
 
 
-__all__ = ["ImageTower", "student_names"]
+__all__ = ["PREFIX", "ImageTower", "student_names", "timm_student"]

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 _SUMMARY = """\
 Train a student from shards and a teacher cache; the teacher itself is not loaded.
 
-The student is a published one or any open_clip architecture by name, or a JSON file in the format of open_clip's
-model_configs. What to do with it comes from a recipe, from the options here, or from both: an option overrides the
-recipe. `--recipe list` shows the recipes, and `--recipe NAME --smoke` tries one on a few images that it draws itself.
+The student is a published one or any open_clip architecture by name (`clipstill models`), timm/NAME for any image
+model of timm's, a JSON file in the format of open_clip's model_configs, or a model's folder. What to do with it comes
+from a recipe, from the options here, or from both: an option overrides the recipe. `--recipe list` shows the recipes,
+and `--recipe NAME --smoke` tries one on a few images that it draws itself.
 
 Losses add up. With neither --loss nor a recipe it is affinity with a cache, contrastive without. A run goes on from the
 newest checkpoint in OUT; the student ends in OUT/model, an open_clip folder.
@@ -75,7 +76,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _add_student(option: Option) -> None:
-    option("student", metavar="MODEL", help="a student's or architecture's name, or a .json file")
+    option("student", metavar="MODEL", help="a name, timm/NAME, a .json file, or a model's folder")
     option("initial", metavar="MODEL", help="start from these weights: ARCH:TAG, ARCH:FILE or a folder")
     option("text_tower", choices=["own", "cache"], help="cache: the teacher's text embeddings stand in for one")
     option("lock", action="append", choices=["image", "text"], help="a tower that is not trained; repeatable")

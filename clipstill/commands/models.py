@@ -34,7 +34,7 @@ _BENCH_EXAMPLE = """\
   clipstill models bench TinyCLIP-ViT-8M-16-Text-3M ViT-B-32 runs/vit-s/model
 """
 
-_MODEL = "a name, a .json configuration, or what `clipstill evaluate` takes as MODEL"
+_MODEL = "a name, timm/NAME, a .json configuration, or what `clipstill evaluate` takes as MODEL"
 
 
 def add(commands: Subparsers) -> None:

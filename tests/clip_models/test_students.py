@@ -7,10 +7,12 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from torch import nn
 
-from clip_models import ImageTower, create_student, load_model, save_model, student_names
+from clip_models import ImageTower, create_student, load_model, published, save_model, student_names
+from distill.recipe import list_recipes
 from shards.errors import UserError
 
 # Parameters in millions as published: image tower with its projection, text tower without its token embedding. Where
@@ -116,3 +118,42 @@ def test_an_image_tower_is_its_models_own_but_for_the_text(tmp_path: Path) -> No
 def test_an_unknown_name_points_to_the_closest_student() -> None:
     with pytest.raises(UserError, match="TinyCLIP-ViT-40M-32-Text-19M"):
         create_student("TinyCLIP-ViT-40M-Text-19M", 0)
+
+
+@pytest.mark.parametrize("name", ["regnetz_005", "ghostnet_100", "vit_dwee_patch16_reg1_gap_256"])
+def test_any_image_model_of_timms_makes_a_student(name: str) -> None:
+    """A classifier alone, one with layers of its own before it, and a transformer that is not 224 wide."""
+    model, config = create_student(f"timm/{name}", 0)
+    size = timm.get_pretrained_cfg(name).input_size[-1]
+    assert config["preprocess_cfg"]["size"] == config["model_cfg"]["vision_cfg"]["image_size"] == size
+    with torch.no_grad():
+        assert model.eval().encode_image(torch.zeros(1, 3, size, size)).shape == (1, 512)
+    assert millions(model)["text"] == 21.52
+
+
+def test_a_timm_student_is_clip_kds() -> None:
+    for name in ("resnet18", "mobilenetv3_small_100"):
+        mine, published = create_student(f"timm/{name}", 0), create_student(name, 0)
+        assert mine[1] == published[1]
+        assert {key: value.shape for key, value in mine[0].state_dict().items()} == {
+            key: value.shape for key, value in published[0].state_dict().items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("timm/resnet19", "timm has no model 'resnet19'. The closest are timm/resnet"),
+        ("vit_tiny_patch16_224", "timm has. Give timm/vit_tiny_patch16_224"),
+        ("TinyCLIP-auto-ViT-63M-32-Text-31M", "Run the recipe tinyclip-auto-vit-63m-32-text-31m-prune"),
+    ],
+)
+def test_what_no_student_can_be_made_of_names_what_can(name: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        create_student(name, 0)
+
+
+def test_the_recipes_that_messages_name_exist() -> None:
+    pruned = [row.name.lower() for row in published.PUBLISHED if row.role == "pruned"]
+    assert len(pruned) == 3
+    assert {f"{name}-prune" for name in pruned} <= {recipe.name for recipe in list_recipes()}
