@@ -1,6 +1,7 @@
 """Recipes: published runs as TOML files, and how what a command is given overrides them.
 
-A recipe holds fields of `RunSettings`, all but `shards`, `cache` and `out`, and its first comment says what it is:
+A recipe holds fields of `RunSettings`, all but `shards`, `cache`, `out` and `recipe` (its own name), and its first
+comment says what it is:
 
     student = "ViT-T-16"
     epochs = 32
@@ -33,7 +34,7 @@ Recipe = dict[str, Any]
 """Fields of `RunSettings` by name: `losses` a dict of `LossTerm`, `optimiser`, `evaluation` dicts of their fields."""
 
 _HERE = Path(__file__).parent / "recipes"
-_GIVEN_APART = ("shards", "cache", "out")
+_GIVEN_APART = ("shards", "cache", "out", "recipe")
 _NESTED: dict[str, type] = {"optimiser": OptimiserSettings, "evaluation": EvaluationSettings, "prune": PruneSettings}
 _LENGTHS = {"steps", "epochs"}
 _MISSING = {
@@ -70,7 +71,7 @@ def load_recipe(name: str) -> Recipe:
     Raises `UserError` naming file and key: no such recipe, an unknown field or loss, a value of another type.
     """
     path = _path(name)
-    recipe = _read(path)
+    recipe = {**_read(path), "recipe": path.stem}
     base = recipe.pop("base", None)
     if base is None:
         return recipe

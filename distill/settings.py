@@ -153,6 +153,7 @@ class RunSettings:
 
     Record. A log line every `log_every` steps, a checkpoint every `checkpoint_every` of which the newest `keep` stay;
     `wandb`: also log to this project. `explosion`: the run stops when its loss has grown by this factor, 0 for never.
+    `recipe`: the name of the recipe that the settings began with; nothing is read from it.
     """
 
     shards: str
@@ -188,6 +189,7 @@ class RunSettings:
     checkpoint_every: int = 500
     keep: int = 2
     wandb: str | None = None
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if "://" in self.out:
@@ -295,6 +297,7 @@ _ELSEWHERE = (
     "checkpoint_every",
     "keep",
     "wandb",
+    "recipe",
 )
 
 

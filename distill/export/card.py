@@ -105,6 +105,7 @@ def _run_parts(loaded: LoadedModel, run: RunFolder) -> list[str]:
 def _training_rows(run: RunFolder, data: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("student", _cell(run.settings.get("student", ""))),
+        *([("recipe", _cell(run.settings["recipe"]))] if run.settings.get("recipe") else []),
         ("data", f"{data.get('name', '?')}, {data.get('samples', '?')} samples, content {data.get('content', '?')}"),
         ("steps", str(run.planned)),
         ("batch", str(run.settings.get("batch_size", "?"))),

@@ -69,6 +69,7 @@ def test_options_reach_the_settings_and_override_the_recipe(
     assert "2 steps, last loss" in capsys.readouterr().out
     settings = resolved(out)
     assert (settings["steps"], settings["epochs"], settings["batch_size"], settings["lock"]) == (2, None, 4, ["text"])
+    assert settings["recipe"] == "own"
     assert settings["losses"] == {
         "contrastive": {"weight": [[0, 1], [1, 0.5]], "options": {}},
         "sigmoid": {"weight": 1.0, "options": {}},

@@ -36,7 +36,7 @@ def finished(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps with evaluations, and the best kept."""
     out = tmp_path_factory.mktemp("card") / "run"
     evaluation = EvaluationSettings(shards=world.shards, every=2, best="eval/retrieval/image_to_text/R@5")
-    train(world.settings(out, evaluation=evaluation, steps=4, log_every=1))
+    train(world.settings(out, evaluation=evaluation, steps=4, log_every=1, recipe="my-recipe"))
     return out
 
 
@@ -117,6 +117,7 @@ def test_the_card_tells_of_data_teachers_settings_and_results(finished: Path, wo
         if name.startswith("eval/"):
             assert f"| {name.removeprefix('eval/')} | {value:.4g} |" in card
     # The folders of this machine are nobody's business.
+    assert "| recipe | my-recipe |" in card
     assert str(world.root) not in card
     assert str(finished.parent) not in card
 
