@@ -40,6 +40,7 @@ def make_student(settings: RunSettings) -> tuple[Any, ModelConfig, list[Inherite
         with torch.no_grad():
             model.logit_scale.fill_(math.log(settings.student_scale))
         model.logit_scale.requires_grad_(False)
+        inherited = [row for row in inherited if row.student != "logit_scale"]
     if settings.patch_mask:
         _mask_patches(model, settings)
     if settings.checkpoint_activations:

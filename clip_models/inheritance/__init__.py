@@ -5,6 +5,6 @@ that says what it holds of the teacher's. Read `inherit.py` first; `towers.py` i
 """
 
 from clip_models.inheritance.inherit import inherit
-from clip_models.inheritance.report import Inherited, summary, write_inheritance
+from clip_models.inheritance.report import Inherited, read_inheritance, summary, write_inheritance
 
-__all__ = ["Inherited", "inherit", "summary", "write_inheritance"]
+__all__ = ["Inherited", "inherit", "read_inheritance", "summary", "write_inheritance"]

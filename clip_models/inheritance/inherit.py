@@ -54,7 +54,7 @@ def inherit(student: nn.Module, student_config: ModelConfig, teacher: LoadedMode
 
 def _of_tower(student: TowerView, teacher: TowerView, where: str) -> Iterator[_Copy]:
     _check_kinds(student, teacher, where)
-    steps = _steps(student, teacher, where)
+    steps, depths = _steps(student, teacher, where), (student.depths(), teacher.depths())
     for name, (student_name, target) in student.tensors.items():
         there, stack, layer = name, None, None
         if match := LAYER.fullmatch(name):
@@ -79,10 +79,12 @@ def _of_tower(student: TowerView, teacher: TowerView, where: str) -> Iterator[_C
             student=student_name,
             teacher=teacher_name,
             tower=student.name,
+            shape=tuple(source.shape),
             slices=slices,
             elements=target.numel(),
             stack=stack,
             layer=layer,
+            layers=(depths[0][stack], depths[1][stack]) if stack else None,
             heads=heads,
         )
         yield target, part, row
@@ -145,5 +147,12 @@ def _of_logits(student: dict[str, Any], teacher: dict[str, Any]) -> Iterator[_Co
     if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
         return
     for name, target in ours.items():
-        row = Inherited(student=name, teacher=name, tower="logits", slices="[...]", elements=target.numel())
+        row = Inherited(
+            student=name,
+            teacher=name,
+            tower="logits",
+            shape=tuple(target.shape),
+            slices="[...]",
+            elements=target.numel(),
+        )
         yield target, theirs[name], row

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.page.chart import Frame
+from distill.page.inheritance import inheritance
 from distill.page.panels import figures, lower_is_better, sections, title
 from distill.page.rendering import render
 from distill.page.run_folder import RunFolder
@@ -30,10 +31,13 @@ def write_run_page(run: Path) -> Path:
     read = RunFolder.read(run)
     # What ended a run may have happened after its last line.
     frame = Frame(extents={"steps": max([read.step, *(event.step for event in read.events)])}, events=read.events)
+    notes = list(read.notes)
     page = render(
         "run.html.j2",
         name=run.resolve().name,
         run=read,
+        inherited=inheritance(read, notes),
+        notes=notes,
         state=state(read),
         rows=in_short(read),
         whole=json.dumps({"settings": read.settings, "facts": read.facts}, indent=1, ensure_ascii=False),

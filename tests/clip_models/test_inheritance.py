@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_models import LoadedModel, create_student, load_model, save_model
-from clip_models.inheritance import Inherited, inherit, summary, write_inheritance
+from clip_models.inheritance import Inherited, inherit, read_inheritance, summary, write_inheritance
 from shards.errors import UserError
 
 Make = Callable[..., tuple[Any, Any]]
@@ -369,9 +369,45 @@ def test_the_rows_are_told_in_a_few_lines_and_written_whole(make: Make, tmp_path
         "student": "visual.conv1.weight",
         "teacher": "visual.conv1.weight",
         "tower": "image",
+        "shape": [6, 3, 3, 3],
         "slices": "[:4, :, :, :]",
         "elements": 4 * 3 * 3 * 3,
         "stack": None,
         "layer": None,
+        "layers": None,
         "heads": None,
     }
+    written = {row["student"]: (row["layer"], row["layers"], row["heads"], row["shape"]) for row in body["tensors"]}
+    assert written["visual.layer1.1.conv1.weight"] == ([1, 2], [2, 4], None, [12, 48, 1, 1])
+    assert written[f"{BLOCKS}.1.attn.in_proj_bias"] == ([1, 2], [2, 4], [2, 3], [144])
+    assert read_inheritance(tmp_path / "run" / "inheritance.json") == rows
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"tower": "sound"},
+        {"shape": "wide"},
+        {"shape": [0]},
+        {"elements": None},
+        {"layer": [1]},
+        {"layers": None},
+        {"layers": [1, 0]},
+        {"heads": [1, 0]},
+    ],
+)
+def test_a_file_that_is_not_what_was_written_is_refused(make: Make, tmp_path: Path, damage: dict[str, Any]) -> None:
+    path = tmp_path / "inheritance.json"
+    student, own = make()
+    write_inheritance(inherit(student, own, as_teacher(*make())), path)
+    body = json.loads(path.read_text())
+    row = next(row for row in body["tensors"] if row["heads"])
+    for written in (
+        "",
+        "[]",
+        json.dumps({"tensors": [{key: value for key, value in row.items() if key not in damage}]}),
+        json.dumps({"tensors": [row | damage]}),
+    ):
+        path.write_text(written)
+        with pytest.raises(UserError, match=r"inheritance\.json: it does not say what was inherited .*Restore it"):
+            read_inheritance(path)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -83,9 +84,9 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attrs}
         self.tags[tag] += 1
         self.attributes += given.items()
-        if tag not in {"meta", "br", "input"}:
+        if tag not in {"meta", "br", "input", "wbr"}:
             self._open.append((tag, given))
-        if tag == "figure":
+        if "data-figure" in given:
             self._chart = self.charts[given["data-figure"]] = Chart()
         elif tag in {"tr", "td", "th"} and self._table() is not None:
             rows = self.rows[self._table() or ""]
@@ -387,6 +388,170 @@ def test_a_page_is_made_of_the_run_alone_and_replaces_the_one_before(make_run: C
     page.write_text("an older one")
     assert write_run_page(run).read_bytes() == first
     assert {path.name for path in run.iterdir()} == {"settings.json", "log.jsonl", "report.html"}
+
+
+def inherited(name: str, shape: Sequence[int], elements: int, **more: Any) -> dict[str, Any]:
+    """A row of inheritance.json as it stands there: of a tensor outside the layers unless `more` says otherwise."""
+    row = {"student": name, "teacher": name, "tower": "image", "shape": shape, "slices": "[...]", "elements": elements}
+    return row | {"stack": None, "layer": None, "layers": None, "heads": None} | more
+
+
+def layer(ours: int, theirs: int, depths: Sequence[int] = (2, 5)) -> list[dict[str, Any]]:
+    """A layer 32 wide of one 48 wide, with two of three heads."""
+    place = {"stack": "transformer.resblocks", "layer": [ours, theirs], "layers": depths}
+    at, there = (f"visual.transformer.resblocks.{number}." for number in (ours, theirs))
+    norm = inherited(f"{at}ln_1.weight", [48], 32, teacher=f"{there}ln_1.weight", slices="[:32]", **place)
+    bias = inherited(f"{at}attn.in_proj_bias", [144], 96, teacher=f"{there}attn.in_proj_bias", **place)
+    return [norm, bias | {"slices": "(3, 3, 16)[:, :2, :]", "heads": [2, 3]}]
+
+
+SCALE = inherited("logit_scale", [], 1, tower="logits")
+PART = [inherited("visual.proj", [48, 24], 640, slices="[:32, :20]"), *layer(0, 0), *layer(1, 2)]
+
+
+class Tower:
+    """A tower in the page's section on inheritance: its caption, the words beside each drawing, and the drawings."""
+
+    def __init__(self, figure: str) -> None:
+        self._tree = ElementTree.fromstring(figure)
+        self.caption = self._words(self._tree.find("figcaption"))
+        self.facts = [self._words(facts) for facts in self._tree.iter("dl")]
+        self.drawings = [self._read(svg) for svg in self._tree.iter("svg")]
+
+    @classmethod
+    def all(cls, page: Path) -> list[Tower]:
+        return [cls(figure) for figure in re.findall(r'<figure class="tower.*?</figure>', page.read_text(), re.DOTALL)]
+
+    @staticmethod
+    def _words(part: Any) -> str:
+        return " ".join(" ".join(part.itertext()).split())
+
+    @staticmethod
+    def _read(svg: Any) -> tuple[list[tuple[int, int]], list[int], list[int], list[int]]:
+        """Lines (teacher's layer, student's layer) by where they begin and end, and the numbers in the cells:
+        the teacher's, those of them that are hollow, and the student's, from left to right.
+        """
+        cells: dict[tuple[float, bool], int] = {}
+        hollow = []
+        for group in [svg, *svg.iter("g")]:
+            texts = [text for text in group.findall("text") if (text.text or "").isdigit()]
+            for rect, text in zip(group.findall("rect"), texts, strict=True):
+                centre = float(rect.get("x")) + float(rect.get("width")) / 2
+                assert float(text.get("x")) == centre
+                cells[centre, rect.get("y") == "0"] = int(text.text)
+                hollow += [int(text.text)] if rect.get("class") == "left" else []
+        lines = []
+        for path in svg.iter("path"):
+            places = re.findall(r"[\d.]+", path.get("d"))
+            lines.append((cells[float(places[0]), True], cells[float(places[-2]), False]))
+        rows = [[number for (_, above), number in sorted(cells.items()) if above == of] for of in (True, False)]
+        return lines, rows[0], hollow, rows[1]
+
+
+def with_inheritance(run: Path, rows: Sequence[Any]) -> Path:
+    (run / "inheritance.json").write_text(json.dumps({"elements": 0, "tensors": rows}))
+    return run
+
+
+def test_the_page_links_each_layer_to_the_one_it_was_taken_from(make_run: Callable[..., Path]) -> None:
+    (tower,) = Tower.all(write_run_page(with_inheritance(make_run(), [*PART, SCALE])))
+    assert tower.drawings == [([(0, 0), (2, 1)], [0, 1, 2, 3, 4], [1, 3, 4], [0, 1])]
+    # 640 of the projection, 32 + 96 of each layer.
+    assert tower.caption == "Image tower 896 elements in 5 tensors"
+    assert tower.facts == ["layers 2 of 5 width 32 of 48 heads 2 of 3 elements 256 in these layers"]
+
+
+def test_what_was_inherited_is_listed_tensor_by_tensor(make_run: Callable[..., Path]) -> None:
+    hostile = inherited(f"a.{HOSTILE}", [1200], 1200, teacher=HOSTILE, slices=HOSTILE, stack=HOSTILE)
+    rows = [*PART, hostile | {"layer": [0, 0], "layers": [1, 1]}]
+    page = Page(write_run_page(with_inheritance(make_run(settings={"initial": HOSTILE}), rows)))
+    assert page.rows["inherited"][1:] == [
+        ["visual.proj", "visual.proj", "[:32, :20]", "640"],
+        *(
+            [f"visual.transformer.resblocks.{at}.{name}" for at in (ours, ours * 2)] + [slices, elements]
+            for ours in (0, 1)
+            for name, slices, elements in (
+                ("ln_1.weight", "[:32]", "32"),
+                ("attn.in_proj_bias", "(3, 3, 16)[:, :2, :]", "96"),
+            )
+        ),
+        [f"a.{HOSTILE}", HOSTILE, HOSTILE, "1,200"],
+    ]
+    assert (page.tags["script"], page.tags["img"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "student_scale", "told"),
+    [
+        ([*layer(0, 0, (1, 1)), SCALE], None, "Logit scale: inherited"),
+        ([SCALE, SCALE | {"student": "logit_bias"}], None, "Logit scale and logit bias: inherited"),
+        ([SCALE], 20.0, "Logit scale: not inherited, student_scale pins it to 20.0."),
+        (PART, None, "Logit scale: not inherited, the student has only a part"),
+        (
+            [row | {"slices": "[...]"} for row in layer(0, 0, (1, 2))],
+            None,
+            "not inherited, the student has only a part",
+        ),
+        ([inherited("visual.proj", [4], 4)], None, "not inherited, the teacher's has another shape, or only one"),
+    ],
+)
+def test_the_page_says_what_became_of_the_logit_scale(
+    make_run: Callable[..., Path], rows: list[Any], student_scale: float | None, told: str
+) -> None:
+    run = with_inheritance(make_run(settings={"student_scale": student_scale}), rows)
+    assert told in Page(write_run_page(run)).texts["logits"]
+
+
+def test_a_resnet_is_drawn_stage_by_stage(
+    make_run: Callable[..., Path], tmp_path: Path, save_student: Callable[..., str]
+) -> None:
+    """From the rows of a real one, so with open_clip's own names."""
+    from clip_models import LoadedModel, create_student  # noqa: PLC0415
+    from clip_models.inheritance import inherit, write_inheritance  # noqa: PLC0415
+
+    wide = {"image": 64, "width": 8, "layers": 3, "vision_layers": [4, 1, 2, 3]}
+    teacher = create_student(save_student(tmp_path / "teacher.json", **wide), 0)
+    narrow = {"image": 64, "width": 4, "layers": 1, "vision_layers": [2, 1, 1, 2]}
+    student, own = create_student(save_student(tmp_path / "student.json", **narrow), 0)
+    run = make_run()
+    rows = inherit(student, own, LoadedModel("t", *teacher, *[None] * 2))  # type: ignore[arg-type]
+    write_inheritance(rows, run / "inheritance.json")
+    image, text = Tower.all(write_run_page(run))
+    drawn = [(lines, hollow) for lines, _, hollow, _ in image.drawings]
+    assert drawn == [([(0, 0), (2, 1)], [1, 3]), ([(0, 0)], []), ([(0, 0)], [1]), ([(0, 0), (1, 1)], [2])]
+    # A stage puts out four times its planes, which double from stage to stage and begin with the width.
+    for facts, stage, told in zip(
+        image.facts,
+        (1, 2, 3, 4),
+        ("2 of 4 width 16 of 32", "1 of 1 width 32 of 64", "1 of 2 width 64 of 128", "2 of 3 width 128 of 256"),
+        strict=True,
+    ):
+        state = student.visual.state_dict()
+        size = sum(value.numel() for name, value in state.items() if name.startswith(f"layer{stage}."))
+        assert facts == f"layer{stage} layers {told} elements {size:,} in these layers"
+    # 32 times the width over heads of 64.
+    assert image.caption.endswith("; 2 of 4 heads in its attention pool")
+    assert text.drawings == [([(0, 0)], [0, 1, 2], [1, 2], [0])]
+    assert text.facts[0].startswith("layers 1 of 3 width 16 of 16 heads 2 of 2")
+
+
+def test_a_run_that_prunes_or_inherited_nothing_has_no_such_section(make_run: Callable[..., Path]) -> None:
+    pruned = with_inheritance(make_run(settings={"prune": {"target": 0.5}}), PART)
+    for run in (pruned, make_run("b")):
+        page = Page(write_run_page(run))
+        assert "inheritance" not in page.text.lower()
+        assert not page.texts["notes"]
+
+
+@pytest.mark.parametrize("written", ["", "{", "[]", '{"tensors": [3]}', json.dumps({"tensors": [{"student": "a"}]})])
+def test_a_damaged_inheritance_is_noted_and_the_rest_is_shown(make_run: Callable[..., Path], written: str) -> None:
+    run = make_run()
+    (run / "inheritance.json").write_text(written)
+    path = write_run_page(run)
+    page = Page(path)
+    assert page.texts["notes"].startswith("inheritance.json cannot be read")
+    assert page.charts["loss"].data[0][0] == logged("loss")[0]
+    assert not Tower.all(path)
 
 
 def clock(*processes: Sequence[float]) -> list[dict[str, Any]]:

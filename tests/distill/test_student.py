@@ -120,6 +120,11 @@ def test_a_run_starts_from_given_weights(world: Any, tmp_path: Path, save_studen
     given = weights_of(made)
     run = Run(world.settings(tmp_path, seed=7, initial=made))
     assert all(torch.equal(value, given[name]) for name, value in run.model.state_dict().items())
+    assert "logit_scale" in {row.student for row in run.inherited}
+    # A pinned scale is not the one that was inherited, and nobody says so.
+    pinned, _, rows = make_student(world.settings(tmp_path, initial=made, student_scale=50.0))
+    assert math.exp(pinned.logit_scale) == pytest.approx(50)
+    assert "logit_scale" not in {row.student for row in rows}
     # A tower alone takes its part.
     image = make_student(world.settings(tmp_path, cache=None, initial=made))[0].visual.state_dict()
     assert all(torch.equal(value, given[f"visual.{name}"]) for name, value in image.items())
