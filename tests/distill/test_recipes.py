@@ -36,8 +36,10 @@ def write(tmp_path: Path) -> Any:
 def test_every_recipe_is_a_run_of_a_student_there_is(name: str) -> None:
     from clip_models import student_names  # noqa: PLC0415
 
-    given = {"student": "ViT-B-32"} if name == "tinyclip-auto" else {}
-    run = settings(name, **given)
+    # What goes on from a pruned model takes that one.
+    given = {} if load_recipe(name).get("student") else {"student": "ViT-B-32"}
+    assert not given or name.startswith("tinyclip-auto")
+    run = settings(name, **given, initial="ViT-B-32:laion2b_e16")
     assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "ViT-B-32"}
     assert run.losses
 
@@ -68,13 +70,17 @@ def test_tinyclip_is_as_published(name: str) -> None:
     [("63m-32-text-31m", 0, 0.25, 3000), ("45m-32-text-18m", 0.25, 0.5, 5000), ("22m-32-text-10m", 0.5, 0.75, 8000)],
 )
 def test_automatic_tinyclip_is_as_published(model: str, start: float, target: float, steps: int) -> None:
-    run = settings(f"tinyclip-auto-vit-{model}-prune", student="ViT-B-32")
+    # Each stage after the first goes on from the model of the one before, which has to be given.
+    recipe = load_recipe(f"tinyclip-auto-vit-{model}-prune")
+    assert recipe.get("student") == ("ViT-B-32" if start == 0 else None)
+    run = settings(f"tinyclip-auto-vit-{model}-prune", student="ViT-B-32", initial="ViT-B-32:laion2b_e16")
     assert run.prune is not None
     assert (run.prune.start, run.prune.target, run.prune.ramp, run.prune.lr) == (start, target, 1000, 0.02)
     assert (run.steps, run.epochs, run.optimiser.warmup) == (steps, None, steps)
     on = settings("tinyclip-auto", student="ViT-B-32")
     assert (weights(run), run.optimiser.lr, run.student_scale) == (weights(on), on.optimiser.lr, on.student_scale)
     assert on.prune is None
+    assert (on.optimiser.warmup, on.optimiser.schedule, on.optimiser.final_lr, on.epochs) == (0, "cosine", 0, 6)
 
 
 @pytest.mark.parametrize(
