@@ -3,7 +3,8 @@
     python -m tests.distill.ranks_program CASES.json
 
 The file holds, for each number of processes, the cases by name: settings, and either the steps whose gradients are
-wanted or none, for a whole run. The processes are forked after the imports, which take longer than the cases.
+wanted or none, for a whole run (of a pruning run, what it comes to in float64). The processes are forked after the
+imports, which take longer than the cases.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.losses import Embeddings
+from distill.pruning import PruneSettings
 from distill.ranks import Ranks
 from distill.run import Run
 from distill.settings import LossTerm, OptimiserSettings, RunSettings
@@ -32,24 +34,61 @@ from distill.train import train
 
 
 def gradients(settings: RunSettings, ranks: Ranks, steps: list[int]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """What a run would do at some steps with the weights that it begins with, in float64: STEP/PARAMETER → gradient."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        run = Run(settings, ranks)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    """What a run would do at some steps with the weights that it begins with, in float64: STEP/PARAMETER → gradient.
+
+    Masks begin scattered: where they are all open, hardly any gate moves.
+    """
+    run = in_float64(settings, ranks)
+    scatter(run)
     found: dict[str, Tensor] = {}
     told = []
     for step in steps:
         batch = run.loader.batch(step)
+        if run.pruning:
+            run.pruning.begin(step)
         values = run._gradients(batch, doubled(run.cached_targets(batch)), run.weights(step), lambda total: total)
+        if run.pruning:
+            run.pruning.add_gradients(step, lambda penalty: penalty)
         taught = len(batch.keys) if batch.taught is None else len(batch.taught)
         told.append({"keys": batch.keys, "taught": taught, "values": {n: float(v) for n, v in values.items()}})
-        for name, parameter in [*run.student.named_parameters(), *run.loss.named_parameters("loss")]:
+        others = run.pruning.named_parameters("prune") if run.pruning else ()
+        for name, parameter in [*run.student.named_parameters(), *run.loss.named_parameters("loss"), *others]:
             if parameter.grad is not None:
                 found[f"{step}/{name}"] = parameter.grad.clone()
                 parameter.grad = None
     return found, told
+
+
+def in_float64(settings: RunSettings, ranks: Ranks) -> Run:
+    """The run with every parameter in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        return Run(settings, ranks)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def scatter(run: Run) -> None:
+    """Masks of all kinds, if the run has any: open, closed and between."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for row in run.pruning.masks() if run.pruning else ():
+            row.copy_(2 * torch.randn(row.shape, generator=generator))
+
+
+def pruned(settings: RunSettings, ranks: Ranks) -> dict[str, Tensor]:
+    """What a pruning run comes to, in float64: `masked/`, `prune/` and, materialised, `dense/` PARAMETER → values."""
+    run = in_float64(settings, ranks)
+    for step in range(run.steps):
+        run.step(run.loader.batch(step), lambda batch: doubled(run.cached_targets(batch)))
+    assert run.pruning is not None
+    dense, _ = run.finished()
+    parts = {"masked": run.model, "dense": dense, "prune": run.pruning}
+    return {
+        f"{part}/{name}": value.detach().clone()
+        for part, module in parts.items()
+        for name, value in module.named_parameters()
+    }
 
 
 def doubled(targets: Targets) -> Targets:
@@ -68,7 +107,9 @@ def read(fields: dict[str, Any]) -> RunSettings:
     """What `written` gave."""
     losses = {name: LossTerm(**term) for name, term in fields["losses"].items()}
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return RunSettings(**{**plain, "optimiser": OptimiserSettings(**fields["optimiser"]), "losses": losses})
+    prune = fields["prune"] and PruneSettings(**fields["prune"])
+    optimiser = OptimiserSettings(**fields["optimiser"])
+    return RunSettings(**{**plain, "optimiser": optimiser, "losses": losses, "prune": prune})
 
 
 def work(cases: dict[str, Any]) -> None:
@@ -77,12 +118,15 @@ def work(cases: dict[str, Any]) -> None:
     for name, case in cases.items():
         settings = read(case["settings"])
         try:
+            out = Path(settings.out)
             if case["steps"]:
                 found, told = gradients(settings, ranks, case["steps"])
-                out = Path(settings.out)
                 out.mkdir(exist_ok=True)
                 save_file(found, out / f"{ranks.rank}.safetensors")
                 (out / f"{ranks.rank}.json").write_text(json.dumps(told))
+            elif settings.prune:
+                out.mkdir(exist_ok=True)
+                save_file(pruned(settings, ranks), out / f"{ranks.rank}.safetensors")
             else:
                 train(settings)
         except Exception as error:

@@ -140,3 +140,43 @@ def test_the_target_rises_over_the_ramp() -> None:
 def test_settings_refuse(wrong: dict[str, float], says: str) -> None:
     with pytest.raises(UserError, match=says):
         PruneSettings(**wrong)
+
+
+VIT_B = ((768, 12), (512, 8))
+"""Width and heads of ViT-B/32's towers, of 12 layers each."""
+
+
+def stage_two(removed: float | None, kept: float) -> float:
+    """TinyCLIP's expected sparsity when √½ of each row is kept at `kept` and the others are at `removed`, or gone."""
+    sizes = []
+    for width, heads in VIT_B:
+        rows = []
+        for size in (width, 12 * heads, 12 * 4 * width):
+            left = round(size * 0.5**0.5)
+            rows.append(np.array([kept] * left + ([] if removed is None else [removed] * (size - left))))
+        sizes.append(formulas.expected_parameters(*rows, width, heads))
+    return 1 - sum(sizes) / sum(formulas.prunable(width, 12) for width, _ in VIT_B)
+
+
+def test_the_next_stage_begins_at_the_published_sparsity() -> None:
+    """TinyCLIP goes on with removed units at log α = -10, here they are gone: 1e-4 apart, until log α is clamped.
+
+    From the first step on TinyCLIP expects P(open) = 0.047 of what is gone: two points less than has been reached.
+    """
+    towers = []
+    for width, heads in VIT_B:
+        left = [round(size * 0.5**0.5) for size in (width, 12 * heads, 12 * 4 * width)]
+        # How units are dealt to layers does not count.
+        layers = (LayerShape(heads=left[1], mlp=left[2]), *(LayerShape(heads=0, mlp=0),) * 11)
+        full = FullShape(width=width, heads=heads, mlp=4 * width)
+        towers.append(Gates(TowerShape(width=left[0], layers=layers, full=full)).double())
+    ours = float(expected_sparsity(towers).detach())
+    assert ours == pytest.approx(stage_two(None, 10.0), abs=1e-12)
+    assert 0.5 < stage_two(-10.0, 10.0) + 1e-5 < ours < stage_two(-10.0, 10.0) + 1.2e-4
+    for gates in towers:
+        gates.clamp()
+    ours = float(expected_sparsity(towers).detach())
+    limit = float(np.log(100))
+    assert ours == pytest.approx(stage_two(None, limit), abs=1e-12)
+    assert stage_two(-limit, limit) == pytest.approx(ours - 0.020, abs=1e-3)
+    assert formulas.probability(np.array([-limit]))[0] == pytest.approx(0.0471, abs=1e-4)

@@ -15,77 +15,155 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_models import create_student, load_model, save_model
-from distill.pruning import PruneSettings
+from distill.evaluation import evaluate
+from distill.export import FORMATS
+from distill.pruning import PruneSettings, pruning_report
+from distill.pruning.gates import LIMIT
+from distill.run import Run
 from distill.settings import RunSettings
 from distill.train import train
+from tests.distill import pruning_formulas as formulas
 
 
 def weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "model" / "open_clip_model.safetensors")
 
 
-@pytest.fixture
-def pruned(world: Any, tmp_path: Path, save_student: Callable[..., str]) -> RunSettings:
-    """A finished run in `a` that took a student of two layers to half its size, with an average of its weights."""
-    student = save_student(tmp_path / "student.json", layers=2)
+def counted(model: Path) -> int:
+    """Parameters of attention and MLPs in a model folder."""
+    tensors = load_file(model / "open_clip_model.safetensors")
+    return sum(value.numel() for name, value in tensors.items() if ".attn." in name or ".mlp." in name)
+
+
+def delivered(run: Path) -> dict[str, bytes]:
+    """What a run is for: by name the model folder's files, and the report."""
+    files = [run / "pruning.json", *sorted((run / "model").iterdir())]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def pruned(world: Any, save_student: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
+    """A finished run that took a student of two layers to half its size, with an average of its weights."""
+    root = tmp_path_factory.mktemp("pruned")
+    student = save_student(root / "student.json", layers=2)
     model, config = create_student(student, 0)
-    save_model(model, config, str(tmp_path / "first"))
+    save_model(model, config, str(root / "first"))
     settings: RunSettings = world.settings(
-        tmp_path / "a",
+        root / "run",
         student=student,
-        initial=str(tmp_path / "first"),
+        initial=str(root / "first"),
         prune=PruneSettings(target=0.5, ramp=16, lr=0.3),
         steps=24,
-        checkpoint_every=12,
+        checkpoint_every=4,
+        keep=4,
         optimiser={"ema": 0.9},
     )
     train(settings)
     return settings
 
 
-def test_a_pruning_run_delivers_the_dense_model(pruned: RunSettings, tmp_path: Path) -> None:
-    report = json.loads((tmp_path / "a" / "pruning.json").read_text())
+def test_a_pruning_run_delivers_the_dense_model(pruned: RunSettings) -> None:
+    out = Path(pruned.out)
+    report = json.loads((out / "pruning.json").read_text())
     assert report["sparsity"] > 0.4
-    model = load_model(str(tmp_path / "a" / "model")).model
-    found = [parameter.numel() for name, parameter in model.named_parameters() if ".attn." in name or ".mlp." in name]
-    assert sum(found) == report["parameters"]["kept"]
-    line = json.loads((tmp_path / "a" / "log.jsonl").read_text().splitlines()[-1])
+    assert report["parameters"]["kept"] == counted(out / "model")
+    assert report["parameters"]["full"] == formulas.prunable(32, 2) + formulas.prunable(16, 2)
+    assert report["sparsity"] == 1 - report["parameters"]["kept"] / report["parameters"]["full"]
+    line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert line["prune/target"] == pytest.approx(0.5)
     assert line["prune/lambda1"] > 10
 
-    # Killed between two checkpoints, it goes on to the same bytes.
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    shutil.rmtree(tmp_path / "b" / "model")
-    shutil.rmtree(tmp_path / "b" / "checkpoints" / "00000024")
-    (tmp_path / "b" / "done.json").unlink()
-    train(replace(pruned, out=str(tmp_path / "b")))
-    again = weights(tmp_path / "b")
-    assert all(torch.equal(again[name], value) for name, value in weights(tmp_path / "a").items())
 
-    # In micro-batches every piece has the step's gates.
-    train(replace(pruned, out=str(tmp_path / "c"), micro_batches=3))
-    for name, value in weights(tmp_path / "c").items():
-        torch.testing.assert_close(value, again[name], rtol=1e-3, atol=2e-3)
+def test_a_run_goes_on_to_the_same_bytes_wherever_it_stopped(pruned: RunSettings, tmp_path: Path) -> None:
+    """In the ramp, at its end, after it, at the last step; and while the dense model was delivered."""
+    whole = Path(pruned.out)
+    expected = delivered(whole)
+    assert {"pruning.json", "model/open_clip_model.safetensors", "model/open_clip_config.json"} <= expected.keys()
+    assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == [f"{at:08d}" for at in (12, 16, 20, 24)]
+    for at, left in ((12, ()), (16, ()), (20, ()), (24, ()), (24, ("model",)), (24, ("model", "pruning.json"))):
+        again = tmp_path / f"from-{at}-{len(left)}"
+        shutil.copytree(whole, again)
+        (again / "done.json").unlink()
+        for checkpoint in (again / "checkpoints").iterdir():
+            if int(checkpoint.name) > at:
+                shutil.rmtree(checkpoint)
+        if "model" not in left:
+            shutil.rmtree(again / "model")
+        if "pruning.json" not in left:
+            (again / "pruning.json").unlink()
+        train(replace(pruned, out=str(again)))
+        assert delivered(again) == expected, again.name
+        for part in (path.name for path in (whole / "checkpoints" / "00000024").glob("*.safetensors")):
+            here, there = (run / "checkpoints" / "00000024" / part for run in (again, whole))
+            assert here.read_bytes() == there.read_bytes(), (again.name, part)
 
 
-@pytest.mark.usefixtures("pruned")
-def test_the_next_stages_go_on_from_it(world: Any, tmp_path: Path) -> None:
-    model = str(tmp_path / "a" / "model")
-    further = world.settings(
-        tmp_path / "d",
-        student=model,
-        initial=model,
-        prune=PruneSettings(target=0.8, start=0.5, ramp=8, lr=0.3),
-        steps=16,
-    )
-    train(further)
-    first, second = (json.loads((tmp_path / run / "pruning.json").read_text()) for run in "ad")
-    assert second["parameters"]["before"] == first["parameters"]["kept"]
-    assert second["parameters"]["kept"] < first["parameters"]["kept"]
-    assert second["parameters"]["full"] == first["parameters"]["full"]
-    end = str(tmp_path / "d" / "model")
-    trained = train(world.settings(tmp_path / "e", student=end, initial=end, steps=2))
-    assert {k: v.shape for k, v in weights(tmp_path / "e").items()} == {
-        k: v.shape for k, v in weights(tmp_path / "d").items()
-    }
+def test_the_next_run_goes_on_from_it(world: Any, pruned: RunSettings, tmp_path: Path) -> None:
+    end = str(Path(pruned.out) / "model")
+    trained = train(world.settings(tmp_path / "on", student=end, initial=end, steps=2))
+    found, before = weights(tmp_path / "on"), weights(Path(pruned.out))
+    assert {name: value.shape for name, value in found.items()} == {name: v.shape for name, v in before.items()}
     assert load_model(trained.model).config == load_model(end).config
+
+
+def close(settings: RunSettings, *parts: tuple[str, int]) -> dict[str, Any]:
+    """Run `settings` from masks that are about to close, as thousands of slow steps would have left them.
+
+    At its end heads or MLP units of a layer of the text tower are as closed as they can be. Returns the report.
+    """
+    run = Run(settings)
+    assert run.pruning is not None
+    assert settings.prune is not None
+    with torch.no_grad():
+        for row in run.pruning.masks():
+            row.fill_(0.6)
+    for batch in run.loader.batches(0, run.steps):
+        run.step(batch)
+    gates = run.pruning.gates[1]
+    for part, layer in parts:
+        counts = [getattr(each, part) for each in gates.shape.layers]
+        with torch.no_grad():
+            getattr(gates, part).split(counts)[layer].fill_(-LIMIT)
+    save_model(*run.finished(), f"{settings.out}/model")
+    return pruning_report(run.delivered, settings.prune)
+
+
+def test_three_stages_leave_a_quarter(world: Any, tmp_path: Path, save_teacher: Callable[..., str]) -> None:
+    """From the cache alone; what is reported is what is in the files, and they are a model like any other."""
+    first = save_teacher(tmp_path / "full", image=32, dim=24, layers=3)
+    full = formulas.prunable(32, 3) + formulas.prunable(16, 3)
+
+    def stage(student: str, name: str, target: float, steps: int, lr: float) -> RunSettings:
+        prune = PruneSettings(target=target, start=target - 0.25, ramp=steps // 2, lr=lr)
+        settings: RunSettings = world.settings(
+            tmp_path / name, student=student, initial=student, prune=prune, steps=steps, checkpoint_every=steps
+        )
+        return settings
+
+    one = stage(first, "one", 0.25, steps=16, lr=0.04)
+    two = stage(f"{one.out}/model", "two", 0.5, steps=16, lr=0.1)
+    three = stage(f"{two.out}/model", "three", 0.75, steps=40, lr=0.15)
+    reports = [close(one, ("heads", 0), ("mlp", 2)), close(two, ("mlp", 2))]
+    train(three)
+    reports.append(json.loads((tmp_path / "three" / "pruning.json").read_text()))
+
+    before = full
+    for settings, report in zip((one, two, three), reports, strict=True):
+        assert settings.prune is not None
+        kept = counted(Path(settings.out) / "model")
+        assert report["parameters"] == {"full": full, "before": before, "kept": kept}
+        assert report["sparsity"] == pytest.approx(1 - kept / full, rel=1e-12)
+        assert report["sparsity"] > settings.prune.target - 0.04
+        assert report["sparsity"] == pytest.approx(report["expected"], abs=0.05)
+        assert kept < before
+        before = kept
+    texts = [report["towers"]["text"] for report in reports]
+    assert [text["layers"][0]["heads"] for text in texts] == [0, 0, 0]
+    # The limit of log α leaves 64·P(open) = 3.02 of a layer's units in one stage, of 3 then none.
+    assert [text["layers"][2]["mlp"] for text in texts] == [3, 0, 0]
+
+    loaded = load_model(f"{three.out}/model")
+    options: dict[str, Any] = {"classes": None, "templates": [], "label_field": None, "batch_size": 8}
+    assert evaluate(loaded, world.dataset, **options, device="cpu")["samples"] == 26
+    for name in ("torchscript", "onnx", "safetensors"):
+        assert max(FORMATS[name](loaded, str(tmp_path / name)).values()) < 1e-3

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.logs import read_log
+from distill.pruning import PruneSettings
 from distill.ranks import Ranks
 from distill.settings import RunSettings
 from distill.train import train
-from tests.distill.ranks_program import gradients, written
+from tests.distill.ranks_program import gradients, pruned, written
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SIZES = (2, 4)
@@ -36,6 +37,8 @@ CASES = (
     "out of reach",
     "only the loss learns",
     "one tower locked",
+    "under masks",
+    "under masks in micro-batches",
 )
 STEPS = {"out of reach": [1, 2], "untaught": [0, 1, 2, 3], "untaught in micro-batches": [0, 1, 2, 3]}
 
@@ -69,6 +72,8 @@ def ran(
     settings = world.settings
     several: dict[str, Any] = {"cache": rich, "teachers": ("teach", "other"), "captions": ("txt", "json-key")}
     texts: dict[str, Any] = {"cache": rich, "text_tower": "cache"}
+    prune = PruneSettings(target=0.9, ramp=0, lr=0.5)
+    masks: dict[str, Any] = {**several, "prune": prune, "losses": {"affinity": 1.0, "fd": 9.0}}
     changes: dict[str, dict[str, Any]] = {
         "losses": {"losses": EVERY_LOSS},
         "micro-batches": {"losses": EVERY_LOSS, "micro_batches": 2},
@@ -84,11 +89,15 @@ def ran(
             "micro_batches": 2,
         },
         "one tower locked": {"lock": ("image",), "micro_batches": 2},
+        "under masks": masks,
+        "under masks in micro-batches": {**masks, "micro_batches": 2},
     }
     cases = {name: settings(root, batch_size=8, **change) for name, change in changes.items()}
     untaught = part.settings(root, join="none", losses={"affinity": 1.0, "contrastive": 0.5, "fd": 10.0}, batch_size=4)
     cases |= {"untaught": untaught, "untaught in micro-batches": replace(untaught, batch_size=8, micro_batches=2)}
     assert set(cases) == set(CASES)
+
+    pruning = replace(cases["under masks"], micro_batches=2, prune=PruneSettings(target=0.5, ramp=4, lr=0.7))
 
     # A whole run, and one that a single process begins.
     whole = settings(
@@ -109,6 +118,8 @@ def ran(
         (root / str(size)).mkdir()
         at = {name: at_size(case, root / str(size) / name) for name, case in cases.items()}
         plan[size] = {name: {"settings": written(case), "steps": STEPS.get(name, [1])} for name, case in at.items()}
+        if size == 2:
+            plan[size]["pruned"] = {"settings": written(at_size(pruning, root / "2" / "pruned")), "steps": []}
         shutil.copytree(begun, root / str(size) / "resumed")
         for name in ("whole", "resumed") if size == 2 else ("resumed",):
             plan[size][name] = {"settings": written(at_size(whole, root / str(size) / name)), "steps": []}
@@ -118,7 +129,7 @@ def ran(
         command, capture_output=True, text=True, check=False, timeout=120, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return Ran(cases, root)
+    return Ran({**cases, "pruned": pruning}, root)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -168,3 +179,18 @@ def test_a_run_of_several_ends_where_a_run_of_one_ends(ran: Ran, name: str, size
     if name == "resumed":
         (event,) = (json.loads(line) for line in (several / "events.jsonl").read_text().splitlines())
         assert (event["step"], event["kind"]) == (6, "resumed")
+
+
+def test_several_prune_to_the_model_that_one_prunes_to(ran: Ran) -> None:
+    """In float64, the masked weights, the multipliers and what is materialised; each process comes to the same."""
+    alone = pruned(replace(ran.cases["pruned"], micro_batches=1), ALONE)
+    one, other = (load_file(ran.out / "2" / "pruned" / f"{rank}.safetensors") for rank in (0, 1))
+    assert one.keys() == alone.keys()
+    for name, value in alone.items():
+        assert torch.equal(one[name], other[name]), name
+        assert one[name].shape == value.shape, name
+        assert (one[name] - value).abs().max() < 1e-9, name
+    full, left = (alone[f"{part}/visual.conv1.weight"] for part in ("masked", "dense"))
+    assert 8 < len(left) < len(full) == 32
+    assert alone["masked/visual.transformer.gates.mlp"].std() > 0.01
+    assert (alone["prune/multipliers"] - 10).abs().min() > 0.5
