@@ -59,9 +59,11 @@ def made_by_name(name: str, device: str) -> Any:
 
     One whose text tower is another library's is made without it: nothing is asked of a hub.
     """
-    described = open_clip.get_model_config(name.replace("/", "-")) or {}
-    foreign = "hf_model_name" in described.get("text_cfg", {})
-    towers: tuple[Tower, ...] = ("image",) if foreign else ("image", "text")
+    described = open_clip.get_model_config(name.replace("/", "-"))
+    if described is None:
+        with torch.device("meta"), _NoNumbers():
+            described = create_student(name, 0, ("image",))[1]["model_cfg"]
+    towers: tuple[Tower, ...] = ("image",) if "hf_model_name" in described["text_cfg"] else ("image", "text")
     if device != "meta":
         return create_student(name, 0, towers)[0].to(device).eval()
     with torch.device("meta"), _NoNumbers():
@@ -73,6 +75,7 @@ def size_of(model: Any) -> Size:
 
     Counted are matrix products and convolutions; norms, activations and the like cost nothing. This gives the
     published tables' numbers. Torch's fused attention hides its products from a counter, so it is switched off here.
+    The model is left as it was, in training mode too.
     """
     image = sum(p.numel() for p in model.visual.parameters())
     has_text = hasattr(model, "encode_text")
@@ -82,8 +85,8 @@ def size_of(model: Any) -> Size:
         image=image,
         text=text if has_text else None,
         total=sum(p.numel() for p in model.parameters()),
-        image_macs=_macs(model.encode_image, _pixels(model, 1)),
-        text_macs=_macs(model.encode_text, _tokens(model, 1)) if has_text else None,
+        image_macs=_macs(model, model.encode_image, _pixels(model, 1)),
+        text_macs=_macs(model, model.encode_text, _tokens(model, 1)) if has_text else None,
     )
 
 
@@ -130,13 +133,25 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _macs(encode: Callable[[Tensor], Tensor], given: Tensor) -> int:
+def _macs(model: nn.Module, encode: Callable[[Tensor], Tensor], given: Tensor) -> int:
     with ExitStack() as stack:
-        for context in (_unfused(), sdpa_kernel(SDPBackend.MATH), torch.no_grad()):
+        for context in (_evaluating(model), _unfused(), sdpa_kernel(SDPBackend.MATH), torch.no_grad()):
             stack.enter_context(context)
         counter: _Counter = stack.enter_context(_Counter())  # type: ignore[no-untyped-call]
         encode(given)
     return counter.operations // 2
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """A batch norm in training mode would learn from what it is measured with, and refuse a single image."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

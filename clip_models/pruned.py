@@ -6,11 +6,14 @@ Its `model_cfg` says the width where open_clip has it, and, under a key of ours,
     "clipstill_pruned": {"vision": {"full": {"width": 768, "heads": 12, "mlp": 3072},
                                     "layers": [{"heads": 9, "mlp": 2011}, ...]}, "text": {...}}
 
-`full` is the tower that pruning began from: its heads' width stays, and sparsity is relative to its size.
+`full` is the tower that pruning began from: its heads' width stays, and sparsity is relative to its size. No layer has
+more than it, and a tower has the width that its own configuration says.
 """
 
 from __future__ import annotations
 
+import json
+import textwrap
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
+
+from shards.errors import UserError
 
 PRUNED = "clipstill_pruned"
 """The key in `model_cfg`."""
@@ -75,20 +80,72 @@ def _prunable(width: int, inner: int, mlp: int) -> int:
 
 
 def tower_shape(model_cfg: dict[str, Any], kind: TowerKind) -> TowerShape | None:
-    """The shape of a tower, pruned or not; None if its configuration is no plain transformer of open_clip's."""
+    """The shape of a tower, pruned or not; None if its configuration is no plain transformer of open_clip's.
+
+    Raises `UserError` if what is under our key is not as written above, naming the field.
+    """
+    pruned = _pruned_towers(model_cfg)
     given = model_cfg[f"{kind}_cfg"]
-    if "timm_model_name" in given or "hf_model_name" in given:
-        return None
-    cfg: Any = CLIPVisionCfg(**given) if kind == "vision" else CLIPTextCfg(**given)
-    pruned = model_cfg.get(PRUNED, {}).get(kind)
-    if pruned is not None:
-        layers = tuple(LayerShape(**layer) for layer in pruned["layers"])
-        return TowerShape(width=cfg.width, layers=layers, full=FullShape(**pruned["full"]))
-    if not isinstance(cfg.layers, int):
+    foreign = "timm_model_name" in given or "hf_model_name" in given
+    cfg: Any = None if foreign else CLIPVisionCfg(**given) if kind == "vision" else CLIPTextCfg(**given)
+    plain = not foreign and isinstance(cfg.layers, int)
+    if kind in pruned:
+        if not plain:
+            raise UserError(f"{kind}_cfg is no plain transformer of open_clip's", where=f"{PRUNED}.{kind}")
+        return _pruned_shape(pruned[kind], kind, cfg.width)
+    if not plain:
         return None
     heads = cfg.width // cfg.head_width if kind == "vision" else cfg.heads
     full = FullShape(width=cfg.width, heads=heads, mlp=int(cfg.width * cfg.mlp_ratio))
     return TowerShape(width=cfg.width, layers=(LayerShape(heads=heads, mlp=full.mlp),) * cfg.layers, full=full)
+
+
+def _pruned_towers(model_cfg: dict[str, Any]) -> dict[TowerKind, Any]:
+    kinds: tuple[TowerKind, ...] = ("vision", "text")
+    towers = _object(model_cfg.get(PRUNED, {}), PRUNED, kinds, needed=False)
+    return {kind: towers[kind] for kind in kinds if kind in towers}
+
+
+def _pruned_shape(written: Any, kind: TowerKind, width: Any) -> TowerShape:
+    at = f"{PRUNED}.{kind}"
+    entry = _object(written, at, ("full", "layers"))
+    sizes = _object(entry["full"], f"{at}.full", ("width", "heads", "mlp"))
+    full = FullShape(**{name: _count(size, f"{at}.full.{name}", 1) for name, size in sizes.items()})
+    if full.width % full.heads:
+        raise UserError(f"it is {full.width}, no multiple of its {full.heads} heads", where=f"{at}.full.width")
+    if not isinstance(entry["layers"], list) or not entry["layers"]:
+        raise _not_that(entry["layers"], f"{at}.layers", "a list of {heads, mlp}, one for each layer")
+    layers = []
+    for number, given in enumerate(entry["layers"]):
+        where = f"{at}.layers[{number}]"
+        layer = _object(given, where, ("heads", "mlp"))
+        most = {"heads": full.heads, "mlp": full.mlp}
+        layers.append(LayerShape(**{name: _count(layer[name], f"{where}.{name}", 0, most[name]) for name in most}))
+    return TowerShape(width=_count(width, f"{kind}_cfg.width", 1, full.width), layers=tuple(layers), full=full)
+
+
+def _object(written: Any, where: str, names: tuple[str, ...], needed: bool = True) -> dict[str, Any]:
+    """An object that has nothing but `names`, and all of them if they are `needed`."""
+    wanted = f"an object of {' and '.join(names)}"
+    if not isinstance(written, dict):
+        raise _not_that(written, where, wanted)
+    for name in (*names, *written):
+        if name not in names or (needed and name not in written):
+            fault = f"it lacks {name!r}" if name in names else f"it has {name!r}"
+            raise UserError(f"{fault}; it should be {wanted}", where=where)
+    return written
+
+
+def _count(written: Any, where: str, least: int, most: int | None = None) -> int:
+    whole = isinstance(written, int) and not isinstance(written, bool)
+    if not whole or written < least or (most is not None and written > most):
+        bounds = f"of {least} or more" if most is None else f"from {least} to the full tower's {most}"
+        raise _not_that(written, where, f"a whole number {bounds}")
+    return int(written)
+
+
+def _not_that(written: Any, where: str, wanted: str) -> UserError:
+    return UserError(f"it is {textwrap.shorten(json.dumps(written), 60, placeholder=' …')}, not {wanted}", where=where)
 
 
 def with_shape(model_cfg: dict[str, Any], kind: TowerKind, shape: TowerShape) -> dict[str, Any]:
@@ -105,20 +162,15 @@ def take_shapes(arguments: dict[str, Any]) -> dict[TowerKind, TowerShape]:
 
     In `arguments` each of these is left with one ordinary layer of one head, for `put_blocks` to replace.
     """
-    kinds: tuple[TowerKind, ...] = ("vision", "text")
-    shapes = {kind: shape for kind in kinds if (shape := _taken(arguments, kind)) is not None}
+    shapes: dict[TowerKind, TowerShape] = {}
+    for kind in _pruned_towers(arguments):
+        shape = tower_shape(arguments, kind)
+        if shape is not None:
+            shapes[kind] = shape
+            one_head = {"head_width": shape.width} if kind == "vision" else {"heads": 1}
+            arguments[f"{kind}_cfg"] |= {"layers": 1, **one_head}
     arguments.pop(PRUNED, None)
     return shapes
-
-
-def _taken(arguments: dict[str, Any], kind: TowerKind) -> TowerShape | None:
-    if kind not in arguments.get(PRUNED, {}):
-        return None
-    shape = tower_shape(arguments, kind)
-    if shape is not None:
-        one_head = {"head_width": shape.width} if kind == "vision" else {"heads": 1}
-        arguments[f"{kind}_cfg"] |= {"layers": 1, **one_head}
-    return shape
 
 
 def transformer_of(model: Any, kind: TowerKind) -> Any:

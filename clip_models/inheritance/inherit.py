@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_models.inheritance.report import Inherited
@@ -28,14 +29,15 @@ def inherit(student: nn.Module, student_config: ModelConfig, teacher: LoadedMode
 
     Depth: of T layers a student of S takes 0, step, … (S-1)·step with step = T // S; in a ResNet stage by stage. Width:
     the leading part of every tensor on every dimension; a fused QKV projection is (3, heads, head width, …), so that
-    whole heads are kept. Towers may be open_clip's ViT, its modified ResNet and its text transformer, the latter in a
+    whole heads are kept. Positions of another image size are first brought onto the student's grid, as open_clip does
+    when it loads weights. Towers may be open_clip's ViT, its modified ResNet and its text transformer, the latter in a
     CLIP or a CustomTextCLIP on either side; towers of any other family are copied where they are configured alike.
     Scale and bias of the logits stay the student's own, unless all of its towers are configured as the teacher's: then
     it goes on as that very model.
 
     Raises `UserError`, the student being as it was, if the teacher lacks a tower or has one of another family, if the
-    student is larger in anything, or if they differ in what slicing cannot bridge: activation, head width, image or
-    patch size, vocabulary, pooling and the like.
+    student is larger in anything, or if they differ in what slicing cannot bridge: activation, head width, patch
+    size, vocabulary, pooling and the like.
     """
     theirs = {tower.name: tower for tower in towers(teacher.model, teacher.config)}
     copies: list[_Copy] = []
@@ -62,12 +64,15 @@ def _of_tower(student: TowerView, teacher: TowerView, where: str) -> Iterator[_C
             there = f"{stack}.{layer[1]}.{match[3]}"
         if there not in teacher.tensors:
             raise UserError(f"it has no {there} in its {teacher.name} tower, the student has", where=where)
-        teacher_name, source = teacher.tensors[there]
+        teacher_name, whole = teacher.tensors[there]
+        source, resized = whole, ""
+        if name == student.positions and student.grid != teacher.grid:
+            source, resized = _on_grid(whole, teacher.grid, student.grid), f"{teacher.grid} grid to {student.grid}"
         if source.ndim != target.ndim or any(
             have < want for have, want in zip(source.shape, target.shape, strict=True)
         ):
             raise UserError(
-                f"its {teacher_name} is {tuple(source.shape)}, the student's {tuple(target.shape)}",
+                f"its {teacher_name} is {tuple(whole.shape)}, the student's {tuple(target.shape)}",
                 where=where,
                 do="Give a wider teacher or a narrower student",
             )
@@ -79,8 +84,8 @@ def _of_tower(student: TowerView, teacher: TowerView, where: str) -> Iterator[_C
             student=student_name,
             teacher=teacher_name,
             tower=student.name,
-            shape=tuple(source.shape),
-            slices=slices,
+            shape=tuple(whole.shape),
+            slices=resized + slices,
             elements=target.numel(),
             stack=stack,
             layer=layer,
@@ -124,6 +129,13 @@ def _steps(student: TowerView, teacher: TowerView, where: str) -> Mapping[str, i
             )
         steps[stack] = there // layers
     return steps
+
+
+def _on_grid(positions: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """(1 + rows x columns, width) interpolated as in open_clip's `resize_pos_embed`; the class position stays."""
+    image = positions[1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions[:1], image.flatten(2)[0].T])
 
 
 def _leading(source: Tensor, shape: torch.Size, fused_heads: tuple[int, int] | None) -> tuple[Tensor, str]:

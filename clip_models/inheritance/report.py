@@ -18,8 +18,9 @@ class Inherited:
     """One tensor of the student and what it holds of one of the teacher's.
 
     `shape` is that of the teacher's whole tensor. `slices` of it are numpy's; it takes the shape before the brackets
-    first if there is one. `layer` is the index in `stack` and `layers` their number there, of the student and of the
-    teacher; `heads` are the attention heads, kept and all.
+    first if there is one. Positions that were interpolated first say so there: "(15, 15) grid to (14, 14)[:, :512]".
+    `layer` is the index in `stack` and `layers` their number there, of the student and of the teacher; `heads` are the
+    attention heads, kept and all.
     """
 
     student: str
@@ -48,7 +49,8 @@ def summary(rows: Sequence[Inherited]) -> str:
             parts.append(f"{stack.rpartition('.')[2]} from {', '.join(map(str, layers))}")
         lines.append("; ".join(parts))
     scalars = [row.student for row in rows if row.tower == "logits"]
-    lines.append(f"logits: {' and '.join(scalars) or 'nothing'} inherited")
+    told = f"{' and '.join(scalars)} inherited" if scalars else "a new scale: the towers are not the teacher's whole"
+    lines.append(f"logits: {told}")
     return "\n".join(lines)
 
 

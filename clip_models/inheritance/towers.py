@@ -15,13 +15,15 @@ from clip_models.models import ModelConfig
 from clip_models.pruned import PRUNED
 
 SCALARS = ("logit_scale", "logit_bias")
-SIZES = {"layers", "width", "heads", "mlp_ratio", "embed_dim", "context_length"}
+SIZES = {"layers", "width", "heads", "mlp_ratio", "embed_dim", "context_length", "image_size"}
 """The fields of a tower that may differ between student and teacher."""
 LAYER = re.compile(r"(transformer\.resblocks|layer[1-4])\.(\d+)\.(.+)")
 """A tensor of a layer: the stack that the layer is in, its index there, the name within the layer."""
 
 _OPEN_CLIPS_OWN = ("VisionTransformer", "ModifiedResNet", "TextTransformer")
-_OF_A_RESNET = SIZES | {"image_size", "head_width"}
+_OF_A_RESNET = SIZES | {"head_width"}
+_POSITIONS = {"VisionTransformer": "positional_embedding", "ModifiedResNet": "attnpool.positional_embedding"}
+_STRIDE_OF_A_RESNET = 32
 _NOT_OF_A_TOWER = {"vision_cfg", "text_cfg", PRUNED, "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
 _CHANGES_NO_EMBEDDING = {"custom_text", "output_dict", "patch_dropout", "timm_drop", "timm_drop_path"}
 _WHERE_FIRST_WEIGHTS_ARE_FROM = {"timm_model_pretrained", "hf_model_pretrained"}
@@ -43,6 +45,18 @@ class TowerView:
     def plain(self) -> bool:
         """Whether a smaller one of its kind is this one with layers and leading parts taken out."""
         return self.family in _OPEN_CLIPS_OWN and not self.fields.get("attentional_pool")
+
+    @property
+    def positions(self) -> str | None:
+        """The tensor that embeds the class position and then `grid`, row by row; of an image tower of open_clip's."""
+        return _POSITIONS.get(self.family)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, or of a ResNet's last features."""
+        patch = self.fields.get("patch_size", [_STRIDE_OF_A_RESNET] * 2)
+        rows, columns = (side // of for side, of in zip(self.fields["image_size"], patch, strict=True))
+        return rows, columns
 
     def depths(self) -> dict[str, int]:
         """Stack of layers → how many."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipstill.commands.common import Subparsers, add_command, show
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_models.measure import Size
+    from clip_models.published import Published
 
 _LIST = """\
 List the published students and teachers, what they cost as built here, and beside it what was published.
@@ -47,24 +52,26 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from clip_models.measure import size_of  # noqa: PLC0415 - `--help` stays fast
-    from clip_models.published import PUBLISHED  # noqa: PLC0415
+    from clip_models.published import PUBLISHED  # noqa: PLC0415 - `--help` stays fast
 
-    known = {row.name: row for row in PUBLISHED}
     heads = ["", "image", "text", "all", "MACs", "published: image", "text", "MACs", "IN-1k", "data", "from"]
-    lines = []
-    for name in args.models or known:
-        row = known.get(name)
+    lines, more = [], []
+    for name in args.models or [row.name for row in PUBLISHED]:
+        row = _published(name)
         if row is not None and row.role == "pruned":
             ours = ["made by pruning", "", "", ""]
         else:
-            size = size_of(_open(name, "meta"))
+            size = _size(name)
             text = "-" if size.text is None else f"{size.text / 1e6:.2f}"
             ours = [f"{size.image / 1e6:.2f}", text, f"{size.total / 1e6:.2f}", f"{size.macs / 1e9:.2f}"]
         told = [row.image, row.text, row.macs, row.in1k, row.data, row.source] if row else [""] * 6
-        shown = f"{name} (teacher)" if row is not None and row.role == "teacher" else name
-        lines.append([shown, *ours, *told])
+        shown = row.name if row else name
+        lines.append([f"{shown} (teacher)" if row and row.role == "teacher" else shown, *ours, *told])
+        more += [[f"  {shown}", row.also]] if row and row.also else []
     _show_table([heads, *lines], words={0, 9, 10})
+    if more:
+        show("\nalso published, zero-shot top-1 or top-1/top-5 in percent")
+        _show_table(more, words={0, 1})
     return 0
 
 
@@ -72,9 +79,10 @@ def run_bench(args: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415 - `--help` stays fast
 
     from clip_models.measure import throughput  # noqa: PLC0415
-    from clip_models.published import PUBLISHED  # noqa: PLC0415
 
-    known = {row.name: row for row in PUBLISHED}
+    for name in args.models:
+        # What is wrong with one is said before others are measured for minutes.
+        _size(name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     what = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     show(f"on {what}, {'float16 autocast' if device == 'cuda' else 'float32'}, torch {torch.__version__}")
@@ -83,10 +91,31 @@ def run_bench(args: argparse.Namespace) -> int:
     for name in args.models:
         rate = throughput(_open(name, device))
         texts = "-" if rate.texts is None else f"{rate.texts:,.0f}"
-        told = known[name].rate if name in known else ""
+        row = _published(name)
+        told = row.rate if row else ""
         line = f"{name:<{width}}  {rate.images:>10,.0f}  {texts:>10}  {rate.pairs:>10,.0f}  {told:>17}"
         show(line.rstrip())
     return 0
+
+
+def _published(name: str) -> Published | None:
+    """What was published about a name; a folder that is called alike is a model of its own."""
+    from clip_models.published import PUBLISHED  # noqa: PLC0415 - `--help` stays fast
+
+    rows = (row for row in PUBLISHED if row.name == name.replace("/", "-"))
+    return None if Path(name).is_dir() else next(rows, None)
+
+
+def _size(name: str) -> Size:
+    """Raises `UserError` if there is no such model, or if it cannot be run."""
+    from clip_models.measure import size_of  # noqa: PLC0415 - `--help` stays fast
+
+    model = _open(name, "meta")
+    try:
+        return size_of(model)
+    except Exception as error:  # whatever the modules of open_clip, timm and transformers object to
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(f"it cannot be run: {reason}", where=name, do="Check the sizes in its configuration") from error
 
 
 def _open(name: str, device: str) -> Any:

@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
 from clip_models import LoadedModel, create_student, load_model, save_model
@@ -81,7 +83,7 @@ def published(name: str, shape: Iterable[int], teacher: Weights, layers: Mapping
 def cut(whole: np.ndarray, slices: str) -> np.ndarray:
     """A row's own words, taken as numpy."""
     shape, _, brackets = slices.partition("[")
-    if shape:
+    if shape and "grid" not in shape:
         whole = whole.reshape(json.loads(shape.replace("(", "[").replace(")", "]")))
     index = [
         slice(int(part[1:])) if part[1:] else slice(None) for part in brackets.rstrip("]").split(", ") if part[0] == ":"
@@ -148,6 +150,52 @@ def test_a_resnet_student_holds_the_published_elements_stage_by_stage(make: Make
     pools = [row for row in rows if re.search(r"attnpool\.[qkv]_proj", row.student)]
     assert {row.heads for row in pools} == {(16, 24)}
     assert len(pools) == 6
+
+
+@pytest.mark.parametrize(
+    ("teacher_vision", "student_vision", "grids", "words"),
+    [
+        (VISION | {"image_size": 40}, VISION | {"image_size": 24, "width": 32}, (5, 3, 3), "[:, :32]"),
+        (VISION | {"image_size": 16}, VISION | {"image_size": [24, 32]}, (2, 3, 4), "[...]"),
+        (RESNET | {"image_size": 128}, RESNET | {"image_size": 96, "width": 8}, (4, 3, 3), "[:, :256]"),
+    ],
+    ids=["vit", "larger and not square", "resnet"],
+)
+def test_positions_of_another_image_size_are_those_that_open_clip_loads(
+    make: Make, teacher_vision: dict[str, Any], student_vision: dict[str, Any], grids: tuple[int, int, int], words: str
+) -> None:
+    """Interpolated at the teacher's width, then cut; every other tensor is a plain part of the teacher's."""
+    teacher, config = make(teacher_vision)
+    weights = dict(numbered(teacher))
+    student, own = make(student_vision)
+    rows = inherit(student, own, as_teacher(teacher, config))
+    name = (
+        "visual.attnpool.positional_embedding"
+        if "visual.attnpool.positional_embedding" in weights
+        else "visual.positional_embedding"
+    )
+    side, height, width = grids
+    state = {"visual.positional_embedding": torch.from_numpy(weights[name])}
+    resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=(height, width))))
+    weights[name] = state["visual.positional_embedding"].numpy()
+    layers = {BLOCKS: [0, 1]} | {f"layer{stage}": [0, 1] for stage in (1, 2, 3, 4)}
+    check_all(student, rows, weights, layers)
+    row = next(row for row in rows if row.student == name)
+    assert row.slices == f"({side}, {side}) grid to ({height}, {width}){words}"
+    assert row.shape == (1 + side * side, weights[name].shape[1])
+    assert "logit_scale" not in {row.student for row in rows}
+
+
+def test_positions_of_a_grid_that_is_not_square_keep_their_rows(make: Make) -> None:
+    """Two rows of four that embed their row alone, and the class: so do the student's two rows of two."""
+    teacher, config = make({"image_size": [16, 32]})
+    positions = teacher.visual.positional_embedding
+    with torch.no_grad():
+        positions.copy_(torch.tensor([7.0, 1, 1, 1, 1, 2, 2, 2, 2])[:, None].expand_as(positions))
+    student, own = make({"image_size": 16, "width": 32})
+    inherit(student, own, as_teacher(teacher, config))
+    expected = torch.tensor([7.0, 1, 1, 2, 2])[:, None].expand(5, 32)
+    torch.testing.assert_close(student.visual.positional_embedding.detach(), expected)
 
 
 @pytest.mark.parametrize(("of_teacher", "of_student"), [(False, True), (True, False)])
@@ -223,7 +271,7 @@ def test_the_scale_is_inherited_with_its_bias_or_not_at_all(make: Make) -> None:
     plain, own = make()
     rows = inherit(plain, own, as_teacher(teacher, config))
     assert float(plain.logit_scale.detach()) == pytest.approx(np.log(1 / 0.07))
-    assert summary(rows).splitlines()[-1] == "logits: nothing inherited"
+    assert summary(rows).splitlines()[-1] == "logits: a new scale: the towers are not the teacher's whole"
 
 
 def test_the_second_stage_inherits_from_the_first(make: Make) -> None:
@@ -260,7 +308,6 @@ def test_an_image_tower_alone_takes_its_part(make: Make) -> None:
         ({"head_width": 24}, {}, {}, r"head_width of its image tower is 16, of the student's 24"),
         ({}, {"heads": 2}, {}, r"head_width of its text tower is 16, of the student's 24"),
         ({"patch_size": 4}, {}, {}, r"patch_size of its image tower is \[8, 8\], of the student's \[4, 4\]"),
-        ({"image_size": 24}, {}, {}, r"image_size of its image tower is \[16, 16\], of the student's \[24, 24\]"),
         ({}, {"vocab_size": 30}, {}, r"vocab_size of its text tower is 40, of the student's 30"),
         ({"pool_type": "avg"}, {}, {}, r"pool_type of its image tower is tok, of the student's avg"),
         (RESNET, {}, {}, r"its image tower is a VisionTransformer, the student's a ModifiedResNet"),
@@ -303,6 +350,10 @@ def test_a_family_that_cannot_be_cut_is_inherited_whole_or_not_at_all(make: Make
         UserError, match=r"embed_dim of its image tower is 24, .* a TimmModel is inherited whole or not"
     ):
         inherit(*make(timm, embed_dim=16), teacher)
+    pooled = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
+    for vision in (timm, VISION | pooled):
+        with pytest.raises(UserError, match=r"image_size of its image tower is \[\d.*inherited whole or not at all"):
+            inherit(*make(vision | {"image_size": 48}), as_teacher(*make(vision)))
 
 
 def test_a_pruned_tower_is_inherited_by_one_of_its_own_shape_only(make: Make) -> None:
@@ -359,7 +410,7 @@ def test_the_rows_are_told_in_a_few_lines_and_written_whole(make: Make, tmp_path
         f"image: {len(image)} tensors, {sum(image):,} elements; 16 of 24 heads; layer1 from 0, 2; layer2 from 0, 1; "
         "layer3 from 0, 1; layer4 from 0, 1\n"
         f"text: {len(text)} tensors, {sum(text):,} elements; 2 of 3 heads; resblocks from 0, 2\n"
-        "logits: nothing inherited"
+        "logits: a new scale: the towers are not the teacher's whole"
     )
     write_inheritance(rows, tmp_path / "run" / "inheritance.json")
     body = json.loads((tmp_path / "run" / "inheritance.json").read_text())

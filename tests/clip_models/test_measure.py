@@ -61,13 +61,34 @@ def test_a_model_without_text_tower_has_no_text(tmp_path: Path) -> None:
     assert size.total == size.image + 1
 
 
-def test_counting_leaves_torch_and_the_model_as_they_were(tmp_path: Path) -> None:
-    model = made_by_name(written(tmp_path), "cpu")
-    assert torch.backends.mha.get_fastpath_enabled()
+def test_a_text_tower_of_another_library_is_left_out_and_no_hub_is_asked(tmp_path: Path) -> None:
+    """Of a file as of a name; nothing listens where the hub would be."""
+    name = written(tmp_path, text_cfg={"hf_model_name": "no-such-organisation/no-such-model"})
+    model = made_by_name(name, "meta")
+    assert not hasattr(model, "encode_text")
+    assert size_of(model).image == size_of(made_by_name(written(tmp_path), "meta")).image
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        VIT["vision_cfg"],
+        {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
+        {"image_size": 32, "timm_model_name": "resnet10t"},
+    ],
+    ids=["vit", "resnet", "timm"],
+)
+def test_counting_leaves_torch_and_the_model_as_they_were(tmp_path: Path, vision: dict[str, Any]) -> None:
+    """In training mode batch norms learn nothing, and the modules that were frozen in evaluation mode stay there."""
+    model, _ = create_student(written(tmp_path, vision_cfg=vision), 0)
+    frozen = next(module for module in model.visual.modules() if not list(module.children())).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    size_of(model)
+    in_training = size_of(model)
     assert torch.backends.mha.get_fastpath_enabled()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module for module in model.modules() if not module.training] == [frozen]
+    assert size_of(model.eval()) == in_training
+    assert not any(module.training for module in model.modules())
 
 
 def test_throughput_is_batch_times_rounds_over_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,11 +118,52 @@ def test_it_is_created_saved_and_loaded_like_any_other(pruned: str, tmp_path: Pa
     assert not hasattr(image, "transformer")
 
 
-def test_a_description_that_is_none_is_refused(tmp_path: Path) -> None:
-    for wrong, says in (
-        ({"vision": {"layers": []}}, "full"),
-        ({"vision": {"full": {"width": 32, "heads": 2, "mlp": 9}, "layers": [{"heads": 1}]}}, "mlp"),
-    ):
-        (tmp_path / "wrong.json").write_text(json.dumps({**PLAIN, "clipstill_pruned": wrong}))
-        with pytest.raises(UserError, match=f"no model can be built from this configuration.*{says}"):
-            create_student(str(tmp_path / "wrong.json"), seed=0)
+FULL = {"width": 32, "heads": 2, "mlp": 96}
+LAYER = {"heads": 1, "mlp": 33}
+
+
+def with_entry(**changes: Any) -> dict[str, Any]:
+    return {"clipstill_pruned": {"vision": {"full": FULL, "layers": [LAYER, LAYER], **changes}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"clipstill_pruned": []}, r"clipstill_pruned: it is \[\], not an object of vision and text"),
+        ({"clipstill_pruned": {"visoin": {}}}, "clipstill_pruned: it has 'visoin'; it should be an object of vision"),
+        ({"clipstill_pruned": {"text": [1]}}, r"clipstill_pruned\.text: it is \[1\], not an object of full and layers"),
+        ({"clipstill_pruned": {"vision": {"layers": []}}}, r"clipstill_pruned\.vision: it lacks 'full'"),
+        (with_entry(full=FULL | {"heads": 0}), r"vision\.full\.heads: it is 0, not a whole number of 1 or more"),
+        (with_entry(full=FULL | {"heads": 3}), r"vision\.full\.width: it is 32, no multiple of its 3 heads"),
+        (with_entry(full=FULL | {"mlp": 96.0}), r"vision\.full\.mlp: it is 96\.0, not a whole number"),
+        (with_entry(full=FULL | {"width": 30}), r"vision_cfg\.width: it is 32, not .* from 1 to the full tower's 30"),
+        (with_entry(layers=[]), r"vision\.layers: it is \[\], not a list of {heads, mlp}"),
+        (with_entry(layers={"heads": 1, "mlp": 1}), r'vision\.layers: it is {"heads": 1, "mlp": 1}, not a list'),
+        (with_entry(layers=[LAYER, [1, 33]]), r"vision\.layers\[1\]: it is \[1, 33\], not an object of heads and mlp"),
+        (with_entry(layers=[LAYER, {"heads": 1}]), r"vision\.layers\[1\]: it lacks 'mlp'"),
+        (with_entry(layers=[LAYER | {"head": 1}]), r"vision\.layers\[0\]: it has 'head'"),
+        (
+            with_entry(layers=[LAYER | {"heads": -1}]),
+            r"layers\[0\]\.heads: it is -1, not .* from 0 to the full tower's 2",
+        ),
+        (
+            with_entry(layers=[LAYER | {"heads": 3}]),
+            r"layers\[0\]\.heads: it is 3, not .* from 0 to the full tower's 2",
+        ),
+        (with_entry(layers=[LAYER | {"mlp": True}]), r"layers\[0\]\.mlp: it is true, not a whole number"),
+        (
+            with_entry() | {"vision_cfg": PLAIN["vision_cfg"] | {"layers": [1, 1, 1, 1]}},
+            r"clipstill_pruned\.vision: vision_cfg is no plain transformer",
+        ),
+        (
+            with_entry() | {"vision_cfg": {"timm_model_name": "resnet18", "image_size": 32}},
+            r"clipstill_pruned\.vision: vision_cfg is no plain transformer",
+        ),
+    ],
+)
+def test_a_description_that_is_none_is_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps({**PLAIN, **changes}))
+    with pytest.raises(UserError, match=rf"no model can be built from this configuration: \S*{says}") as caught:
+        create_student(str(path), seed=0)
+    assert str(caught.value).startswith(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,8 @@ PRINTED = {
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, str]]:
     """Name → column → cell; a column's place is its heading's right end."""
     assert main(["models", *arguments]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+    table, _, _ = capsys.readouterr().out.partition("\n\n")
+    head, *lines = table.splitlines()
     ends = [found.end() for found in re.finditer(r"\S+(?: \S+)*", head)][:8]
     names = ["image", "text", "all", "macs", "published image", "published text", "published macs", "in1k"]
     rows = {}
@@ -71,6 +73,38 @@ def test_sizes_agree_with_the_published_ones(capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_what_else_was_published_stands_below(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["TinyCLIP-auto-ViT-63M-32-Text-31M", "clip-mixer-4M", "resnet18"]
+    assert main(["models", *names]) == 0
+    _, _, below = capsys.readouterr().out.partition("\n\nalso published")
+    assert [line.split(maxsplit=1) for line in below.splitlines()[1:]] == [
+        [names[0], "IN-1k 64.5 after LAION-400M and YFCC-15M"],
+        [
+            names[1],
+            "CIFAR-10 20.02/73.11, ImageNette 16.88/59.35, Natural Images 22.58/81.19, CIFAR-100 1.85/7.86, "
+            "Caltech-256 0.47/3.39",
+        ],
+    ]
+
+
+def test_a_name_with_a_slash_is_the_same_model(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed(capsys, "ViT-T-16")
+    assert listed(capsys, "ViT-T/16") == rows
+    assert rows["ViT-T-16"]["in1k"] == "34.90"
+
+
+def test_a_folder_called_like_a_published_model_is_not_that(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save_teacher: Callable[..., str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_teacher(tmp_path / "RN50")
+    row = listed(capsys, "RN50")["RN50"]
+    assert (row["image"], row["published image"]) == ("0.03", "")
+
+
 def test_any_model_can_be_listed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, save_teacher: Callable[..., str]
 ) -> None:
@@ -102,10 +136,30 @@ def test_bench_measures_by_the_published_protocol(
 
 
 @pytest.mark.parametrize("command", [["models"], ["models", "bench"]], ids=" ".join)
-def test_a_model_that_is_not_there_is_one_line(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "TinyCLIP-ViT-8M-Text-3M"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def test_a_model_that_is_not_there_is_one_line_before_any_other(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is the last of several: nothing has been measured by then."""
+    assert main([*command, "ViT-L-14", "TinyCLIP-ViT-8M-Text-3M"]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
     assert "TinyCLIP-ViT-8M-16-Text-3M" in line
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("command", [["models"], ["models", "bench"]], ids=" ".join)
+def test_a_model_that_cannot_be_run_is_one_line(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """An image smaller than its one patch: a module can be built of it, and fails at the first image."""
+    vision = {"image_size": 4, "patch_size": 8, "layers": 1, "width": 64}
+    text = {"vocab_size": 9, "width": 64, "heads": 1, "layers": 1}
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}))
+    assert main([*command, str(path)]) == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"clipstill: error: {path}: it cannot be run: .*Kernel size.*\n", said.err)
+    assert said.out == ""
 
 
 @pytest.mark.parametrize("command", [["models"], ["models", "bench"]], ids=" ".join)
