@@ -1,8 +1,9 @@
 """Export a model to the formats other libraries load, and prove that what they load computes the same.
 
 An export is written beside its destination, read back with the other library's own loader, compared with the original,
-given a model card, and only then renamed into place. Read `compare.py` first, then one file a format; `encoders.py` is
-what torchscript and onnx share, `card.py` writes the README.md.
+given a model card, and only then renamed into place. Read `staging.py` and `compare.py` first, then one file a format;
+`encoders.py` is what torchscript and onnx share. `card.py` writes the README.md, with `lineage.py` for what the model
+began from, `left.py` for what pruning left of it, and `snippets.py` for how it is loaded.
 """
 
 from collections.abc import Callable

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clip_models import LoadedModel
 from clip_models.measure import size_of
 from distill.export.compare import has_text
+from distill.export.left import layers_left, share_left
+from distill.export.lineage import began_from, data_in_words, in_words, run_of, short_name
+from distill.export.markdown import table, without_folders
 from distill.export.snippets import PICTURE, snippet
 from distill.page.run_folder import RunFolder
+from distill.page.words import in_short
 
 CARD_NAME = "README.md"
 
@@ -22,38 +25,31 @@ _RESIZED = {
     "longest": "the longer side resized, the rest filled",
     "squash": "both sides resized",
 }
+_UNKNOWN = "How it was trained is not known: it was not exported from a run."
 
 
 def write_card(folder: Path, loaded: LoadedModel, kind: str, measured: Mapping[str, float]) -> None:
     """Write `README.md` into the folder of an export of this `kind`, a key of `FORMATS`.
 
     If the model lies in a run's folder (`RUN/model`, `RUN/best`), the card has the run's data, teachers, settings,
-    fingerprints and results; it names no folder of this machine. `measured` as the export returns it.
+    fingerprints and results, and what its weights began from, as far back as runs' folders are still there; it names no
+    folder of this machine. `measured` as the export returns it.
     """
-    run = _run_of(loaded.name)
+    run = run_of(loaded.name)
     parts = [
         _front_matter(kind),
-        f"# {_title(loaded, run)}",
-        f"A CLIP model, {'trained' if run else 'exported'} by Clipstill.",
-        "## The model",
-        _table(("", ""), _model_rows(loaded)),
-        *(_run_parts(loaded, run) if run else ["How it was trained is not known: it was not exported from a run."]),
+        f"# {_title(loaded)}",
+        _summary(run),
         "## How to load it",
         f"In this folder, with a picture beside it called `{PICTURE}`:",
         f"```python\n{snippet(loaded, kind)}```",
-        "## How it was checked",
-        "The export was loaded again by the library that it is for, and compared with the original on random pixels, a "
-        "picture and texts that are hard to tokenise. Largest differences, of embeddings of unit norm:",
-        _table(("", "difference"), [(name.replace("_", " "), f"{value:.1e}") for name, value in measured.items()]),
+        "## The model",
+        table(("", ""), _model_rows(loaded)),
+        *layers_left(loaded),
+        *(_run_parts(run, best=Path(loaded.name).name == "best") if run else ["## Training", _UNKNOWN]),
+        *_checked(loaded, measured),
     ]
     (folder / CARD_NAME).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _run_of(spec: str) -> RunFolder | None:
-    folder = Path(spec.removeprefix("local-dir:")).absolute()
-    if not folder.is_dir() or not (folder.parent / "settings.json").is_file():
-        return None
-    return RunFolder.read(folder.parent)
 
 
 def _front_matter(kind: str) -> str:
@@ -63,9 +59,18 @@ def _front_matter(kind: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _title(loaded: LoadedModel, run: RunFolder | None) -> str:
-    name = str(run.settings.get("student", "")) if run else ""
-    return Path(name or loaded.name.removeprefix("local-dir:")).name.removesuffix(".json")
+def _title(loaded: LoadedModel) -> str:
+    share = share_left(loaded)
+    return short_name(loaded.name) + (f", pruned to {share:.0%}" if share is not None else "")
+
+
+def _summary(run: RunFolder | None) -> str:
+    if run is None:
+        return "A CLIP model, exported by Clipstill."
+    teachers = " and ".join(short_name(str(teacher.get("model", ""))) for teacher in _teachers(run))
+    learned = f"distilled by Clipstill from {teachers}" if teachers else "trained by Clipstill"
+    name = run.facts.get("dataset", {}).get("name")
+    return f"A CLIP model, {learned}{f' on {name}' if name else ''}."
 
 
 def _model_rows(loaded: LoadedModel) -> list[tuple[str, str]]:
@@ -88,37 +93,59 @@ def _model_rows(loaded: LoadedModel) -> list[tuple[str, str]]:
     return rows
 
 
-def _run_parts(loaded: LoadedModel, run: RunFolder) -> list[str]:
-    data = run.facts.get("dataset", {})
-    teachers = run.facts.get("teachers") or []
-    parts = ["## Training", _table(("", ""), _training_rows(run, data))]
+def _run_parts(run: RunFolder, *, best: bool) -> list[str]:
+    return [*_results(run, best=best), *_training(run)]
+
+
+def _training(run: RunFolder) -> list[str]:
+    parts = ["## Training", table(("", ""), _training_rows(run))]
+    teachers = _teachers(run)
     if teachers:
-        told = ("name", "model", "fingerprint", "embed_dim", "logit_scale")
-        rows = [[_cell(teacher.get(key, "")) for key in told] for teacher in teachers]
-        parts += ["Teachers, from their cached embeddings:", _table([key.replace("_", " ") for key in told], rows)]
+        heads = ("name", "model", "fingerprint", "embed_dim", "logit_scale")
+        rows = [[_said(name, teacher.get(name, "")) for name in heads] for teacher in teachers]
+        parts += ["Teachers, from their cached embeddings:", table([name.replace("_", " ") for name in heads], rows)]
     # Those that decide the weights, with defaults filled in; a run's identity leaves out places, logs and the like.
-    settings = _without_folders(run.identity.get("settings", {}))
-    parts += ["Settings:", f"```json\n{json.dumps(settings, indent=1)}\n```"]
-    return parts + _results(run, best=Path(loaded.name).name == "best")
+    settings = without_folders(run.identity.get("settings", {}))
+    opened, closed = "<details><summary>Settings</summary>", "</details>"
+    return [*parts, opened, f"```json\n{json.dumps(settings, indent=1)}\n```", closed]
 
 
-def _training_rows(run: RunFolder, data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [
-        ("student", _cell(run.settings.get("student", ""))),
-        *([("recipe", _cell(run.settings["recipe"]))] if run.settings.get("recipe") else []),
-        ("data", f"{data.get('name', '?')}, {data.get('samples', '?')} samples, content {data.get('content', '?')}"),
-        ("steps", str(run.planned)),
-        ("batch", str(run.settings.get("batch_size", "?"))),
+def _training_rows(run: RunFolder) -> list[tuple[str, str]]:
+    short = in_short(run)
+    rows = {
+        "run": f"`{run.path.name}`" + (f", by the recipe `{name}`" if (name := run.settings.get("recipe")) else ""),
+        "pruning": _pruning(run),
+        "data": data_in_words(run),
+        "losses": short.get("losses", ""),
+        "length": short.get("length", ""),
+        "optimiser": short.get("optimiser", ""),
+        "computed": short.get("computed", ""),
+    }
+    began = [
+        (
+            "which began from" if at else "began from",
+            words + f"; the weights taken from it: `{weights}`" * bool(weights),
+        )
+        for at, (words, weights) in enumerate(began_from(run))
     ]
-    if run.settings.get("initial"):
-        rows.insert(1, ("began from", f"{_cell(run.settings['initial'])}, weights {run.identity.get('initial')}"))
-    per_epoch = run.facts.get("steps_per_epoch")
-    if per_epoch and run.planned:
-        rows.append(("epochs", f"{run.planned / per_epoch:.3g}"))
-    versions = run.facts.get("versions", {})
-    if versions:
-        rows.append(("with", ", ".join(f"{name} {number}" for name, number in versions.items())))
-    return rows
+    known = [(name, text) for name, text in rows.items() if text]
+    return [*known[:1], *began, *known[1:]]
+
+
+def _pruning(run: RunFolder) -> str:
+    prune = run.settings.get("prune")
+    if not prune:
+        return ""
+    return f"{prune['target']:.0%} of the full model's attention and MLPs to be left out"
+
+
+def _teachers(run: RunFolder) -> list[Mapping[str, Any]]:
+    teachers: list[Mapping[str, Any]] = run.facts.get("teachers") or []
+    return teachers
+
+
+def _said(name: str, value: Any) -> str:
+    return in_words(value) if name == "model" and value else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _results(run: RunFolder, *, best: bool) -> list[str]:
@@ -132,27 +159,30 @@ def _results(run: RunFolder, *, best: bool) -> list[str]:
             rows.append((name.removeprefix("eval/"), f"{series.values[at][-1]:.4g}"))
     if not rows:
         return ["## Results", "The run was not evaluated."]
+    evaluation = run.settings.get("evaluation") or {}
+    on = f", `{Path(evaluation['shards']).name}`" if evaluation.get("shards") else ""
     kept = f" The step was chosen by `{found['metric']}`." if found else ""
-    return ["## Results", f"On the run's evaluation set, after {step:.0f} steps.{kept}", _table(("", ""), rows)]
+    said = f"On the run's evaluation set{on}, after {step:,.0f} steps; R@K and top-K in percent.{kept}"
+    return ["## Results", said, table(("", ""), rows)]
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(_without_folders(value))
+def _checked(loaded: LoadedModel, measured: Mapping[str, float]) -> list[str]:
+    texts = " and texts that are hard to tokenise" * has_text(loaded.model)
+    counts = {name: value for name, value in measured.items() if isinstance(value, int)}
+    rows = [(name.replace("_", " "), f"{value:.1e}") for name, value in measured.items() if name not in counts]
+    parts = [
+        "## How it was checked",
+        "The export was loaded again by the library that it is for, and compared with the original on random pixels, a "
+        f"picture{texts}. Largest differences, of embeddings of unit norm:",
+        table(("", "difference"), rows),
+    ]
+    if counts:
+        parts.append(
+            f"Of the {counts['captions']} texts, {counts['captions_tokenised_differently']} are tokenised as open_clip "
+            "does only after its cleaning of text (ftfy; HTML entities), which this library leaves out."
+        )
+    return parts
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.2f} M"
-
-
-def _without_folders(value: Any) -> Any:
-    """Of paths that begin at this machine's root or home, also in specs (`ARCH:/path/to/weights`), the last part."""
-    if isinstance(value, Mapping):
-        return {name: _without_folders(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_folders(part) for part in value]
-    return re.sub(r"(^|:)[~/].*/", r"\1", value) if isinstance(value, str) else value
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

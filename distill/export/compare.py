@@ -1,19 +1,16 @@
-"""What every export shares: it is written aside, read back, compared with the original, and only then put in place.
+"""What every export is compared by: the original's embeddings and logits beside those of what was read back.
 
 The comparison runs random images, an image through both preprocessors, and captions chosen to be hard to tokenise.
 """
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from open_clip.utils import to_2tuple
@@ -23,7 +20,6 @@ from torch import Tensor
 from clip_models import LoadedModel
 from clip_models.pruned import PRUNED
 from shards.errors import UserError
-from shards.storage import sync_to_disk
 
 Measured = dict[str, float]
 """What an export measured; see `to_open_clip.export_open_clip`."""
@@ -75,6 +71,10 @@ def beyond_open_clip(loaded: LoadedModel) -> str | None:
         return "it has no text tower"
     if PRUNED in loaded.config["model_cfg"]:
         return "it was pruned, and its layers differ"
+    name = loaded.config["model_cfg"]["vision_cfg"].get("timm_model_name")
+    # Where only Clipstill registers it, a process that has imported no more than open_clip does not know the name.
+    if name and timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("timm."):
+        return f"its image tower, {name}, is Clipstill's own and unknown to timm"
     return None
 
 
@@ -144,28 +144,3 @@ def picture(model: Any) -> Image.Image:
 def on_cpu(loaded: LoadedModel) -> Any:
     """A copy to compare with: accelerators may compute float32 convolutions less exactly."""
     return deepcopy(loaded.model).to("cpu", torch.float32).eval()
-
-
-@contextmanager
-def staged(folder: str) -> Iterator[Path]:
-    """A sibling of `folder` that takes its name when the block ends without an exception, and vanishes otherwise."""
-    if "://" in folder:
-        raise UserError("an export's folder must be on a local disk", where=folder, do="Give a path")
-    target = Path(folder).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("there is something already", where=folder, do="Name another folder or remove this one")
-    staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"no folder can be made there ({error.strerror})", where=folder, do="Check the path") from error
-    try:
-        yield staging
-        for path in (*staging.rglob("*"), staging):
-            sync_to_disk(path)
-        staging.rename(target)
-        sync_to_disk(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

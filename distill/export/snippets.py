@@ -133,25 +133,24 @@ def _preprocessing(loaded: LoadedModel) -> list[str]:
     """Lines that end with `images` (1, 3, h, w), with torchvision alone where it can do what the model saw."""
     settings: dict[str, Any] = loaded.config["preprocess_cfg"]
     opened = f'images = preprocess(Image.open("{PICTURE}"){{}})[None]'
-    if settings["resize_mode"] == "longest":
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    squash = settings["resize_mode"] == "squash"
+    # Torchvision neither fills what is missing nor fits an image around a size that is not square.
+    if not squash and (settings["resize_mode"] == "longest" or height != width):
         return [
             "from open_clip.transform import PreprocessCfg, image_transform_v2",
             "from PIL import Image",
             f"preprocess = image_transform_v2(PreprocessCfg(**{settings}), is_train=False)",
             opened.format(""),
         ]
-    size = settings["size"]
-    target = size if isinstance(size, int) else tuple(size)
-    side = target if isinstance(target, int) or target[0] != target[1] else target[0]
-    exact = (side, side) if isinstance(side, int) else side
     kind = {"bilinear": "BILINEAR"}.get(settings["interpolation"], "BICUBIC")
-    squash = settings["resize_mode"] == "squash"
     return [
         "from PIL import Image",
         "from torchvision import transforms",
         "preprocess = transforms.Compose([",
-        f"    transforms.Resize({exact if squash else side}, transforms.InterpolationMode.{kind}),",
-        *([] if squash else [f"    transforms.CenterCrop({side}),"]),
+        f"    transforms.Resize({(height, width) if squash else height}, transforms.InterpolationMode.{kind}),",
+        *([] if squash else [f"    transforms.CenterCrop({height}),"]),
         "    transforms.ToTensor(),",
         f"    transforms.Normalize({tuple(settings['mean'])}, {tuple(settings['std'])}),",
         "])",

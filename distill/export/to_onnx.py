@@ -21,9 +21,9 @@ from distill.export.compare import (
     on_cpu,
     reference_outputs,
     shown,
-    staged,
 )
 from distill.export.encoders import ImageEncoder, TextEncoder, plain_operations, write_config
+from distill.export.staging import staged
 from shards.errors import UserError
 
 IMAGE_NAME, TEXT_NAME = "image_encoder.onnx", "text_encoder.onnx"

@@ -15,8 +15,8 @@ from distill.export.compare import (
     on_cpu,
     outputs,
     reference_outputs,
-    staged,
 )
+from distill.export.staging import staged
 from shards.errors import UserError
 
 
@@ -27,8 +27,8 @@ def export_open_clip(loaded: LoadedModel, folder: str) -> Measured:
     between the original and what open_clip loads back, both float32 on the CPU: `image_embedding`, `text_embedding`
     (unit length), `logits`; and `captions` tried, of which `captions_tokenised_differently`.
     Raises `UserError` if the folder holds something, the model's embeddings are not finite, or open_clip cannot build
-    the model (one without a text tower, or pruned); `RuntimeError` if an embedding differs by more than
-    `EMBEDDING_TOLERANCE`, or a logit by more than `LOGIT_TOLERANCE`. Nothing is left behind then.
+    the model (one without a text tower, a pruned one, a mixer of ours); `RuntimeError` if an embedding differs by more
+    than `EMBEDDING_TOLERANCE`, or a logit by more than `LOGIT_TOLERANCE`. Nothing is left behind then.
     """
     reason = beyond_open_clip(loaded)
     if reason is not None:

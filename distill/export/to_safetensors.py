@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from clip_models import LoadedModel, load_model, save_model
 from clip_models.models import WEIGHTS_NAME
 from distill.export.card import write_card
-from distill.export.compare import Measured, compared, has_text, on_cpu, outputs, reference_outputs, staged
+from distill.export.compare import Measured, compared, has_text, on_cpu, outputs, reference_outputs
+from distill.export.staging import staged
 
 
 def export_safetensors(loaded: LoadedModel, folder: str) -> Measured:

@@ -21,9 +21,9 @@ from distill.export.compare import (
     on_cpu,
     reference_outputs,
     shown,
-    staged,
 )
 from distill.export.encoders import ImageEncoder, TextEncoder, plain_operations, write_config
+from distill.export.staging import staged
 
 FILE_NAME = "model.pt"
 

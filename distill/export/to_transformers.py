@@ -27,8 +27,8 @@ from distill.export.compare import (
     picture,
     random_pixels,
     reference_outputs,
-    staged,
 )
+from distill.export.staging import staged
 from shards.errors import UserError
 
 _EOT = 49407
@@ -52,14 +52,15 @@ def export_transformers(loaded: LoadedModel, folder: str) -> Measured:
 
     Raises as `export_open_clip` does, and `UserError` if the model has a part that `CLIPModel` cannot express.
     """
-    model = on_cpu(loaded)
-    part = beyond_open_clip(loaded) or _inexpressible(model, loaded.config)
+    beyond = beyond_open_clip(loaded)
+    part = beyond or _inexpressible(loaded.model, loaded.config)
     if part is not None:
         raise UserError(
             f"transformers' CLIPModel cannot hold this model: {part}",
             where=loaded.name,
-            do=f"Export it as {HOLDS_EVERY_MODEL}" if beyond_open_clip(loaded) else "Export it as open_clip",
+            do=f"Export it as {HOLDS_EVERY_MODEL if beyond else 'open_clip'}",
         )
+    model = on_cpu(loaded)
     reference = reference_outputs(model, loaded)
     with staged(folder) as staging, _quiet_transformers():
         measured = _write_transformers(model, loaded, reference, staging)

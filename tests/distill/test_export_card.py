@@ -7,6 +7,8 @@ import http.server
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,34 +64,73 @@ def expected(spec: str, picture: Path) -> torch.Tensor:
     return (loaded.model.logit_scale.exp() * image @ texts.T).softmax(dim=1)
 
 
+ELSEWHERE = """
+import json, os, runpy, sys
+for package in ("clip_models", "distill", "shards", "teacher_cache", "clipstill"):
+    sys.modules[package] = None  # importing it fails
+found = {}
+for name in sys.argv[2:]:
+    os.chdir(os.path.join(sys.argv[1], name))
+    found[name] = runpy.run_path("card.py")["probabilities"].tolist()
+print(json.dumps(found))
+"""
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", FORMATS)
 def test_the_cards_python_computes_what_the_model_does(
-    finished: Path, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    finished: Path, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where Clipstill is not installed; only safetensors are loaded by it."""
     spec = str(finished / "model")
-    FORMATS[name](load_model(spec), str(tmp_path / "out"))
-    found = run_snippet(tmp_path / "out", picture, monkeypatch)
-    # transformers' default image processor rounds pixels differently.
-    probabilities = found["probabilities"]
-    tolerance = 1e-3 if name == "transformers" else 1e-5
-    torch.testing.assert_close(probabilities, expected(spec, picture), atol=tolerance, rtol=0)
+    for name in FORMATS:
+        FORMATS[name](load_model(spec), str(tmp_path / name))
+        shutil.copy(picture, tmp_path / name / "picture.jpg")
+        (tmp_path / name / "card.py").write_text(python_in((tmp_path / name / "README.md").read_text()))
+    others = [name for name in FORMATS if name != "safetensors"]
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path), *others]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    probabilities = {name: torch.tensor(rows) for name, rows in json.loads(done.stdout).items()}
+    probabilities["safetensors"] = run_snippet(tmp_path / "safetensors", picture, monkeypatch)["probabilities"]
+    assert set(probabilities) == set(FORMATS)
+    for name, found in probabilities.items():
+        # transformers' default image processor rounds pixels differently.
+        tolerance = 1e-3 if name == "transformers" else 1e-5
+        torch.testing.assert_close(found, expected(spec, picture), atol=tolerance, rtol=0, msg=name)
+
+
+OTHERWISE: list[tuple[str, str, Any]] = [
+    ("torchscript", "squash", 32),
+    ("torchscript", "longest", 32),
+    ("onnx", "longest", 32),
+    ("safetensors", "squash", 32),
+    ("torchscript", "shortest", [32, 48]),
+    ("onnx", "shortest", [32, 48]),
+    ("torchscript", "squash", [32, 48]),
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
-@pytest.mark.parametrize("case", ["torchscript squash", "torchscript longest", "onnx longest", "safetensors squash"])
+@pytest.mark.parametrize("case", OTHERWISE, ids=str)
 def test_without_text_tower_and_with_other_preprocessing_it_works_too(
-    world: Any, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    world: Any, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, Any]
 ) -> None:
-    name, resize_mode = case.split()
-    model, config = create_student(world.student, 0, ("image",))
+    name, resize_mode, size = case
+    settings = json.loads(Path(world.student).read_text())
+    settings["vision_cfg"]["image_size"] = size
+    (tmp_path / "student.json").write_text(json.dumps(settings))
+    model, config = create_student(str(tmp_path / "student.json"), 0, ("image",))
     config["preprocess_cfg"] |= {"resize_mode": resize_mode, "interpolation": "bilinear"}
     save_model(model, config, str(tmp_path / "model"))
     loaded = load_model(str(tmp_path / "model"))
     FORMATS[name](loaded, str(tmp_path / "out"))
-    found = run_snippet(tmp_path / "out", picture, monkeypatch)
+    # A picture of another shape than the model's images, so that cropping and squashing differ.
+    tall = tmp_path / "tall.jpg"
+    Image.open(picture).resize((50, 90)).save(tall)
+    found = run_snippet(tmp_path / "out", tall, monkeypatch)
+    torch.testing.assert_close(found["images"][0], loaded.preprocess(Image.open(tall)), atol=1e-6, rtol=0)
     with torch.no_grad():
-        image = loaded.model.encode_image(loaded.preprocess(Image.open(picture))[None], normalize=True)
+        image = loaded.model.encode_image(loaded.preprocess(Image.open(tall))[None], normalize=True)
         wanted = (loaded.model.logit_scale.exp() * image @ found["texts"].T).softmax(dim=1)
     torch.testing.assert_close(found["probabilities"], wanted, atol=1e-5, rtol=0)
     assert "meets text embeddings" in (tmp_path / "out" / "README.md").read_text()
@@ -101,8 +142,7 @@ def test_the_card_tells_of_data_teachers_settings_and_results(finished: Path, wo
     settings = json.loads((finished / "settings.json").read_text())
     facts = settings["facts"]
     for told in (
-        f"26 samples, content {world.dataset.content}",
-        world.dataset.name,
+        f"| data | {world.dataset.name} (26 samples, content `{world.dataset.content}`) |",
         facts["teachers"][0]["fingerprint"],
         "| 30 |",
         '"affinity": {',
@@ -116,8 +156,9 @@ def test_the_card_tells_of_data_teachers_settings_and_results(finished: Path, wo
     for name, value in last.items():
         if name.startswith("eval/"):
             assert f"| {name.removeprefix('eval/')} | {value:.4g} |" in card
+    assert "# student\n" in card
+    assert "| run | `run`, by the recipe `my-recipe` |" in card
     # The folders of this machine are nobody's business.
-    assert "| recipe | my-recipe |" in card
     assert str(world.root) not in card
     assert str(finished.parent) not in card
 
@@ -126,8 +167,99 @@ def test_the_best_models_card_has_the_results_of_its_step(finished: Path, tmp_pa
     best = json.loads((finished / "done.json").read_text())["best"]
     FORMATS["safetensors"](load_model(str(finished / "best")), str(tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"after {best['step']} steps. The step was chosen by `{best['metric']}`" in card
+    assert f"after {best['step']} steps; R@K and top-K in percent. The step was chosen by `{best['metric']}`" in card
     assert f"| {best['metric'].removeprefix('eval/')} | {best['value']:.4g} |" in card
+
+
+def test_the_card_of_a_second_stage_names_architecture_and_chain(finished: Path, world: Any, tmp_path: Path) -> None:
+    """As two-stage recipes have it: the first run's model is student and beginning of the second."""
+    first = tmp_path / "first"
+    shutil.copytree(finished, first)
+    begun = {"student": str(first / "model"), "initial": str(first / "model")}
+    train(world.settings(tmp_path / "second", steps=2, **begun))
+    identity = json.loads((tmp_path / "second" / "settings.json").read_text())["identity"]
+    FORMATS["safetensors"](load_model(str(tmp_path / "second" / "model")), str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\n# student\n" in card
+    trained = f"4 steps on tiny (26 samples, content `{world.dataset.content}`)"
+    weights = f"the weights taken from it: `{identity['initial']}`"
+    assert f"| began from | run `first` (recipe `my-recipe`) of student, {trained}; {weights} |" in card
+    assert "distilled by Clipstill from teacher on tiny." in card
+    assert str(tmp_path) not in card
+    # The first run's folder is gone: what its name says is left.
+    shutil.move(first, tmp_path / "elsewhere")
+    FORMATS["safetensors"](load_model(str(tmp_path / "second" / "model")), str(tmp_path / "later"))
+    card = (tmp_path / "later" / "README.md").read_text()
+    assert "\n# first\n" in card
+    assert f"| began from | the `model` of a run `first`, of which no more is known; {weights} |" in card
+    assert str(tmp_path) not in card
+
+
+def test_what_a_run_does_not_tell_is_left_out(finished: Path, tmp_path: Path) -> None:
+    """Runs of old versions have no facts."""
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "facts": {}}))
+    FORMATS["safetensors"](load_model(str(tmp_path / "run" / "model")), str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| data |" not in card
+    assert "?" not in card
+    assert "None" not in card.partition("## Training")[2]
+
+
+def test_the_card_of_a_pruned_model_says_what_is_left_of_each_layer(world: Any, tmp_path: Path) -> None:
+    settings = json.loads(Path(world.student).read_text())
+    # 48 of 64 dimensions, heads 16 wide; of the text tower, one layer of which nothing is missing but one MLP unit.
+    settings["vision_cfg"] |= {"width": 48, "head_width": 16, "layers": 3}
+    settings["clipstill_pruned"] = {
+        "vision": {
+            "full": {"width": 64, "heads": 4, "mlp": 256},
+            "layers": [{"heads": 3, "mlp": 100}, {"heads": 0, "mlp": 7}, {"heads": 4, "mlp": 0}],
+        },
+        "text": {"full": {"width": 16, "heads": 2, "mlp": 64}, "layers": [{"heads": 2, "mlp": 63}]},
+    }
+    (tmp_path / "student.json").write_text(json.dumps(settings))
+    model, config = create_student(str(tmp_path / "student.json"), 0)
+    save_model(model, config, str(tmp_path / "tiny"))
+    FORMATS["safetensors"](load_model(str(tmp_path / "tiny")), str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    kept = {
+        home: sum(
+            value.numel()
+            for name, value in model.state_dict().items()
+            if (".attn." in name or ".mlp." in name) and name.startswith("visual.") == (home == "image")
+        )
+        for home in ("image", "text")
+    }
+    # A full layer d wide with m units: 4d² + 4d of attention, 2dm + d + m of the MLP.
+    full = {"image": 3 * (4 * 64**2 + 4 * 64 + 2 * 64 * 256 + 64 + 256), "text": 4 * 16**2 + 64 + 2 * 16 * 64 + 80}
+    assert kept["text"] == full["text"] - (16 + 1 + 16)
+    shares = {home: f"{kept[home]:,} of {full[home]:,} ({kept[home] / full[home]:.1%})" for home in kept}
+    for line in (
+        "| width | 48 of 64 | 16 of 16 |",
+        "| heads, all layers | 7 of 12 | 2 of 2 |",
+        "| MLP units, all layers | 107 of 768 | 63 of 64 |",
+        f"| parameters of attention and MLPs | {shares['image']} | {shares['text']} |",
+        "| layer | image: heads of 4 | image: MLP units of 256 | text: heads of 2 | text: MLP units of 64 |",
+        "| 1 | 3 | 100 | 2 | 63 |",
+        "| 2 | 0 | 7 |  |  |",
+        "| 3 | 4 | 0 |  |  |",
+        f"# tiny, pruned to {sum(kept.values()) / sum(full.values()):.0%}",
+    ):
+        assert f"\n{line}\n" in card
+
+
+def test_a_tower_that_was_not_pruned_is_said_to_be_whole(world: Any, tmp_path: Path) -> None:
+    settings = json.loads(Path(world.student).read_text())
+    full = {"width": 16, "heads": 2, "mlp": 64}
+    settings["clipstill_pruned"] = {"text": {"full": full, "layers": [{"heads": 1, "mlp": 9}]}}
+    (tmp_path / "student.json").write_text(json.dumps(settings))
+    model, config = create_student(str(tmp_path / "student.json"), 0)
+    save_model(model, config, str(tmp_path / "tiny"))
+    FORMATS["safetensors"](load_model(str(tmp_path / "tiny")), str(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The image tower was not pruned." in card
+    assert "| layer | text: heads of 2 | text: MLP units of 64 |" in card
 
 
 def test_a_model_without_a_run_has_a_card_that_says_so(world: Any, tmp_path: Path) -> None:

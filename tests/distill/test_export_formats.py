@@ -184,6 +184,23 @@ def test_what_a_format_cannot_hold_goes_to_those_that_can(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("export", [export_open_clip, export_transformers])
+@pytest.mark.parametrize("name", ["clip_mixer_4m", "clip_mixer_5m"])
+def test_an_image_tower_that_only_clipstill_registers_goes_to_formats_that_carry_it(
+    tmp_path: Path, export: Any, name: str
+) -> None:
+    """A process that has imported open_clip alone could not build it."""
+    vision = {"timm_model_name": name, "timm_pool": "avg", "timm_proj": "linear", "image_size": 224}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    with torch.device("meta"):
+        model, config = create_student(str(tmp_path / "config.json"), 0)
+    loaded = LoadedModel("mixer", model, config, lambda _: torch.empty(0), tokenizer_for(config))
+    with pytest.raises(UserError, match=rf"{name}, is Clipstill's own.*Export it as torchscript, onnx or safetensors"):
+        export(loaded, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("export", [export_torchscript, export_onnx])
 def test_an_export_that_computes_something_else_is_not_published(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, export: Any
