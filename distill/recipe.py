@@ -40,7 +40,7 @@ _LENGTHS = {"steps", "epochs"}
 _MISSING = {
     "shards": "SHARDS",
     "out": "--out",
-    "student": "--student, or a recipe that has one",
+    "student": "--student, a recipe that has one, or a model's folder as --initial",
     "evaluation.shards": "--eval",
     "prune.target": "--prune",
 }
@@ -95,9 +95,12 @@ def merged(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> Recipe:
 def settings_from(recipe: Mapping[str, Any], **given: Any) -> RunSettings:
     """The settings of a run: `given` before `recipe` before the defaults of `RunSettings`.
 
-    `given` has the form of a recipe, and `shards`, `cache` and `out`. Raises `UserError` for what is missing or wrong.
+    `given` has the form of a recipe, and `shards`, `cache` and `out`. A folder that is `initial` is the student too if
+    there is none: the run goes on from that model. Raises `UserError` for what is missing or wrong.
     """
     values = merged(recipe, given)
+    if values.get("initial") and Path(values["initial"]).is_dir():
+        values.setdefault("student", values["initial"])
     for name, kind in _NESTED.items():
         if name in values:
             values[name] = kind(**_complete(kind, values[name], f"{name}."))

@@ -18,9 +18,9 @@ from distill.optim import clip_gradients, learning_rate, make_adamw, make_averag
 from distill.order import Order
 from distill.pruning import Pruning, materialise
 from distill.ranks import Ranks
-from distill.settings import RunSettings, Tower
+from distill.settings import RunSettings
 from distill.step import Gradients, Targets
-from distill.student import Student, make_student, parameters, tower_parameters
+from distill.student import Student, make_student, parameters, tower_sizes
 from shards import Dataset, UserError, seed64
 from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
@@ -45,13 +45,18 @@ class Run:
         self.caches = _open_caches(settings, self.dataset)
         self.model, self.config, self.inherited = make_student(settings)
         self.model.to(self.device)
-        towers: tuple[Tower, ...] = ("image", "text")
-        self._sizes = {tower: sum(p.numel() for p in tower_parameters(self.model, tower)) for tower in towers}
-        self.pruning = Pruning(self.model, self.config, settings.prune, settings.seed) if settings.prune else None
+        self._sizes = tower_sizes(self.model)
         self.initial = _weights_digest(self.model) if settings.initial else None
+        self.pruning = Pruning(self.model, self.config, settings.prune, settings.seed) if settings.prune else None
         self.order = Order(_rows(self.dataset, self.caches), settings.batch_size, settings.seed)
         _check_batch(settings, self.ranks, self.order)
         self.steps = settings.steps or max(1, round((settings.epochs or 0.0) * self.order.steps_per_epoch))
+        if settings.prune is not None and settings.prune.ramp > self.steps:
+            raise UserError(
+                f"a ramp of {settings.prune.ramp} steps does not end in {self.steps}",
+                where="--prune-ramp",
+                do="Shorten it: some steps after it are needed too",
+            )
         seen = next((cache for cache in self.caches if cache.views), None)
         if seen and settings.views != 1:
             raise UserError(

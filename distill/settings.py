@@ -217,12 +217,6 @@ class RunSettings:
         Join(policy=self.join, limit=self.join_limit)
         if self.cache is None:
             self._check_without_cache()
-        if self.prune is not None and self.steps is not None and self.prune.ramp > self.steps:
-            raise UserError(
-                f"a ramp of {self.prune.ramp} steps does not end in {self.steps}",
-                where="--prune-ramp",
-                do="Shorten it: some steps after it are needed too",
-            )
         if self.prune is not None and self.evaluation is not None and self.evaluation.best is not None:
             raise UserError(
                 "the best checkpoint of a pruning run would be an early one, with little left out",

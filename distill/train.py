@@ -32,6 +32,7 @@ from distill.pruning import pruning_report
 from distill.ranks import Ranks
 from distill.run import Run
 from distill.settings import RunSettings
+from distill.student import tower_sizes
 from distill.watch import NotFiniteError, Watch
 from shards import Folder, UserError
 from shards.fingerprint import first_difference
@@ -138,6 +139,9 @@ class _Training:
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
             body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
+            if Path(self.settings.student).is_dir() and not self.settings.initial:
+                told = "the student is built as %s is, with new weights: to go on from its weights give it as --initial"
+                log.warning(told, self.settings.student)
             if self.run.inherited:
                 log.info("from %s: %s", self.settings.initial, summary(self.run.inherited))
                 write_inheritance(self.run.inherited, self.out / INHERITANCE)
@@ -192,6 +196,8 @@ class _Training:
         if is_best or due:
             self._keep(step, checkpoints, is_best=is_best)
             if not last and self.ranks.first:
+                if settings.prune:
+                    self._publish_what_is_left(pruning_report(run.delivered, settings.prune) | {"step": step})
                 record.page()
 
     def _keep(self, step: int, checkpoints: Checkpoints, *, is_best: bool) -> None:
@@ -233,11 +239,12 @@ class _Training:
     def _deliver(self, checkpoints: Checkpoints) -> None:
         run = self.run
         folders = [self.out / "model"]
-        save_model(*run.finished(), str(folders[0]))
+        model, config = run.finished()
+        save_model(model, config, str(folders[0]))
         if self.settings.prune:
             report = pruning_report(run.delivered, self.settings.prune)
-            self._say_what_is_left(report)
-            Folder(self.out).publish("pruning.json", json.dumps(report, indent=1).encode())
+            _say_what_is_left(report)
+            self._publish_what_is_left(report | {"step": run.steps, "delivered": tower_sizes(model)})
         if self.best is not None:
             parts, _ = checkpoints.load(self.best["step"])
             model = run.delivered
@@ -255,13 +262,8 @@ class _Training:
         Folder(self.out).publish(DONE, json.dumps(done).encode())
         write_run_page(self.out)
 
-    def _say_what_is_left(self, report: dict[str, Any]) -> None:
-        assert self.settings.prune is not None
-        target, found = self.settings.prune.target, report["sparsity"]
-        if found < target - 0.02:
-            log.warning(
-                "asked to leave out %.1f %%, %.1f %% are: run longer, or with a shorter ramp", 100 * target, 100 * found
-            )
+    def _publish_what_is_left(self, report: dict[str, Any]) -> None:
+        Folder(self.out).publish("pruning.json", json.dumps(report, indent=1).encode())
 
     @contextlib.contextmanager
     def _explained(self, step: int) -> Any:
@@ -387,6 +389,15 @@ def _memory_gb(device: torch.device) -> float:
         return 0.0
     (line,) = [line for line in found.read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024 / 1e9
+
+
+def _say_what_is_left(report: dict[str, Any]) -> None:
+    target, found = report["target"], report["sparsity"]
+    said = "asked to leave out %.1f %%, %.1f %% are: "
+    if found < target - 0.02:
+        log.warning(said + "run longer, or with a larger --prune-lr", 100 * target, 100 * found)
+    elif found > target + 0.05:
+        log.warning(said + "give a longer ramp, or a smaller --prune-lr", 100 * target, 100 * found)
 
 
 def _versions() -> dict[str, str]:

@@ -77,7 +77,11 @@ def add(commands: Subparsers) -> None:
 
 def _add_student(option: Option) -> None:
     option("student", metavar="MODEL", help="a name, timm/NAME, a .json file, or a model's folder")
-    option("initial", metavar="MODEL", help="start from these weights: ARCH:TAG, ARCH:FILE or a folder")
+    option(
+        "initial",
+        metavar="MODEL",
+        help="start from these weights: ARCH:TAG, ARCH:FILE or a folder; without --student that model goes on",
+    )
     option("text_tower", choices=["own", "cache"], help="cache: the teacher's text embeddings stand in for one")
     option("lock", action="append", choices=["image", "text"], help="a tower that is not trained; repeatable")
     option(
@@ -85,10 +89,23 @@ def _add_student(option: Option) -> None:
         "--prune",
         type=float,
         metavar="SHARE",
-        help="learn to leave out this share, and deliver the rest",
+        help="learn to leave out this share of the full model's attention and MLPs, and deliver the rest",
     )
-    option("prune.start", "--prune-start", type=float, metavar="SHARE", help="the share that is left out already (0)")
-    option("prune.ramp", "--prune-ramp", type=int, metavar="N", help="steps from that share to the other (1000)")
+    option(
+        "prune.start",
+        "--prune-start",
+        type=float,
+        metavar="SHARE",
+        help="begin to ask for this share (what the student has lost already)",
+    )
+    option("prune.ramp", "--prune-ramp", type=int, metavar="N", help="steps from that share to the whole (1000)")
+    option(
+        "prune.lr",
+        "--prune-lr",
+        type=float,
+        metavar="RATE",
+        help="of the masks (0.02: none closes before step 300 or so)",
+    )
     option("patch_mask", type=float, metavar="SHARE", help="of its patches that a ViT does not see in training")
 
 
@@ -206,6 +223,12 @@ def run(args: argparse.Namespace) -> int:
         _say(smoke(recipe, _given(args), start))
         return 0
     settings = settings_from(recipe, **_given(args))
+    if settings.prune and not settings.initial:
+        raise UserError(
+            "pruning begins with trained weights, and none are given",
+            where="--prune",
+            do="Give --initial: the teacher, or the model/ of the stage before",
+        )
     result = start(settings)
     rate = f", {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
     best = result.best

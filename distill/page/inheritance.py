@@ -111,9 +111,7 @@ def _logits(rows: Sequence[Inherited], settings: Mapping[str, Any]) -> str:
         return f"Logit scale: not inherited, student_scale pins it to {settings['student_scale']}."
     if scalars:
         return f"{' and '.join(scalars).capitalize()}: inherited, the student's towers are configured as the teacher's."
-    if any(row.slices != "[...]" or (row.layers and row.layers[0] != row.layers[1]) for row in rows):
-        return "Logit scale: not inherited, the student has only a part of the towers that it was learned with."
-    return "Logit scale: not inherited, the teacher's has another shape, or only one of the two has a logit bias."
+    return "Logit scale: not inherited, the student's towers are not configured as those that it was learned with."
 
 
 def draw_layers(taken: Mapping[int, int], ours: int, theirs: int) -> Markup:

@@ -20,7 +20,7 @@ TITLES = {
     "prune/sparsity/vision": "of the image tower",
     "prune/sparsity/text": "of the text tower",
     "prune/target": "share asked for",
-    "prune/penalty": "penalty",
+    "prune/penalty": "penalty (not in the loss above)",
     "prune/lambda1": "λ1",
     "prune/lambda2": "λ2",
     "measured/samples_per_second": "samples a second",

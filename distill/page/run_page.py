@@ -13,6 +13,7 @@ from distill.page.inheritance import inheritance
 from distill.page.panels import figures, lower_is_better, sections, title
 from distill.page.rendering import render
 from distill.page.run_folder import RunFolder
+from distill.page.what_is_left import what_is_left
 from distill.page.words import in_short, state
 from shards import Folder
 
@@ -32,6 +33,7 @@ def write_run_page(run: Path) -> Path:
     # What ended a run may have happened after its last line.
     frame = Frame(extents={"steps": max([read.step, *(event.step for event in read.events)])}, events=read.events)
     notes = list(read.notes)
+    left = what_is_left(read, notes)
     page = render(
         "run.html.j2",
         name=run.resolve().name,
@@ -46,7 +48,7 @@ def write_run_page(run: Path) -> Path:
         waited=_mean(read, "measured/waited"),
         hours=float(read.hours.values[-1]) if len(read.hours.values) else None,
         sections=sections([read], frame),
-        architecture=_architecture(run),
+        left=left,
         evaluated=[
             (title(name), read.last(name), read.best(name, lower=lower_is_better(name)))
             for name in figures([read])["Evaluation"]
@@ -56,17 +58,6 @@ def write_run_page(run: Path) -> Path:
     )
     Folder(str(run)).publish(PAGE, page)
     return run / PAGE
-
-
-def _architecture(run: Path) -> str:
-    """What a pruning run has left, drawn; empty of any other run."""
-    path = run / "pruning.json"
-    if not path.exists():
-        return ""
-    # It needs torch, which other pages are spared.
-    from distill.pruning.report import draw_architecture  # noqa: PLC0415
-
-    return draw_architecture(json.loads(path.read_text()))
 
 
 def _best(run: RunFolder) -> tuple[str, float, int] | None:

@@ -87,7 +87,7 @@ def _number(value: object) -> str:
     return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _millions(parameters: object) -> str:
+def millions(parameters: object) -> str:
     return f"{parameters / 1e6:.3g} M" if isinstance(parameters, int) else str(parameters)
 
 
@@ -96,7 +96,7 @@ def _student(run: RunFolder) -> str:
     words = [str(facts.get("name") or settings.get("student") or "")]
     towers = _object(facts.get("parameters"))
     if towers:
-        words.append(" + ".join(f"{_millions(count)} ({tower})" for tower, count in towers.items()) + " parameters")
+        words.append(" + ".join(f"{millions(count)} ({tower})" for tower, count in towers.items()) + " parameters")
     words += [f"from {settings['initial']}"] if settings.get("initial") else []
     words += ["text embeddings from the cache, frozen"] if settings.get("text_tower") == "cache" else []
     words += [f"locked: {_listed(settings['lock'])}"] if settings.get("lock") else []

@@ -112,6 +112,9 @@ def _mask_tower(model: Any, kind: TowerKind, shape: TowerShape) -> None:
     for at, (layer, old) in enumerate(zip(shape.layers, transformer.resblocks, strict=True)):
         block = MaskedBlock(shape, layer, old, gates, at).to(like)
         block.load_state_dict(old.state_dict())
+        trained = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
+        for name, parameter in block.named_parameters():
+            parameter.requires_grad_(trained[name])
         blocks.append(block)
     transformer.resblocks, transformer.gates = nn.ModuleList(blocks), gates
     for name in ("ln_pre", "ln_post") if kind == "vision" else ("ln_final",):

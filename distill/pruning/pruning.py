@@ -32,15 +32,17 @@ class Pruning(nn.Module):
     """Puts the trained towers of `model` under masks, in place, and moves them.
 
     The masks are parameters of `model`, in its state dict; `multipliers`, λ1 and λ2, are this module's only one.
-    `config` is the model's. Raises `UserError` if a tower cannot be masked.
+    `config` is the model's. Raises `UserError` if a tower cannot be masked, or if the student
+    is not what `settings` begin from.
     """
 
     def __init__(self, model: Any, config: ModelConfig, settings: PruneSettings, seed: int) -> None:
         super().__init__()
         mask(model, config)
-        self.settings, self._seed = settings, seed
+        self._seed = seed
         # In a dictionary they are no children: their parameters are the model's.
         self._towers = {tower.kind: tower.gates for tower in masked_towers(model)}
+        self.settings = settings.begun_at(float(expected_sparsity(self.gates).detach()))
         self.multipliers = nn.Parameter(torch.tensor(_MULTIPLIERS, device=model.logit_scale.device))
 
     @property

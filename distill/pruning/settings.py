@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shards import UserError
+
+_ANOTHERS = 0.1
+"""So far a stage may end from its target: more, and it is not that stage's student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,18 +15,19 @@ class PruneSettings:
     """Automatic weight inheritance (TinyCLIP): the share of prunable parameters that is to go, and how fast.
 
     `target`: relative to the full model that pruning began from, over the towers that are trained. It is asked for
-    from `start` on, rising linearly over the first `ramp` steps. `lr` moves masks and multipliers.
+    from `start` on, rising linearly over the first `ramp` steps; None is the share that the student has lost already.
+    `lr` moves masks and multipliers.
     """
 
     target: float
-    start: float = 0.0
+    start: float | None = None
     ramp: int = 1000
     lr: float = 0.02
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
             raise UserError(f"the sparsity {self.target} is not between 0 and 1", where="--prune")
-        if not 0 <= self.start <= self.target:
+        if self.start is not None and not 0 <= self.start <= self.target:
             raise UserError(
                 f"sparsity cannot rise from {self.start} to {self.target}", do="Start from 0, or the stage before"
             )
@@ -32,7 +36,29 @@ class PruneSettings:
         if not self.lr > 0:
             raise UserError(f"the masks' learning rate is {self.lr}, it must be positive")
 
+    def begun_at(self, sparsity: float) -> PruneSettings:
+        """These for a student that has lost this share already: `start` is filled in.
+
+        Raises `UserError` if that leaves nothing to do, or if `start` is another model's.
+        """
+        if sparsity >= self.target:
+            raise UserError(
+                f"the student has lost {sparsity:.1%} of what can be pruned, and {self.target:.1%} are to go",
+                where="--prune",
+                do="Give a larger share: it is of the full model that the first stage began from",
+            )
+        if self.start is None:
+            return replace(self, start=sparsity)
+        if abs(self.start - sparsity) > _ANOTHERS:
+            raise UserError(
+                f"the student has lost {sparsity:.1%} of what can be pruned, and is to go on from {self.start:.1%}",
+                where="--prune-start",
+                do="Give --initial the model/ of the stage before, or leave out --prune-start",
+            )
+        return self
+
     def target_at(self, step: int) -> float:
-        """The sparsity asked for at `step` (from 0)."""
+        """The sparsity asked for at `step` (from 0); without a `start`, of a student that has lost nothing."""
+        start = self.start or 0.0
         through = min(1.0, step / self.ramp) if self.ramp else 1.0
-        return self.start + (self.target - self.start) * through
+        return start + (self.target - start) * through

@@ -120,6 +120,7 @@ def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["x", "--student", "a", "--steps", "1", "--out", "o", "--eval-every", "5"], ["--eval"]),
         (["x", "--recipe", "clip-kd", "--out", "o", "--cache", "c", "--processes", "2"], ["2 processes", "torchrun"]),
         (["--recipe", "clip-kd", "--smoke", "--cache", "c"], ["no shards"]),
+        (["x", "--student", "a", "--steps", "1", "--out", "o", "--prune", "0.5"], ["trained weights", "--initial"]),
     ],
 )
 def test_what_cannot_be_is_one_line(

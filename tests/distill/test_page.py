@@ -486,13 +486,7 @@ def test_what_was_inherited_is_listed_tensor_by_tensor(make_run: Callable[..., P
         ([*layer(0, 0, (1, 1)), SCALE], None, "Logit scale: inherited"),
         ([SCALE, SCALE | {"student": "logit_bias"}], None, "Logit scale and logit bias: inherited"),
         ([SCALE], 20.0, "Logit scale: not inherited, student_scale pins it to 20.0."),
-        (PART, None, "Logit scale: not inherited, the student has only a part"),
-        (
-            [row | {"slices": "[...]"} for row in layer(0, 0, (1, 2))],
-            None,
-            "not inherited, the student has only a part",
-        ),
-        ([inherited("visual.proj", [4], 4)], None, "not inherited, the teacher's has another shape, or only one"),
+        (PART, None, "Logit scale: not inherited, the student's towers are not configured as those"),
     ],
 )
 def test_the_page_says_what_became_of_the_logit_scale(
@@ -533,6 +527,56 @@ def test_a_resnet_is_drawn_stage_by_stage(
     assert image.caption.endswith("; 2 of 4 heads in its attention pool")
     assert text.drawings == [([(0, 0)], [0, 1, 2], [1, 2], [0])]
     assert text.facts[0].startswith("layers 1 of 3 width 16 of 16 heads 2 of 2")
+
+
+def left(**changes: Any) -> dict[str, Any]:
+    """A report of one tower of two layers, half of it gone."""
+    tower = {
+        "full": {"width": 8, "heads": 2, "mlp": 32},
+        "before": {"width": 8, "heads": [2, 2]},
+        "width": 6,
+        "layers": [{"heads": 1, "mlp": 20, "kept_heads": [1]}, {"heads": 0, "mlp": 9, "kept_heads": []}],
+        "parameters": {"full": 2000, "before": 2000, "kept": 1000},
+    }
+    parameters = tower["parameters"]
+    return {
+        "target": 0.6,
+        "expected": 0.5,
+        "sparsity": 0.5,
+        "parameters": parameters,
+        "towers": {"vision": tower},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"step": 1200}, "If it ended after step 1,200, the run would leave out 50.0% of 2,000 parameters"),
+        (
+            {"step": 8000, "delivered": {"image": 5_620_000, "text": 21_520_000}},
+            "The run leaves out 50.0% of 2,000 parameters of attention and MLPs, 60.0% asked for, and keeps 1,000. The "
+            "model that it delivers has 5.62 M (image) + 21.5 M (text) parameters in all",
+        ),
+    ],
+    ids=["on the way", "delivered"],
+)
+def test_what_pruning_leaves_is_said_and_drawn_on_the_way_and_at_the_end(
+    make_run: Callable[..., Path], changes: dict[str, Any], told: str
+) -> None:
+    run = make_run(settings={"prune": {"target": 0.6}})
+    (run / "pruning.json").write_text(json.dumps(left(**changes)))
+    page = Page(write_run_page(run))
+    assert told in page.text
+    assert "6 of 8" in page.text
+
+
+@pytest.mark.parametrize("written", ["", "[]", "{}", json.dumps(left(towers={"vision": {}}))])
+def test_a_damaged_pruning_report_is_noted_and_the_rest_is_shown(make_run: Callable[..., Path], written: str) -> None:
+    run = make_run()
+    (run / "pruning.json").write_text(written)
+    page = Page(write_run_page(run))
+    assert page.texts["notes"].startswith("pruning.json cannot be read")
+    assert page.charts["loss"].data[0][0] == logged("loss")[0]
 
 
 def test_a_run_that_prunes_or_inherited_nothing_has_no_such_section(make_run: Callable[..., Path]) -> None:

@@ -126,6 +126,18 @@ def test_the_target_rises_over_the_ramp() -> None:
     settings = PruneSettings(target=0.5, start=0.25, ramp=1000)
     assert [settings.target_at(step) for step in (0, 500, 1000, 5000)] == [0.25, 0.375, 0.5, 0.5]
     assert PruneSettings(target=0.3, ramp=0).target_at(0) == 0.3
+    assert PruneSettings(target=0.5, ramp=1000).target_at(500) == 0.25
+
+
+def test_pruning_goes_on_from_what_is_gone() -> None:
+    settings = PruneSettings(target=0.5, ramp=1000)
+    assert [settings.begun_at(0.3).target_at(step) for step in (0, 500, 1000)] == pytest.approx([0.3, 0.4, 0.5])
+    given = PruneSettings(target=0.5, start=0.25)
+    assert given.begun_at(0.3) == given
+    with pytest.raises(UserError, match=r"has lost 60.0% .*, and 50.0% are to go"):
+        settings.begun_at(0.6)
+    with pytest.raises(UserError, match=r"has lost 0.0% .* go on from 25.0%. Give .* the stage before"):
+        given.begun_at(0.0)
 
 
 @pytest.mark.parametrize(

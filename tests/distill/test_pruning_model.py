@@ -339,6 +339,15 @@ def test_towers_that_are_not_trained_stay_whole(make: Make) -> None:
     assert list(new["model_cfg"]["clipstill_pruned"]) == ["vision"]
 
 
+def test_what_is_frozen_within_a_tower_stays_frozen(make: Make) -> None:
+    model, config = make()
+    frozen = {name for name, _ in model.named_parameters() if ".resblocks.1." in name}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    mask(model, config)
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == frozen
+
+
 def test_an_image_tower_alone(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").write_text(json.dumps(CFG))
     model, config = create_student(str(tmp_path / "cfg.json"), 0, ("image",))

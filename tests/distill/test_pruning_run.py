@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from distill.pruning.gates import LIMIT
 from distill.run import Run
 from distill.settings import RunSettings
 from distill.train import train
+from shards import UserError
 from tests.distill import pruning_formulas as formulas
 
 
@@ -72,6 +74,60 @@ def test_a_pruning_run_delivers_the_dense_model(pruned: RunSettings) -> None:
     line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert line["prune/target"] == pytest.approx(0.5)
     assert line["prune/lambda1"] > 10
+
+
+def test_what_is_left_is_known_on_the_way_and_the_delivered_model_is_counted(
+    pruned: RunSettings, tmp_path: Path
+) -> None:
+    delivered = json.loads((Path(pruned.out) / "pruning.json").read_text())
+    loaded = load_model(f"{pruned.out}/model")
+    counts = {name: value.numel() for name, value in loaded.model.named_parameters()}
+    image = sum(count for name, count in counts.items() if name.startswith("visual."))
+    rest = counts["logit_scale"] + counts["token_embedding.weight"]
+    assert delivered["delivered"] == {"image": image, "text": sum(counts.values()) - image - rest}
+    assert delivered["step"] == 24
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(_training: Any, step: int, *_: Any, **__: Any) -> None:
+        if step == 8:
+            raise StoppedError
+
+    settings = replace(pruned, out=str(tmp_path / "run"), checkpoint_every=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.train._Training._keep", stop)
+        with pytest.raises(StoppedError):
+            train(settings)
+    on_the_way = json.loads((tmp_path / "run" / "pruning.json").read_text())
+    assert on_the_way["step"] == 4
+    assert on_the_way.keys() == delivered.keys() - {"delivered"}
+
+
+@pytest.mark.parametrize(
+    ("prune", "says"),
+    [
+        # In so few steps no gate closes; at such a rate most do.
+        (PruneSettings(target=0.5, ramp=1), r"asked to leave out 50.0 %, \d\.\d % are: run longer, or with a larger"),
+        (PruneSettings(target=0.1, ramp=0, lr=3.0), r"asked to leave out 10.0 %, [2-9]\d.\d % are: give a longer ramp"),
+    ],
+)
+def test_a_missed_target_is_said(
+    pruned: RunSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture, prune: PruneSettings, says: str
+) -> None:
+    train(replace(pruned, out=str(tmp_path / "run"), steps=6, prune=prune))
+    assert re.search(says, caplog.text)
+
+
+def test_a_ramp_that_outlasts_the_epochs_is_refused(world: Any, tmp_path: Path) -> None:
+    settings = world.settings(tmp_path, steps=None, epochs=2.0, prune=PruneSettings(target=0.5, ramp=9))
+    with pytest.raises(UserError, match="a ramp of 9 steps does not end in 8"):
+        Run(settings)
+    assert Run(replace(settings, prune=PruneSettings(target=0.5, ramp=8))).steps == 8
+
+
+def test_the_same_weights_have_the_same_fingerprint_under_masks(pruned: RunSettings) -> None:
+    assert Run(pruned).initial == Run(replace(pruned, prune=None)).initial
 
 
 def test_a_run_goes_on_to_the_same_bytes_wherever_it_stopped(pruned: RunSettings, tmp_path: Path) -> None:
@@ -134,7 +190,7 @@ def test_three_stages_leave_a_quarter(world: Any, tmp_path: Path, save_teacher: 
     full = formulas.prunable(32, 3) + formulas.prunable(16, 3)
 
     def stage(student: str, name: str, target: float, steps: int, lr: float) -> RunSettings:
-        prune = PruneSettings(target=target, start=target - 0.25, ramp=steps // 2, lr=lr)
+        prune = PruneSettings(target=target, ramp=steps // 2, lr=lr)
         settings: RunSettings = world.settings(
             tmp_path / name, student=student, initial=student, prune=prune, steps=steps, checkpoint_every=steps
         )

@@ -75,7 +75,10 @@ def test_automatic_tinyclip_is_as_published(model: str, start: float, target: fl
     assert recipe.get("student") == ("ViT-B-32" if start == 0 else None)
     run = settings(f"tinyclip-auto-vit-{model}-prune", student="ViT-B-32", initial="ViT-B-32:laion2b_e16")
     assert run.prune is not None
-    assert (run.prune.start, run.prune.target, run.prune.ramp, run.prune.lr) == (start, target, 1000, 0.02)
+    assert (run.prune.target, run.prune.ramp, run.prune.lr) == (target, 1000, 0.02)
+    # What the stage before has left; published is that it left all but its target.
+    assert run.prune.start is None
+    assert run.prune.begun_at(start).target_at(500) == (start + target) / 2
     assert (run.steps, run.epochs, run.optimiser.warmup) == (steps, None, steps)
     on = settings("tinyclip-auto", student="ViT-B-32")
     assert (weights(run), run.optimiser.lr, run.student_scale) == (weights(on), on.optimiser.lr, on.student_scale)
@@ -137,6 +140,15 @@ def test_what_is_given_overrides_a_recipe_field_by_field_and_losses_as_a_whole()
     assert (run.optimiser.lr, run.optimiser.warmup) == (0.5, 10_000)
     assert weights(run) == {"icl": 3.0}
     assert run.batch_size == 1024
+
+
+def test_a_model_that_is_given_to_begin_with_is_the_student_unless_another_is(tmp_path: Path) -> None:
+    given = str(tmp_path)
+    assert settings("tinyclip-auto", initial=given).student == given
+    assert settings("tinyclip-auto", initial=given, student="RN50").student == "RN50"
+    assert settings("clip-kd", initial=given).student == "ViT-T-16"
+    with pytest.raises(UserError, match="student is missing"):
+        settings("tinyclip-auto", initial="ViT-B-32:laion2b_e16")
 
 
 def test_merging_changes_neither_side() -> None:
