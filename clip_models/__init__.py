@@ -5,19 +5,12 @@ open_clip modules with their preprocessing and tokenizer, and folders that open_
 loaded and run alike.
 """
 
+from clip_models.config import ModelConfig
+from clip_models.create import Tower, build_model, create_student
 from clip_models.forward import Normaliser, Precision, autocast, square_side
-from clip_models.models import (
-    LoadedModel,
-    ModelConfig,
-    Tokenizer,
-    Tower,
-    build_model,
-    create_student,
-    load_model,
-    save_model,
-    tokenizer_for,
-)
+from clip_models.models import LoadedModel, load_model, save_model
 from clip_models.students import ImageTower, student_names
+from clip_models.tokenizer import Tokenizer, tokenizer_for
 
 __all__ = [
     "ImageTower",

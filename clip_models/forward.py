@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clip_models.models import ModelConfig
+from clip_models.config import ModelConfig
 from shards.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]

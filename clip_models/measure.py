@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from clip_models.models import Tower, create_student
+from clip_models.create import Tower, create_student
 
 _SCALARS = {"logit_scale", "logit_bias"}
 _VOCABULARIES = ("token_embedding.weight", "word_embeddings.weight")

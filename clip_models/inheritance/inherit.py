@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip_models.config import ModelConfig
 from clip_models.inheritance.report import Inherited
 from clip_models.inheritance.towers import LAYER, SCALARS, SIZES, TowerView, towers
-from clip_models.models import LoadedModel, ModelConfig
+from clip_models.models import LoadedModel
 from shards.errors import UserError
 
 _BY_HEADS = re.compile(r"\.attn\.(in_proj_|out_proj\.weight)|attnpool\.([qkv]_proj|c_proj\.weight)")
@@ -98,6 +99,12 @@ def _of_tower(student: TowerView, teacher: TowerView, where: str) -> Iterator[_C
 def _check_kinds(student: TowerView, teacher: TowerView, where: str) -> None:
     """Sizes may differ in plain towers, nothing else."""
     if student.family != teacher.family:
+        if "pruned" in teacher.family:
+            raise UserError(
+                f"its {teacher.name} tower was pruned: its layers differ, and no other tower can be cut out of it",
+                where=where,
+                do="Let the student be that very model, or give another teacher",
+            )
         raise UserError(
             f"its {teacher.name} tower is a {teacher.family}, the student's a {student.family}",
             where=where,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from open_clip import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
-from clip_models.models import ModelConfig
+from clip_models.config import ModelConfig
 from clip_models.pruned import PRUNED
 
 SCALARS = ("logit_scale", "logit_bias")

@@ -64,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
             size = _size(name)
             text = "-" if size.text is None else f"{size.text / 1e6:.2f}"
             ours = [f"{size.image / 1e6:.2f}", text, f"{size.total / 1e6:.2f}", f"{size.macs / 1e9:.2f}"]
-        told = [row.image, row.text, row.macs, row.in1k, row.data, row.source] if row else [""] * 6
-        shown = row.name if row else name
-        lines.append([f"{shown} (teacher)" if row and row.role == "teacher" else shown, *ours, *told])
+        shown, told = name, [""] * 6
+        if row:
+            source = f"{row.source} (teacher)" if row.role == "teacher" else row.source
+            shown, told = row.name, [row.image, row.text, row.macs, row.in1k, row.data, source]
+        lines.append([shown, *ours, *told])
         more += [[f"  {shown}", row.also]] if row and row.also else []
     _show_table([heads, *lines], words={0, 9, 10})
     if more:
@@ -87,13 +89,13 @@ def run_bench(args: argparse.Namespace) -> int:
     what = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     show(f"on {what}, {'float16 autocast' if device == 'cuda' else 'float32'}, torch {torch.__version__}")
     width = max(map(len, args.models))
-    show(f"{'':<{width}}  {'images/s':>10}  {'texts/s':>10}  {'pairs/s':>10}  published pairs/s")
+    show(f"{'':<{width}}  {'images/s':>10}  {'texts/s':>10}  {'pairs/s':>10}  published, on a GPU")
     for name in args.models:
         rate = throughput(_open(name, device))
         texts = "-" if rate.texts is None else f"{rate.texts:,.0f}"
         row = _published(name)
         told = row.rate if row else ""
-        line = f"{name:<{width}}  {rate.images:>10,.0f}  {texts:>10}  {rate.pairs:>10,.0f}  {told:>17}"
+        line = f"{name:<{width}}  {rate.images:>10,.0f}  {texts:>10}  {rate.pairs:>10,.0f}  {told:>19}"
         show(line.rstrip())
     return 0
 

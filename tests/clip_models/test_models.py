@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import clip_models.models
-from clip_models.models import create_student, load_model, save_model, tokenizer_for
+from clip_models import create_student, load_model, save_model, tokenizer_for
 from shards.errors import UserError
 
 TINY: dict[str, Any] = {
@@ -262,7 +262,10 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         ("{", "not readable as JSON"),
         ("[1]", "holds a list"),
         (json.dumps({"embed_dim": 8, "text_cfg": {}}), "missing or of the wrong kind: vision_cfg"),
-        (json.dumps({**TINY, "vision_cfg": {**TINY["vision_cfg"], "widht": 3}}), "no model can be built.*'widht'"),
+        (
+            json.dumps({**TINY, "vision_cfg": {**TINY["vision_cfg"], "widht": 3}}),
+            "has no field 'widht'. Did you mean width",
+        ),
         (json.dumps({**TINY, "vision_cfg": {**TINY["vision_cfg"], "head_width": 20}}), "no model can be built"),
     ],
 )
@@ -277,6 +280,15 @@ def test_create_refuses_names() -> None:
         create_student("ViT-B-33", seed=0)
     with pytest.raises(UserError, match=r"nowhere\.json: there is no such file"):
         create_student("nowhere.json", seed=0)
+    with pytest.raises(UserError, match=r"\./nowhere: there is no such file or folder"):
+        create_student("./nowhere", seed=0)
+
+
+def test_of_a_runs_folder_its_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    save_model(*create_student(str(tmp_path / "config.json"), 0), str(tmp_path / "run" / "model"))
+    with pytest.raises(UserError, match=r"a run's folder, not a model's. Give .*run/model"):
+        load_model(str(tmp_path / "run"))
 
 
 def test_the_tokenizer_follows_the_configuration(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What a model's configuration is, in open_clip's format: read, checked, completed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip import CLIPTextCfg, CLIPVisionCfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+from shards.errors import UserError
+
+ModelConfig = dict[str, Any]
+"""The content of an `open_clip_config.json`: `{"model_cfg": {...}, "preprocess_cfg": {...}}`.
+
+That of a model without a text tower also has `"towers": ["image"]`.
+"""
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"
+
+
+def read_config(path: Path) -> ModelConfig:
+    do = f"A model folder holds {CONFIG_NAME} and {WEIGHTS_NAME}"
+    config = read_json(path, do)
+    if not isinstance(config.get("model_cfg"), dict):
+        raise UserError("it has no model_cfg", where=str(path), do=do)
+    check_model_cfg(config["model_cfg"], str(path))
+    chosen = preprocess_cfg(config["model_cfg"], config.get("preprocess_cfg") or {})
+    towers = {"towers": ["image"]} if has_no_text(config) else {}
+    return {"model_cfg": config["model_cfg"], "preprocess_cfg": chosen, **towers}
+
+
+def has_no_text(config: ModelConfig) -> bool:
+    return config.get("towers") == ["image"]
+
+
+def preprocess_cfg(model_cfg: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's defaults overridden by `chosen`, at the model's own image size; as JSON would give it back."""
+    merged = merge_preprocess_dict(asdict(PreprocessCfg()), chosen)
+    merged["size"] = model_cfg["vision_cfg"].get("image_size", 224)
+    plain: dict[str, Any] = json.loads(json.dumps(merged))
+    return plain
+
+
+def read_json(path: Path, do: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=str(path), do=do) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as JSON: {error}", where=str(path), do=do) from error
+    if not isinstance(data, dict):
+        raise UserError(f"it holds a {type(data).__name__}, not an object", where=str(path), do=do)
+    return data
+
+
+def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    wrong = [field for field, kind in kinds.items() if not isinstance(model_cfg.get(field), kind)]
+    if wrong:
+        raise UserError(
+            f"these fields are missing or of the wrong kind: {', '.join(wrong)}",
+            where=where,
+            do="A model has embed_dim (a number), vision_cfg and text_cfg (objects)",
+        )
+    for name, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        known = [field.name for field in fields(kind)]
+        unknown = sorted(model_cfg[name].keys() - known)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], known, n=1)
+            do = f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}"
+            raise UserError(f"{name} has no field {unknown[0]!r}", where=where, do=do)
+
+
+def unknown_architecture(name: str, where: str, hint: str) -> UserError:
+    close = _closest(name, open_clip.list_models())
+    do = f"The closest are {', '.join(close)}. {hint}" if close else hint
+    return UserError(f"open_clip knows no architecture {name!r}", where=where, do=do)
+
+
+def _closest(name: str, known: Iterable[str]) -> list[str]:
+    by_lower = {item.lower(): item for item in known}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]

@@ -1,0 +1,120 @@
+"""A model from a configuration or a name: open_clip's modules, without weights of any source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import timm
+import torch
+
+from clip_models.config import (
+    CONFIG_NAME,
+    ModelConfig,
+    check_model_cfg,
+    has_no_text,
+    preprocess_cfg,
+    read_config,
+    read_json,
+    unknown_architecture,
+)
+from clip_models.pruned import put_blocks, take_shapes
+from clip_models.published import PUBLISHED
+from clip_models.students import PREFIX, ImageTower, timm_student
+from shards.errors import UserError
+
+Tower = Literal["image", "text"]
+
+
+def create_student(
+    config: str, seed: int, towers: Sequence[Tower] = ("image", "text"), like: ModelConfig | None = None
+) -> tuple[Any, ModelConfig]:
+    """Create a randomly initialised float32 model in training mode, with its config.
+
+    `config` is the name of a published student (`clip_models.students`) or of an open_clip architecture, `timm/NAME`
+    for any image model of timm's, the path of a .json file in the format of open_clip's `model_configs` (`embed_dim`,
+    `vision_cfg`, `text_cfg`), or a model's folder. The weights are a function of `config`, `seed` and `towers` alone;
+    the caller's random state is left as it was. Preprocessing is the folder's, else open_clip's default at the model's
+    image size. Without "text" in `towers` the model is an `ImageTower`, with a config by which `load_model` makes one
+    again. `like`: the config of a model whose weights it is to inherit; its activation and the mean and deviation of
+    its pixels are then the student's.
+
+    Raises `UserError` for an unknown name, an unreadable file, or a configuration no model can be built from.
+    """
+    within = Path(config, CONFIG_NAME)
+    full = read_config(within) if within.is_file() else _named_config(config)
+    full.pop("towers", None)
+    if "text" not in towers:
+        full["towers"] = ["image"]
+    if like is not None:
+        full["model_cfg"]["quick_gelu"] = like["model_cfg"].get("quick_gelu", False)
+        full["preprocess_cfg"] |= {name: like["preprocess_cfg"][name] for name in ("mean", "std")}
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would reseed the accelerators as well, which the fork does not restore.
+        torch.default_generator.manual_seed(seed)
+        return build(full, config), full
+
+
+def build_model(config: ModelConfig) -> Any:
+    """A float32 model of this config in training mode, with some weights or other; no random state is touched.
+
+    Raises `UserError` for a configuration no model can be built from.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return build(config, "the configuration")
+
+
+def _named_config(config: str) -> ModelConfig:
+    if config.endswith(".json"):
+        model_cfg = read_json(Path(config), "Give a JSON file in the format of open_clip's model_configs")
+    elif config.startswith(PREFIX):
+        model_cfg = timm_student(config)
+    else:
+        model_cfg = open_clip.get_model_config(config.replace("/", "-"))
+        if model_cfg is None:
+            raise _unknown_student(config)
+    check_model_cfg(model_cfg, config)
+    return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg(model_cfg, {})}
+
+
+def build(config: ModelConfig, where: str) -> Any:
+    """open_clip's module for a config, without weights of any source; as its `create_model` would make it."""
+    arguments = deepcopy(config["model_cfg"])
+    text_cfg, vision_cfg = arguments["text_cfg"], arguments["vision_cfg"]
+    custom_text = arguments.pop("custom_text", False) or "hf_model_name" in text_cfg
+    if "timm_model_name" in vision_cfg:
+        vision_cfg["timm_model_pretrained"] = False
+    if "hf_model_name" in text_cfg:
+        text_cfg["hf_model_pretrained"] = False
+    kind = open_clip.CLIP
+    if has_no_text(config):
+        kind = ImageTower
+    elif custom_text:
+        kind = open_clip.CoCa if "multimodal_cfg" in arguments else open_clip.CustomTextCLIP
+    try:
+        shapes = take_shapes(arguments)
+        model = kind(**arguments)
+        put_blocks(model, shapes)
+    except Exception as error:  # whatever the constructors of open_clip, timm and transformers object to
+        reason = str(error) or type(error).__name__
+        raise UserError(f"no model can be built from this configuration: {reason}", where=where) from error
+    open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"])
+    return model
+
+
+def _unknown_student(name: str) -> UserError:
+    if name.startswith((".", "/", "~")):
+        return UserError("there is no such file or folder", where=name, do=f"A model's folder holds {CONFIG_NAME}")
+    if any(row.name == name and row.role == "pruned" for row in PUBLISHED):
+        return UserError(
+            "its architecture is what a pruning run leaves",
+            where=name,
+            do=f"Run the recipe {name.lower()}-prune, and give that run's model folder",
+        )
+    if timm.is_model(name):
+        return UserError(f"open_clip has no {name!r}, timm has", where="student", do=f"Give {PREFIX}{name}")
+    hint = f"The path of a .json file works too, a model's folder, and {PREFIX}NAME for any image model of timm's"
+    return unknown_architecture(name, "student", hint)
