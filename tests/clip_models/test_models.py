@@ -264,7 +264,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         (json.dumps({"embed_dim": 8, "text_cfg": {}}), "missing or of the wrong kind: vision_cfg"),
         (
             json.dumps({**TINY, "vision_cfg": {**TINY["vision_cfg"], "widht": 3}}),
-            "has no field 'widht'. Did you mean width",
+            "no field 'widht'. Did you mean width",
         ),
         (json.dumps({**TINY, "vision_cfg": {**TINY["vision_cfg"], "head_width": 20}}), "no model can be built"),
     ],
