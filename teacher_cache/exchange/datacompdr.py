@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from teacher_cache.exchange.untrusted import Arrays, read_npz, read_pth_gz
 from teacher_cache.views import Operation, View
-from teacher_cache.views.policy import OPERATIONS
+from teacher_cache.views.view import OPERATIONS
 
 SIDE = 224
 """Pixels of the crop that operations were applied to."""

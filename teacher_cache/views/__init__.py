@@ -7,11 +7,12 @@ A view is a pure function of (key, view index, policy): no RNG state, no order d
 image, so a re-encoded or resized copy of the image still matches. At equal resolution the teacher's and the student's
 pixels are identical, bit for bit.
 
-Read `policy.py` first, then `encoded.py` (bytes to pixels), `rendering.py` (crop and resize) and `photometric.py`.
-OpenCV and torch are loaded by the first `render` that needs them.
+Read `view.py` and `policy.py` first, then `encoded.py` (bytes to pixels), `rendering.py` (crop and resize) and
+`photometric.py`. OpenCV and torch are loaded by the first `render` that needs them.
 """
 
 from teacher_cache.views.encoded import EncodedImage
-from teacher_cache.views.policy import VIEWS_VERSION, Jitter, Operation, View, ViewPolicy
+from teacher_cache.views.policy import VIEWS_VERSION, ViewPolicy
+from teacher_cache.views.view import Jitter, Operation, View
 
 __all__ = ["VIEWS_VERSION", "EncodedImage", "Jitter", "Operation", "View", "ViewPolicy"]

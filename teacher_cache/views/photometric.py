@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
 
-from teacher_cache.views.policy import Jitter, Operation
+from teacher_cache.views.view import Jitter, Operation
 
 
 def _sheared(image: Image.Image, across: float, down: float) -> Image.Image:

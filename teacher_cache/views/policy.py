@@ -1,4 +1,4 @@
-"""How views are drawn, and the few bytes that a cache keeps of each."""
+"""Which views there are of an image, and how each is drawn from a seed."""
 
 from __future__ import annotations
 
@@ -7,81 +7,20 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import UserError
 from teacher_cache.views.encoded import EncodedImage
+from teacher_cache.views.view import CROP, NAMES, OPERATIONS, PHOTOMETRIC, Jitter, Operation, View, pack, unpack
 
 VIEWS_VERSION = 3
 """Goes up whenever `draw` or `render` would give other pixels; part of every cache's fingerprint."""
 
 _BINS = 30
 """RandAugment's magnitudes are 0 to 30, its 31 bins."""
-OPERATIONS: dict[str, tuple[float, float, bool]] = {
-    "Identity": (0, 0, False),
-    "ShearX": (0, 0.3, True),
-    "ShearY": (0, 0.3, True),
-    "TranslateX": (0, 150 / 331, True),
-    "TranslateY": (0, 150 / 331, True),
-    "Rotate": (0, 30, True),
-    "Brightness": (0, 0.9, True),
-    "Color": (0, 0.9, True),
-    "Contrast": (0, 0.9, True),
-    "Sharpness": (0, 0.9, True),
-    "Posterize": (8, 4, False),
-    "Solarize": (255, 0, False),
-    "AutoContrast": (0, 0, False),
-    "Equalize": (0, 0, False),
-}
-"""RandAugment's space, in torchvision's order: the value at magnitude 0 and at 30, and whether it takes either sign.
-Shears are tangents, translations fractions of the side, rotations degrees; the enhancements stand for the factor less
-one, Posterize for the bits that are kept, Solarize for the threshold in 0 to 255."""
-
-_NAMES = list(OPERATIONS)
-_NONE = 255
-_GEOMETRY = [(name, "<f4") for name in ("left", "top", "width", "height")]
-_CROP = np.dtype([*_GEOMETRY, ("flip", "u1")])
-_PHOTOMETRIC = np.dtype(
-    [*_CROP.descr, ("jitter", "<f2", 4), ("order", "u1"), ("operations", "u1", 2), ("magnitudes", "<f2", 2)]
-)
-
-
-class Jitter(NamedTuple):
-    """ColorJitter's draw: three factors, the hue's shift in turns (-0.5 to 0.5), and in which order they apply.
-
-    `order`, 0 to 23, counts the permutations of (brightness, contrast, saturation, hue) in lexicographic order.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    order: int
-
-
-class Operation(NamedTuple):
-    """One of RandAugment's operations, and its signed magnitude in the units of `OPERATIONS`."""
-
-    name: str
-    magnitude: float
-
-
-class View(NamedTuple):
-    """A crop as fractions of the upright image's width and height, then a mirror flag, then what is done to colours.
-
-    The fractions are exactly float32, the rest exactly float16: what is drawn equals what is read back from a cache.
-    """
-
-    left: float
-    top: float
-    width: float
-    height: float
-    flip: bool
-    jitter: Jitter | None = None
-    operations: tuple[Operation, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +82,7 @@ class ViewPolicy:
     @property
     def dtype(self) -> np.dtype[np.void]:
         """Of a view's stored parameters: 17 bytes, with photometric ones 32."""
-        return _PHOTOMETRIC if self.photometric else _CROP
+        return PHOTOMETRIC if self.photometric else CROP
 
     def identity(self) -> dict[str, Any]:
         """JSON-able; equal identities draw and render equal views."""
@@ -210,7 +149,7 @@ class ViewPolicy:
         numbers = _uniform(key, index, "operations")
         drawn = []
         for u_name, u_sign in (numbers[:2], numbers[2:])[:count]:
-            name = _NAMES[int(len(_NAMES) * u_name)]
+            name = NAMES[int(len(NAMES) * u_name)]
             start, stop, signed = OPERATIONS[name]
             value = start + (stop - start) * magnitude / _BINS
             value = float(round(value)) if name == "Posterize" else _half(value)
@@ -219,9 +158,7 @@ class ViewPolicy:
 
     def pack(self, views: Sequence[View]) -> npt.NDArray[np.void]:
         """(n,) of `dtype`: what a cache keeps of these views."""
-        if not self.photometric:
-            return np.array([view[:5] for view in views], _CROP)
-        return np.array([(*view[:5], *_packed_colours(view)) for view in views], _PHOTOMETRIC)
+        return pack(views, photometric=self.photometric)
 
     def unpack(self, record: np.void) -> View:
         """The view that was packed into one element of `dtype`."""
@@ -229,9 +166,7 @@ class ViewPolicy:
 
     def unpack_all(self, records: npt.NDArray[np.void]) -> list[View]:
         """The views that were packed into (n,) of `dtype`."""
-        if not self.photometric:
-            return [View(a, b, c, d, flip != 0) for a, b, c, d, flip in records.tolist()]
-        return [_unpacked(fields) for fields in records.tolist()]
+        return unpack(records)
 
     def render(
         self, image: EncodedImage, view: View, size: int, out: npt.NDArray[np.uint8] | None = None
@@ -267,23 +202,3 @@ def _placed(x: float, y: float, crop: tuple[float, float], image: tuple[int, int
 
 def _half(value: float) -> float:
     return float(np.float16(value))
-
-
-def _unpacked(fields: tuple[Any, ...]) -> View:
-    left, top, width, height, flip, jitter, order, names, magnitudes = fields
-    operations = tuple(
-        Operation(_NAMES[name], magnitude)
-        for name, magnitude in zip(names.tolist(), magnitudes.tolist(), strict=True)
-        if name != _NONE
-    )
-    drawn = None if order == _NONE else Jitter._make([*jitter.tolist(), order])
-    return View(left, top, width, height, bool(flip), drawn, operations)
-
-
-def _packed_colours(view: View) -> tuple[object, ...]:
-    assert len(view.operations) <= 2, "a record has room for two operations"
-    *jitter, order = view.jitter or (0.0, 0.0, 0.0, 0.0, _NONE)
-    missing = 2 - len(view.operations)
-    names = [_NAMES.index(name) for name, _ in view.operations] + [_NONE] * missing
-    magnitudes = [magnitude for _, magnitude in view.operations] + [0.0] * missing
-    return jitter, order, names, magnitudes

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from teacher_cache.views.encoded import EncodedImage, as_rgb
-from teacher_cache.views.policy import View
+from teacher_cache.views.view import View
 
 # Several images are rendered at once; each gets one core.
 cv2.setNumThreads(1)
