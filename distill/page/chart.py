@@ -22,13 +22,18 @@ _MEANS = 150
 
 _UNITS = ((2e9, 1e9, "G"), (2e6, 1e6, "M"), (1e4, 1e3, "k"))
 """From where on an axis counts in billions, millions or thousands."""
+_SPAN = 0.02
+"""An axis spans at least this share of its values: what hardly changes looks so, and its ticks stay short."""
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One run's curve. `across(axis, steps)` says where steps lie on an axis, or None if nobody knows."""
+    """One run's curve, or one of several of a run; `run` is also the number of its colour and dashes.
+
+    `across(axis, steps)` says where steps lie on an axis, or None if nobody knows.
+    """
 
     run: int
     series: Series
@@ -162,8 +167,10 @@ class _Up:
         if log:
             low, high = (low / 1.1, high * 1.1) if high > low * (1 + 1e-6) else (low / 2, high * 2)
         else:
+            most = max(abs(low), abs(high))
             # Rounding of what never changes is no range.
-            room = (high - low) * 0.06 if high - low > 1e-6 * abs(high) else abs(high) * 0.1 or 1.0
+            room = max((high - low) * 0.06, (_SPAN * most - (high - low)) / 2)
+            room = room if high - low > 1e-6 * most else most * 0.1 or 1.0
             # What is not negative begins at 0, unless that would flatten it.
             low, high = (0.0 if 0 <= low < 0.4 * high else low - room), high + room
         self._low, self._high = low, high

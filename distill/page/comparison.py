@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.page.chart import Frame
-from distill.page.panels import figures, lower_is_better, sections, title
+from distill.page.panels import figures, is_course, lower_is_better, sections, title
 from distill.page.rendering import render
 from distill.page.run_folder import AXES, RunFolder
-from distill.page.words import flat, say, state
+from distill.page.words import flat, say, say_hours, state
 from shards import Folder, UserError
 
 STYLES = 18
@@ -43,7 +43,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
         "comparison.html.j2",
         names=_names(runs),
         runs=read,
-        sections=sections(read, _frame(read)),
+        sections=[section for section in sections(read, _frame(read)) if section.panels],
         axes=_frame(read).extents,
         table=_table(read),
         differing=differences(read),
@@ -81,22 +81,33 @@ def _names(runs: Sequence[Path]) -> list[str]:
 
 
 def _table(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    """One row a figure: for each run its last and best value. Evaluation says which run is the best of all."""
+    """One row a figure: for each run its last and best value, or its only one if it has no curve.
+
+    Evaluation says which run is the best of all.
+    """
     rows: list[dict[str, Any]] = [{"title": "state", "plain": [state(run) for run in runs]}]
     speeds = [run.last("measured/samples_per_second") for run in runs]
     hours = [float(run.hours.values[-1]) if len(run.hours.values) else None for run in runs]
-    for name, values in (("samples a second, last", speeds), ("hours", hours)):
+    for name, values, words in (("samples a second, last", speeds, say), ("trained for", hours, say_hours)):
         if any(value is not None for value in values):
-            rows.append({"title": name, "plain": [say(value) for value in values]})
-    for section in ("Loss", "Evaluation"):
-        for name in figures(runs)[section]:
-            lower = lower_is_better(name)
-            best = [run.best(name, lower=lower) for run in runs]
-            reached = [entry[0] for entry in best if entry]
-            top = (min(reached) if lower else max(reached)) if reached and section == "Evaluation" else None
-            cells = [
-                (run.last(name), entry, entry is not None and entry[0] == top)
-                for run, entry in zip(runs, best, strict=True)
-            ]
-            rows.append({"title": title(name), "cells": cells})
+            rows.append({"title": name, "plain": [words(value) for value in values]})
+    for section, names in figures(runs).items():
+        for name in names:
+            if section in ("Loss", "Evaluation"):
+                rows.append({"title": title(name), "cells": _cells(name, runs, evaluated=section == "Evaluation")})
+            elif not is_course(name, runs) and name != "measured/samples_per_second":
+                rows.append({"title": title(name), "plain": [say(run.last(name)) for run in runs]})
     return rows
+
+
+def _cells(
+    name: str, runs: Sequence[RunFolder], *, evaluated: bool
+) -> list[tuple[float | None, tuple[float, int] | None, bool]]:
+    """For each run the last value of a figure, its best and that one's step, and whether no run has a better one."""
+    lower = lower_is_better(name)
+    best = [run.best(name, lower=lower) for run in runs]
+    reached = [entry[0] for entry in best if entry]
+    top = (min(reached) if lower else max(reached)) if reached and evaluated else None
+    return [
+        (run.last(name), entry, entry is not None and entry[0] == top) for run, entry in zip(runs, best, strict=True)
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from distill.page.words import say
+from distill.page.words import say, say_hours
 
 
 @cache
@@ -22,7 +22,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"say": say, "count": "{:,.0f}".format}
+    environment.filters |= {"say": say, "say_hours": say_hours, "count": "{:,.0f}".format}
     return environment
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.page.chart import Frame
 from distill.page.inheritance import inheritance
-from distill.page.panels import figures, lower_is_better, sections, title
+from distill.page.panels import Section, figures, lower_is_better, sections, title
 from distill.page.rendering import render
 from distill.page.run_folder import RunFolder
 from distill.page.what_is_left import what_is_left
@@ -34,6 +34,7 @@ def write_run_page(run: Path) -> Path:
     frame = Frame(extents={"steps": max([read.step, *(event.step for event in read.events)])}, events=read.events)
     notes = list(read.notes)
     left = what_is_left(read, notes)
+    drawn = sections([read], frame)
     page = render(
         "run.html.j2",
         name=run.resolve().name,
@@ -47,17 +48,20 @@ def write_run_page(run: Path) -> Path:
         speed=_median(read, "measured/samples_per_second"),
         waited=_mean(read, "measured/waited"),
         hours=float(read.hours.values[-1]) if len(read.hours.values) else None,
-        sections=sections([read], frame),
+        sections=drawn,
+        tables={section.title: _table(read, section) for section in drawn},
         left=left,
-        evaluated=[
-            (title(name), read.last(name), read.best(name, lower=lower_is_better(name)))
-            for name in figures([read])["Evaluation"]
-        ],
         events=read.events[-_EVENTS:],
         kinds=Counter(event.kind for event in read.events),
     )
     Folder(str(run)).publish(PAGE, page)
     return run / PAGE
+
+
+def _table(run: RunFolder, section: Section) -> list[tuple[str, float | None, tuple[float, int] | None]]:
+    """The last and best values of a section's figures: of all that are evaluated, else of those without a curve."""
+    names = figures([run])[section.title] if section.title == "Evaluation" else section.single
+    return [(title(name), run.last(name), run.best(name, lower=lower_is_better(name))) for name in names]
 
 
 def _best(run: RunFolder) -> tuple[str, float, int] | None:

@@ -14,7 +14,7 @@ from distill.page.words import millions
 
 @dataclass(frozen=True)
 class WhatIsLeft:
-    """A sentence, and the towers' figures."""
+    """What is left in words, and the towers' figures."""
 
     said: str
     drawn: Markup
@@ -30,7 +30,7 @@ def what_is_left(run: RunFolder, notes: list[str]) -> WhatIsLeft | None:
 
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        return WhatIsLeft(_said(report), draw_architecture(report))
+        return WhatIsLeft(f"{_said(report)} {_heads(report)}", draw_architecture(report))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         notes.append("pruning.json cannot be read, so nobody can tell what the masks have left.")
         return None
@@ -46,3 +46,10 @@ def _said(report: dict[str, Any]) -> str:
         f"The run leaves out {shares}, and keeps {kept:,}. The model that it delivers has {sizes} parameters in all, "
         "the text tower's without its token embedding."
     )
+
+
+def _heads(report: dict[str, Any]) -> str:
+    towers = report["towers"].values()
+    fewer = any(heads < tower["full"]["heads"] for tower in towers for heads in tower["before"]["heads"])
+    earlier = "; heads that earlier runs left out are not drawn" if fewer else ""
+    return f"Heads: full where kept, hollow where this run left them out{earlier}."

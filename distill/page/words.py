@@ -16,6 +16,16 @@ def say(value: float | None) -> str:
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:#.4g}"
 
 
+def say_hours(hours: float | None) -> str:
+    """How long something took, in the largest unit that it fills: 15 s, 1.5 min, 3.2 h."""
+    if hours is None:
+        return "–"
+    # What rounds to 60 of one unit is 1 of the next.
+    seconds = 3600 * hours
+    value, unit = (seconds, "s") if seconds < 59.5 else (60 * hours, "min") if seconds < 59.5 * 60 else (hours, "h")
+    return f"{value:,.0f} {unit}" if value >= 9.95 else f"{round(value, 1):g} {unit}"
+
+
 def state(run: RunFolder) -> str:
     """Whether the run has ended, and where it is."""
     if run.done is not None:

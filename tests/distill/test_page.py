@@ -229,6 +229,41 @@ def test_a_figure_that_never_changes_is_drawn(make_run: Callable[..., Path], val
     assert chart.data[0][1] == ([] if math.isnan(value) else [value] * 3)
 
 
+@pytest.mark.parametrize("value", [1.231, 10.0, 50.0, 8192.5])
+def test_what_hardly_changes_looks_so_and_has_short_ticks(make_run: Callable[..., Path], value: float) -> None:
+    values = [value, value * 1.00004, value * 1.0001]
+    log = [{"step": step, "loss": 1.0, "measured": {"memory_gb": value}} for step, value in enumerate(values, 1)]
+    chart = Page(write_run_page(make_run(log=log))).charts["measured/memory_gb"]
+    ticks = [text for kind, _, _, text in chart.ticks if kind == "up"]
+    assert len(ticks) >= 2
+    assert max(len(text.replace(".", "")) for text in ticks) <= 4
+    # All of the chart is 2 % of the value, of its 160 pixels.
+    drawn = np.concatenate(chart.curves["steps", "line", 0])
+    assert np.ptp(drawn[:, 1]) == pytest.approx(160 * 0.0001 / 0.02, abs=0.1)
+    assert chart.points()[:, 1] == pytest.approx(values, rel=0.0002)
+
+
+def test_what_was_logged_once_is_listed_and_not_drawn(make_run: Callable[..., Path]) -> None:
+    log = [{"step": 4, "loss": 2.5, "logit_scale": 14.25}, {"step": 4, "eval/top1": 3.5, "eval/mean_rank": 90.875}]
+    short = make_run(log=log)
+    page = Page(write_run_page(short))
+    assert page.charts == {}
+    assert page.rows["loss-once"][1:] == [["loss", "2.500", "4"]]
+    assert page.rows["stability-once"][1:] == [["logit scale", "14.25", "4"]]
+    assert page.rows["evaluation-once"][1:] == [["top1", "3.500", "4"], ["mean_rank", "90.88", "4"]]
+
+    # As soon as any run has two, those of all are drawn.
+    longer = make_run("b", log=[*log, {"step": 8, "eval/top1": 4.5}])
+    page = Page(write_run_page(longer))
+    assert set(page.charts) == {"eval/top1"}
+    assert page.rows["evaluated"][1:] == [["top1", "4.500", "4.500", "8"], ["mean_rank", "90.88", "90.88", "4"]]
+    page = Page(write_comparison([short, longer], short.parent / "c.html"))
+    assert {name: sorted(chart.data) for name, chart in page.charts.items()} == {"eval/top1": [0, 1]}
+    rows = {row[0]: row[1:] for row in page.rows["figures"]}
+    assert rows["mean_rank"] == ["90.8890.88 at 4"] * 2
+    assert rows["logit scale"] == ["14.25"] * 2
+
+
 def test_a_long_curve_keeps_its_extremes_its_ends_and_its_gaps(make_run: Callable[..., Path]) -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(5, 0.1, 30_000)
@@ -280,11 +315,32 @@ def test_the_page_says_what_is_trained_and_how_far_it_is(make_run: Callable[...,
     assert json.loads(page.texts["settings"])["settings"]["seed"] == 0
     assert page.texts["loss"] == "3"
     assert page.texts["best"] == "51.25"
-    assert page.texts["hours"] == "4"
+    assert page.texts["hours"] == "4 h"
     assert page.rows["evaluated"][1:] == [
         ["zero_shot/top1", "49", "51.25", "300"],
         ["retrieval/text_to_image/mean_rank", "251", "248.8", "300"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.26, "0.3 s"),
+        (15.07, "15 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min"),
+        (90, "1.5 min"),
+        (754, "13 min"),
+        (3590, "1 h"),
+        (11_600, "3.2 h"),
+        (5_400_000, "1,500 h"),
+    ],
+)
+def test_how_long_a_run_trained_is_told_in_the_unit_that_fits(
+    make_run: Callable[..., Path], seconds: float, told: str
+) -> None:
+    run = make_run(log=[{"step": 1, "loss": 1.0, "measured": {"seconds": seconds}}])
+    assert Page(write_run_page(run)).texts["hours"] == told
 
 
 def test_a_finished_run_says_so(make_run: Callable[..., Path]) -> None:
@@ -570,6 +626,64 @@ def test_what_pruning_leaves_is_said_and_drawn_on_the_way_and_at_the_end(
     assert "6 of 8" in page.text
 
 
+@pytest.mark.parametrize(("before", "told"), [([2, 2], False), ([2, 1], True)], ids=["first stage", "later stage"])
+def test_the_page_says_that_heads_of_earlier_runs_are_not_drawn(
+    make_run: Callable[..., Path], before: list[int], told: bool
+) -> None:
+    run, report = make_run(), left(step=1)
+    report["towers"]["vision"]["before"]["heads"] = before
+    (run / "pruning.json").write_text(json.dumps(report))
+    assert ("heads that earlier runs left out are not drawn" in Page(write_run_page(run)).text) == told
+
+
+def test_what_is_left_and_inherited_comes_before_the_curves(make_run: Callable[..., Path]) -> None:
+    run = make_run(events=[{"step": 1, "kind": "nan", "text": "loss is nan"}])
+    with_inheritance(run, PART)
+    (run / "pruning.json").write_text(json.dumps(left(step=1)))
+    headings = re.findall(r"<h2>(.*?)</h2>", write_run_page(run).read_text())
+    assert headings[:4] == ["What is trained", "What is left", "Inheritance", "Loss"]
+    assert headings[-1] == "Events"
+
+
+PRUNED = [
+    {
+        "step": step,
+        "prune/sparsity": 0.1 * step,
+        "prune/sparsity/vision": 0.12 * step,
+        "prune/sparsity/text": 0.08 * step,
+        "prune/target": 0.5,
+        "prune/penalty": 3.0 - step,
+        "prune/lambda1": 10.0 + step,
+        "prune/lambda2": 10.0 + 2 * step,
+    }
+    for step in (1, 2, 3)
+]
+
+
+def test_the_share_left_out_lies_over_the_one_asked_for(make_run: Callable[..., Path]) -> None:
+    runs = [make_run("a", log=PRUNED), make_run("b", log=PRUNED)]
+    page = write_run_page(runs[0])
+    charts = Page(page).charts
+    assert set(charts) == {"prune/sparsity", "prune/penalty", "prune/lambda1"}
+    for first, named in (
+        ("prune/sparsity", {"left out": "", "asked for": "target", "left out of the image tower": "sparsity/vision"}),
+        ("prune/lambda1", {"λ1": "lambda1", "λ2": "lambda2"}),
+    ):
+        # The name beside the swatch with the look of a line is what that line is of.
+        (caption,) = re.findall(rf'data-figure="{first}"><figcaption>(.*?)</figcaption>', page.read_text(), re.DOTALL)
+        legend = re.findall(r'data-line="(\d+)"><svg.*?class="s(\d+)".*?</svg>(.*?)</small>', caption)
+        looks = {name: int(look) for look, _, name in legend}
+        assert [look for look, _, _ in legend] == [swatch for _, swatch, _ in legend]
+        assert set(looks.values()) == set(charts[first].data)
+        for name, figure in named.items():
+            wanted = [line[f"prune/{figure}" if figure else first] for line in PRUNED]
+            assert charts[first].points(run=looks[name])[:, 1] == pytest.approx(wanted, rel=0.02)
+    # Over each other, colours are the runs', so each figure has its chart.
+    charts = Page(write_comparison(runs, runs[0].parent / "c.html")).charts
+    assert set(charts) == set(PRUNED[0]) - {"step"}
+    assert all(sorted(chart.data) == [0, 1] for chart in charts.values())
+
+
 @pytest.mark.parametrize("written", ["", "[]", "{}", json.dumps(left(towers={"vision": {}}))])
 def test_a_damaged_pruning_report_is_noted_and_the_rest_is_shown(make_run: Callable[..., Path], written: str) -> None:
     run = make_run()
@@ -693,7 +807,7 @@ def test_figures_stand_side_by_side_and_the_best_is_bold(make_run: Callable[...,
     page = Page(write_comparison(runs, runs[0].parent / "c.html"))
     rows = {row[0]: row[1:] for row in page.rows["figures"]}
     assert rows["state"] == ["at step 400 of 400", "finished, 400 steps"]
-    assert rows["hours"] == ["4", "4"]
+    assert rows["trained for"] == ["4 h", "4 h"]
     assert rows["zero_shot/top1"] == ["4951.25 at 300", "5052.25 at 300"]
     assert rows["retrieval/text_to_image/mean_rank"] == ["251248.8 at 300", "252249.8 at 300"]
     assert rows["fd"] == ["2.4002.010 at 10"] * 2
