@@ -125,7 +125,15 @@ class Students:
         )
         dense = str(Path(pruning.out) / "model")
         # Another seed: with the same one it would be shown the same samples again.
-        rest = replace(whole, student=dense, initial=dense, steps=course.steps - course.pruning, seed=1000 + seed)
+        rest = replace(
+            whole,
+            student=dense,
+            initial=dense,
+            steps=course.steps - course.pruning,
+            seed=1000 + seed,
+            # The pruning run has warmed up.
+            optimiser=replace(whole.optimiser, warmup=0),
+        )
         return [pruning, rest]
 
     def _untrained(self, run: RunSettings) -> dict[str, float]:
