@@ -139,6 +139,8 @@ class _Training:
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
             body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
+            if self.settings.precision == "fp16" and self.run.device.type == "cpu":
+                log.warning("on a CPU fp16 is several times slower than fp32: give --precision fp32")
             if Path(self.settings.student).is_dir() and not self.settings.initial:
                 told = "the student is built as %s is, with new weights: to go on from its weights give it as --initial"
                 log.warning(told, self.settings.student)

@@ -411,3 +411,13 @@ def test_what_cannot_be_trained_on_is_said_at_once(
     with pytest.raises(UserError, match=r"sees \[32, 64\] pixels; only square"):
         train(world.settings(tmp_path / "d", student=str(path)))
     assert not any((tmp_path / name).exists() for name in "abcd")
+
+
+def test_what_is_probably_not_meant_is_said(world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = train(world.settings(tmp_path / "made", steps=1)).model
+    train(world.settings(tmp_path / "run", student=made, precision="fp16", steps=1))
+    assert f"the student is built as {made} is, with new weights" in caplog.text
+    assert "on a CPU fp16 is several times slower" in caplog.text
+    caplog.clear()
+    train(world.settings(tmp_path / "on", student=made, initial=made, steps=1))
+    assert "new weights" not in caplog.text
