@@ -3,7 +3,8 @@
     ledgers of the last round → rows that may pass → _rounds/NNN.json and its plan → shards after the last ones
 
 A round's plan is published as the dataset's is, so a killed retry goes on where it was. The shards that are there and
-their ledgers are never touched: a row's state is that of its key's last ledger row.
+their ledgers are never touched: a row's state is that of its key's last ledger row. A round names the addresses that
+were allowed when it was planned: once another one is allowed, what was blocked, in whatever round, may pass too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from shards.runner import Executor
 _WORTH = 0.01
 """A round that brings a smaller share of its rows is the last one."""
 _WITNESSES = 20
+_BLOCKED = "blocked_address"
 
 
 def retry(
@@ -34,7 +36,8 @@ def retry(
 ) -> list[IngestReport]:
     """Fetch the retryable rows of the dataset at `out` again, round after round, until none is left or none comes.
 
-    Images are made as the dataset's settings say. Returns a report of every round that ran.
+    Rows that were blocked for their address come along, once, if `network` allows an address that no retry has allowed
+    since they were blocked. Images are made as the dataset's settings say. Returns a report of every round that ran.
 
     Raises:
         UserError: no dataset there, one whose ingest is not complete, or nothing that comes through.
@@ -84,10 +87,11 @@ def _next_round(folder: Folder, facts: dict[str, Any], settings: IngestSettings)
         )
     if missing:
         return next(added for added in rounds if missing[0] < added["first"] + added["shards"])
-    last = {"first": 0, **(rounds[-1] if rounds else facts)}
+    stages = [{"first": 0, **facts}, *rounds]
+    last = stages[-1]
     number = f"{len(rounds) + 1:03d}"
     witnesses: dict[str, str] = {}
-    tables = plan.cut(_retryable(folder, last, settings, witnesses), settings.shard_size)
+    tables = plan.cut(_retryable(folder, stages, settings, witnesses), settings.shard_size)
     parts = plan.write_parts(folder, f"round-{number}", tables)
     if not parts:
         return None
@@ -99,26 +103,40 @@ def _next_round(folder: Folder, facts: dict[str, Any], settings: IngestSettings)
         "fingerprint": fingerprint([facts["fingerprint"], parts]),
         "parts": parts,
         "witnesses": sorted(witnesses.values()),
+        "allowed": sorted(settings.network.allow_addresses),
     }
     folder.child(ROUNDS).publish(f"{number}.json", json.dumps(added, indent=1).encode())
     return added
 
 
 def _retryable(
-    folder: Folder, last: dict[str, Any], settings: IngestSettings, witnesses: dict[str, str]
+    folder: Folder, stages: list[dict[str, Any]], settings: IngestSettings, witnesses: dict[str, str]
 ) -> Iterator[pa.Table]:
-    """The plan rows of what failed but may pass in the shards of the plan or the last round.
+    """The plan rows of what failed but may pass, from the `stages` so far: the dataset's plan and its rounds.
 
-    `witnesses` fills with URLs that did answer, one a host: should all of a round fail, they tell whether it is the
-    network's fault.
+    Every round has taken along what may pass of the one before, so only the last stage's are left; blocked rows stay
+    where they were blocked. `witnesses` fills with URLs that did answer, one a host: should all of a round fail, they
+    tell whether it is the network's fault.
     """
     results = [field.name for field in result_fields(settings.image.hash)]
-    for shard in range(last["first"], last["first"] + last["shards"]):
-        ledger = read_ledger(folder, shard)
-        causes = [cause for cause in pc.unique(ledger["error_class"]).to_pylist() if cause and may_pass(cause)]
-        if causes:
-            failed = ledger.filter(pc.is_in(ledger["error_class"], pa.array(causes)))
-            yield failed.drop_columns(results)
-        if len(witnesses) < _WITNESSES:
-            good = ledger.filter(pc.equal(ledger["status"], "success")).slice(0, _WITNESSES)
-            witnesses.update(zip(good["host"].to_pylist(), good["url"].to_pylist(), strict=True))
+    allowed = set(settings.network.allow_addresses)
+    blocked, later = True, set[str]()
+    for stage in reversed(stages):
+        last = stage is stages[-1]
+        # A round that was allowed as much has taken along whatever had been blocked before it.
+        blocked = blocked and not allowed <= set(stage.get("allowed", ()))
+        if not (last or blocked):
+            return
+        for shard in range(stage["first"], stage["first"] + stage["shards"]):
+            ledger = read_ledger(folder, shard)
+            found = filter(None, pc.unique(ledger["error_class"]).to_pylist())
+            causes = [cause for cause in found if (last and may_pass(cause)) or (blocked and cause == _BLOCKED)]
+            if causes:
+                failed = ledger.filter(pc.is_in(ledger["error_class"], pa.array(causes)))
+                standing = pa.array([key not in later for key in failed["key"].to_pylist()], pa.bool_())
+                yield failed.filter(standing).drop_columns(results)
+            if blocked and stage["first"]:
+                later.update(ledger["key"].to_pylist())
+            if len(witnesses) < _WITNESSES:
+                good = ledger.filter(pc.equal(ledger["status"], "success")).slice(0, _WITNESSES)
+                witnesses.update(zip(good["host"].to_pylist(), good["url"].to_pylist(), strict=True))

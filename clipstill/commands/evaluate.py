@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from clipstill.commands.common import Subparsers, add_command, show_json
 from shards.errors import UserError
@@ -50,5 +51,12 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=device,
     )
-    show_json(result)
+    show_json(_rounded(result))
     return 0
+
+
+def _rounded(value: Any) -> Any:
+    """To four decimals: of a million samples one is 0.0001 %."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

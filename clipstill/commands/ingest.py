@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
@@ -30,7 +31,8 @@ _RETRY = """\
 Fetch again the rows of a dataset that failed but may pass: time-outs, dead servers, 5xx, 429.
 
 They go into new shards after the others, under their own keys; nothing that is there is touched. Goes on, round after
-round, until no such row is left or a round brings nothing.
+round, until no such row is left or a round brings nothing. With --allow-address, rows that were refused for their
+address come along.
 """
 
 _REPORT = """\
@@ -192,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
         stop_on_collapse=not args.no_stop,
     )
     report = ingest(settings, make_executor(args, workers=cores(), cpus=1))
-    _tell(report)
+    _tell(report, args.out)
     show(f"{report.summary.finished} shards made, {report.summary.skipped} were there already, in {args.out}")
     return 0
 
@@ -203,7 +205,7 @@ def run_retry(args: argparse.Namespace) -> int:
     executor = make_executor(args, workers=cores(), cpus=1)
     reports = retry(args.out, _network(args), executor, stop_on_collapse=not args.no_stop)
     for report in reports:
-        _tell(report)
+        _tell(report, args.out)
     if not reports:
         show("nothing to fetch again: no row failed that may pass")
     return 0
@@ -216,10 +218,13 @@ def run_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(report: IngestReport) -> None:
+def _tell(report: IngestReport, out: str) -> None:
     apart = {"duplicate": "duplicates", "filtered_where": "filtered"}
     failed = {cause: count for cause, count in report.failed.items() if cause not in apart}
     parts = [f"{report.failed[cause]} {name}" for cause, name in apart.items() if cause in report.failed]
     show(f"{report.rows} rows: " + ", ".join([f"{report.samples} samples", f"{sum(failed.values())} failed", *parts]))
     for cause, count in sorted(failed.items(), key=lambda item: -item[1]):
         show(f"  {count:>8}  {cause}")
+    if "blocked_address" in failed:
+        again = f"clipstill ingest retry {shlex.quote(out)} --allow-address ADDRESS"
+        show(f"blocked_address: not fetched, as the address is not public. If it is a machine of yours: {again}")

