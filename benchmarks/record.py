@@ -1,4 +1,4 @@
-"""What every benchmark writes: the machine, the versions, raw figures with their median and spread, and goals."""
+"""What every benchmark writes: the machine, the versions, raw figures with their spread, and goals; and its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -62,8 +62,39 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def publish(folder: Path, name: str, body: dict[str, Any], goals: Sequence[Goal]) -> dict[str, Any]:
-    """Write `folder/NAME.json` with the goals beside `body`; returns what was written."""
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, flush=True)  # noqa: T201
+
+
+def finish(
+    folder: Path,
+    name: str,
+    body: dict[str, Any],
+    goals: Sequence[Goal],
+    *,
+    write_page: Callable[[Path, dict[str, Any]], Path] | None,
+    judged: bool,
+) -> int:
+    """End a benchmark: write `folder/NAME.json`, `body` with the goals, and its page, and say how it went.
+
+    Returns the exit status: 1 if a goal was missed, unless the sizes were too small to be `judged`. `body["seconds"]`
+    is how long it took. No page is written for `write_page` None.
+    """
+    result = _publish(folder, name, body, goals)
+    if write_page is not None:
+        say(str(write_page(folder, result)))
+    say(f"{folder / name}.json in {body['seconds']:.0f} s")
+    if not judged:
+        say("too little to judge by")
+        return 0
+    for goal in goals:
+        say(goal.line())
+    return 0 if all(goal.met for goal in goals) else 1
+
+
+def _publish(folder: Path, name: str, body: dict[str, Any], goals: Sequence[Goal]) -> dict[str, Any]:
+    """Write the JSON file; returns what it holds."""
     plain = [{key: value for key, value in asdict(goal).items() if value is not None} for goal in goals]
     result = {"benchmark": name, "taken": datetime.now(UTC).isoformat(timespec="seconds"), **body, "goals": plain}
     folder.mkdir(parents=True, exist_ok=True)

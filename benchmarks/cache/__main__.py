@@ -18,7 +18,7 @@ from benchmarks.cache.build import BuildBenchmark, Trial
 from benchmarks.cache.material import photos
 from benchmarks.cache.page import write_page
 from benchmarks.cache.process import alone
-from benchmarks.record import RESULTS, Goal, machine, publish, spread, versions
+from benchmarks.record import RESULTS, Goal, finish, machine, say, spread, versions
 
 _BENCH = Path(__file__).parents[2] / ".bench"
 
@@ -74,22 +74,22 @@ class Benchmark:
         photos(self._photos, 200)
         figures = BuildBenchmark(self._work / "build", self._photos, self._sizes.build).measure()
         for way, rates in figures["forwards_per_second"].items():
-            _say(f"  {way:32} {_shown(rates)} forwards/s")
+            say(f"  {way:32} {_shown(rates)} forwards/s")
         ratios = figures["ratio_to_bare"]
         for views in (1, 4):
             ratio = ratios[f"views_{views}"]
-            _say(f"  {f'{views} views, share of the bare forward':32} {_shown(ratio)}")
+            say(f"  {f'{views} views, share of the bare forward':32} {_shown(ratio)}")
             name = f"build, K = {views}: images/s, share of the bare forward's"
             self.goals.append(Goal(name=name, value=ratio["median"], at_least=0.95))
         cost = spread([1 / ratio for ratio in ratios["views_10"]["runs"]])
-        _say(f"  {'10 views, times ten forwards':32} {_shown(cost)}")
+        say(f"  {'10 views, times ten forwards':32} {_shown(cost)}")
         self.goals.append(Goal(name="cost of K = 10 views, times ten forwards", value=cost["median"], at_most=1.15))
         return {**figures, "ten_views_cost": cost}
 
     def gpu(self) -> dict[str, Any]:
         """The build where it is meant to run."""
         if not torch.cuda.is_available():
-            _say("  skipped: torch sees no GPU")
+            say("  skipped: torch sees no GPU")
             return {"skipped": "torch sees no GPU"}
         figures, goals = gpu.measure(self._work / "gpu", self._photos, quick=self._quick)
         self.goals += goals
@@ -99,12 +99,12 @@ class Benchmark:
         """Bytes on disk, and what they do to logits."""
         stored = size.on_disk(self._work / "size", self._sizes.size_shards, self._sizes.size_rows)
         for dtype, figures in stored.items():
-            _say(f"  {dtype:32} {figures['bytes_a_sample']:8.0f} bytes a sample, {figures['ratio']:.4f} x payload")
+            say(f"  {dtype:32} {figures['bytes_a_sample']:8.0f} bytes a sample, {figures['ratio']:.4f} x payload")
             name = f"bytes on disk, {dtype}, times the embeddings' own"
             self.goals.append(Goal(name=name, value=figures["ratio"], at_most=1.02))
         errors = size.logit_errors((512, 768), self._sizes.errors)
         for row in errors:
-            _say(f"  {row['dtype']:9} D = {row['width']}: logits move by {row['largest']:.2g}, RMS {row['rms']:.2g}")
+            say(f"  {row['dtype']:9} D = {row['width']}: logits move by {row['largest']:.2g}, RMS {row['rms']:.2g}")
         return {"on_disk": stored, "logit_errors": errors}
 
     def read(self) -> dict[str, Any]:
@@ -114,8 +114,8 @@ class Benchmark:
         figures: dict[str, Any] = alone("read", folder, sizes.read_batches, sizes.rival_reads, sizes.read_rounds)
         rates = figures["samples_per_second"]
         for name, values in rates.items():
-            _say(f"  {name:32} {_shown(values)} samples/s")
-        _say(f"  {'first pass over new mappings':32} {figures['first_pass']:10.4g} samples/s")
+            say(f"  {name:32} {_shown(values)} samples/s")
+        say(f"  {'first pass over new mappings':32} {figures['first_pass']:10.4g} samples/s")
         name = "read: samples/s a core, one view and two texts of two teachers"
         self.goals.append(Goal(name=name, value=rates["stored"]["median"], at_least=200_000))
         name = "read: samples/s, times the faster of npz and pth.gz"
@@ -133,7 +133,7 @@ class Benchmark:
             run = alone("memory", folder, shards)
             run["cache_gb"] = apparent * shards / largest / 1e9
             runs.append(run)
-            _say(
+            say(
                 f"  {run['cache_gb']:7.1f} GB in {shards:5} shards{'':10} {run['peak_mb']:7.0f} MB at most "
                 f"({run['anonymous_mb']:.0f} anonymous, {run['file_mb']:.0f} of files), "
                 f"{run['samples_per_second']:.0f} samples/s"
@@ -147,7 +147,7 @@ class Benchmark:
         """For information."""
         figures: dict[str, Any] = alone("rendering", self._photos, self._sizes.rendered, self._sizes.read_rounds)
         for name, values in figures["samples_per_second"].items():
-            _say(f"  {name:32} {_shown(values)} samples/s")
+            say(f"  {name:32} {_shown(values)} samples/s")
         return figures
 
 
@@ -170,16 +170,7 @@ def main() -> int:
         **body,
     }
     folder = _BENCH / "quick" if partial else RESULTS
-    result = publish(folder, "cache", body, goals)
-    if not args.only:
-        _say(str(write_page(folder, result)))
-    _say(f"{folder / 'cache.json'} in {result['seconds']:.0f} s")
-    if args.quick:
-        _say("too little to judge by")
-        return 0
-    for goal in goals:
-        _say(goal.line())
-    return 0 if all(goal.met for goal in goals) else 1
+    return finish(folder, "cache", body, goals, write_page=None if args.only else write_page, judged=not args.quick)
 
 
 def _measure(sizes: Sizes, only: list[str] | None, *, quick: bool) -> tuple[dict[str, Any], list[Goal]]:
@@ -200,15 +191,11 @@ def _measure(sizes: Sizes, only: list[str] | None, *, quick: bool) -> tuple[dict
     body: dict[str, Any] = {}
     for name, measure in parts.items():
         if only is None or name in only:
-            _say(name)
+            say(name)
             body[name] = measure()
             for folder in work.iterdir():
                 shutil.rmtree(folder)
     return body, benchmark.goals
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

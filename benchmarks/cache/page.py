@@ -1,13 +1,11 @@
-"""The result as one HTML file with nothing outside it, made from the JSON alone."""
+"""The result as a page: its rates as bars, and its tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from shards import Folder
+from benchmarks.page import render_page
 
 RATES = {
     "build": ("forwards_per_second", "forwards a second"),
@@ -19,9 +17,4 @@ RATES = {
 
 def write_page(folder: Path, result: dict[str, Any]) -> Path:
     """Write `folder/cache.html` for a published result; returns its path."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("page.html.j2").render(result=result, rates=RATES)
-    Folder(folder).publish("cache.html", page.encode())
-    return folder / "cache.html"
+    return render_page(folder, result, rates=RATES)

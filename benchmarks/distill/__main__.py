@@ -19,7 +19,7 @@ from benchmarks.distill.material import photo_material
 from benchmarks.distill.page import write_page
 from benchmarks.distill.shares import step_shares
 from benchmarks.distill.speed import SpeedBenchmark, Trial
-from benchmarks.record import RESULTS, Goal, machine, publish, versions
+from benchmarks.record import RESULTS, Goal, finish, machine, say, versions
 from clip_models import Precision
 
 _BENCH = Path(__file__).parents[2] / ".bench"
@@ -70,15 +70,7 @@ def main() -> int:
         **body,
     }
     folder = _BENCH / "quick" if args.quick else RESULTS
-    result = publish(folder, "distill", body, goals)
-    _say(str(write_page(folder, result)))
-    _say(f"{folder / 'distill.json'} in {result['seconds']:.0f} s")
-    if args.quick:
-        _say("too little to judge by")
-        return 0
-    for goal in goals:
-        _say(goal.line())
-    return 0 if all(goal.met for goal in goals) else 1
+    return finish(folder, "distill", body, goals, write_page=write_page, judged=not args.quick)
 
 
 def _measure(sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
@@ -87,25 +79,25 @@ def _measure(sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
     work.mkdir(parents=True)
     # All that lies here can be made again.
     (_BENCH / ".gitignore").write_text("*\n")
-    _say("loss curves")
+    say("loss curves")
     figures = curves.measure(work / "curves", sizes.course)
     for dtype, found in figures["differences"].items():
-        _say(
+        say(
             f"  {f'{dtype} cache, off the live teacher by':36} {found['first']:.1e} at first, "
             f"{found['mean']:.1e} in the mean, {found['largest']:.1e} at most, {found['end']:.1e} in the end"
         )
     shards, cache = photo_material(work / "photos", _BENCH / "photos", sizes.samples, sizes.views)
     student = Student(shards=shards, cache=cache, views=sizes.views, precision=sizes.precision)
-    _say("steps from the cache")
+    say("steps from the cache")
     bench = SpeedBenchmark(STORED, student, sizes.stored)
     stored = _shown(bench.measure())
-    _say("parts of a step")
+    say("parts of a step")
     shares = step_shares(bench.contenders[AFFINITY], sizes.profiled)
     for name, share in shares["parts"].items():
-        _say(f"  {name:36} {share:10.2%}")
+        say(f"  {name:36} {share:10.2%}")
     bench.close()
     del bench
-    _say("steps beside live teachers")
+    say("steps beside live teachers")
     bench = SpeedBenchmark(ONLINE, student, sizes.online)
     online = _shown(bench.measure())
     bench.close()
@@ -138,15 +130,11 @@ def _goals(stored: dict[str, Any], figures: dict[str, Any]) -> list[Goal]:
 def _shown(figures: dict[str, Any]) -> dict[str, Any]:
     for name, found in figures["kinds"].items():
         rate, share = found["images_per_second"], found["share_of_plain"]
-        _say(
+        say(
             f"  {name:36} {rate['median']:10.4g} images/s ({rate['low']:.4g} to {rate['high']:.4g}), "
             f"{share['median']:.3f} of plain ({share['low']:.3f} to {share['high']:.3f}), {found['memory_gb']:.2f} GB"
         )
     return figures
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

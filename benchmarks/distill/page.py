@@ -1,4 +1,4 @@
-"""The result as one HTML file with nothing outside it, made from the JSON alone."""
+"""The result as a page: the losses, and how far they are apart, as charts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from benchmarks.page import render_page
 from distill.page.chart import Frame, Line, chart
 from distill.page.run_folder import Series
-from shards import Folder
 
 _CURVES = {"online": "live teacher", "float16": "float16 cache", "float32": "float32 cache"}
 
@@ -21,17 +20,13 @@ def write_page(folder: Path, result: dict[str, Any]) -> Path:
     """Write `folder/distill.html` for a published result; returns its path."""
     found = result["curves"]
     apart = {name: figures["relative"] for name, figures in found["differences"].items()}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("page.html.j2").render(
-        result=result,
+    return render_page(
+        folder,
+        result,
         names=_CURVES,
         losses=_chart(found["losses"], log=False),
         differences=_chart(apart, log=True),
     )
-    Folder(folder).publish("distill.html", page.encode())
-    return folder / "distill.html"
 
 
 def _chart(curves: Mapping[str, Sequence[float]], *, log: bool) -> Markup:

@@ -20,7 +20,7 @@ from benchmarks.ingest.environments import PEERS, install
 from benchmarks.ingest.page import write_page
 from benchmarks.ingest.server import HOSTS, serving
 from benchmarks.ingest.workload import Lists
-from benchmarks.record import RESULTS, Goal, machine, publish, spread, versions
+from benchmarks.record import RESULTS, Goal, finish, machine, say, spread, versions
 
 _ROOT = Path(__file__).parents[2]
 _BENCH = _ROOT / ".bench"
@@ -153,7 +153,7 @@ class Benchmark:
     def memory(self) -> dict[str, Any]:
         """One worker on bodies made to cost memory."""
         figures, causes = contenders.hostile(self._place, self._lists.hostile(self._sizes.hostile))
-        _say(f"  {'hostile bodies':32} {figures['largest_process_mb']:7.0f} MB in the largest process, {causes}")
+        say(f"  {'hostile bodies':32} {figures['largest_process_mb']:7.0f} MB in the largest process, {causes}")
         name = "memory of a worker on hostile bodies, MB"
         self.goals.append(Goal(name=name, value=figures["largest_process_mb"], at_most=700))
         return {"figures": figures, "causes": causes}
@@ -161,11 +161,11 @@ class Benchmark:
     def quality(self, photos: Path) -> dict[str, Any]:
         """PSNR on photos that were not made here; judged without the encoder's loss, which all share."""
         if not photos.exists():
-            _say(f"quality is not measured: there is no {photos}")
+            say(f"quality is not measured: there is no {photos}")
             return {"skipped": f"no {photos.name}"}
         figures = quality.compare(photos, self._sizes.quality, contenders.SIZE)
         alone = figures["lossless"]
-        _say(f"  PSNR, dB: { ({name: round(values['median'], 2) for name, values in alone.items()}) }")
+        say(f"  PSNR, dB: { ({name: round(values['median'], 2) for name, values in alone.items()}) }")
         name = "PSNR against full decode and Lanczos, dB"
         self.goals.append(Goal(name=name, value=alone["default"]["median"], at_least=40))
         apart = max(abs(alone["exact"][kind] - alone["img2dataset"][kind]) for kind in alone["exact"])
@@ -196,7 +196,7 @@ class Benchmark:
         if run.images != wanted:
             raise RuntimeError(f"{name} stored {run.images} images of {wanted}: its rate means nothing")
         figures = run.figures()
-        _say(
+        say(
             f"  {name:32} {figures['rate']:7.1f} images/s ({figures['rate_whole']:.1f} with start-up), "
             f"{figures['cpu_ms']:6.2f} ms CPU an image, {figures['memory_mb']:6.0f} MB"
         )
@@ -227,15 +227,7 @@ def main() -> int:
         **body,
     }
     folder = _BENCH / "quick" if args.quick else RESULTS
-    result = publish(folder, "ingest", body, goals)
-    write_page(folder, result)
-    _say(f"{folder / 'ingest.json'} and {folder / 'ingest.html'} in {result['seconds']:.0f} s")
-    if args.quick:
-        _say("too few images to judge by")
-        return 0
-    for goal in goals:
-        _say(goal.line())
-    return 0 if all(goal.met for goal in goals) else 1
+    return finish(folder, "ingest", body, goals, write_page=write_page, judged=not args.quick)
 
 
 def _peer_versions() -> dict[str, str]:
@@ -248,17 +240,17 @@ def _measure(sizes: Sizes, photos: Path) -> tuple[dict[str, Any], list[Goal]]:
     work.mkdir(parents=True)
     # All that lies here can be made again.
     (_BENCH / ".gitignore").write_text("*\n")
-    _say("making images and the peers' environments")
+    say("making images and the peers' environments")
     served = images.make(_BENCH / "served")
     trusted = make_certificate(served, HOSTS)
     if reason := install(_BENCH, "img2dataset"):
         raise SystemExit(f"img2dataset cannot be installed: {reason}")
     if no_daft := install(_BENCH, "daft"):
-        _say(f"Daft takes no part, it cannot be installed: {no_daft}")
+        say(f"Daft takes no part, it cannot be installed: {no_daft}")
     with serving(served) as (server, ports):
         place = Place(work, server, trusted, sizes.shard_size)
         benchmark = Benchmark(sizes, place, Lists(work, ports), _BENCH)
-        _say("img2dataset's best number of threads")
+        say("img2dataset's best number of threads")
         threads = benchmark.threads()
         best = {scheme: threads[scheme]["best"] for scheme in threads}
         parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -272,14 +264,10 @@ def _measure(sizes: Sizes, photos: Path) -> tuple[dict[str, Any], list[Goal]]:
         }
         body: dict[str, Any] = {"images": images.describe(served), "threads": threads, "no_daft": no_daft}
         for name, measure in parts.items():
-            _say(name)
+            say(name)
             body[name] = measure()
     shutil.rmtree(work)
     return body, benchmark.goals
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

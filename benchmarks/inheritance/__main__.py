@@ -23,7 +23,7 @@ from benchmarks.inheritance.material import (
 )
 from benchmarks.inheritance.page import write_page
 from benchmarks.inheritance.students import FIGURES, KINDS, Course, Students, teacher_score
-from benchmarks.record import RESULTS, Goal, machine, publish, spread, versions
+from benchmarks.record import RESULTS, Goal, finish, machine, say, spread, versions
 from clipstill.demo.pool import run_side_by_side
 from shards import Folder, UserError
 from shards.fingerprint import first_difference
@@ -65,7 +65,7 @@ def main() -> int:
     try:
         body, goals = _measure(args.data, args.work, QUICK if args.quick else FULL)
     except UserError as error:
-        _say(str(error))
+        say(str(error))
         return 2
     body = {
         "machine": before,
@@ -74,15 +74,7 @@ def main() -> int:
         **body,
     }
     folder = args.work / "results" if args.quick else RESULTS
-    result = publish(folder, "inheritance", body, goals)
-    _say(str(write_page(folder, result)))
-    _say(f"{folder / 'inheritance.json'} in {result['seconds']:.0f} s")
-    for goal in goals:
-        _say(goal.line())
-    if args.quick:
-        _say("too little to judge by")
-        return 0
-    return 0 if all(goal.met for goal in goals) else 1
+    return finish(folder, "inheritance", body, goals, write_page=write_page, judged=not args.quick)
 
 
 def _measure(data: str, work: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
@@ -169,15 +161,11 @@ def _goals(body: dict[str, Any]) -> list[Goal]:
 
 
 def _timed(what: str, work: Callable[[], Any]) -> Any:
-    _say(what)
+    say(what)
     began = time.monotonic()
     value = work()
-    _say(f"  {time.monotonic() - began:.1f} s")
+    say(f"  {time.monotonic() - began:.1f} s")
     return value
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The result as one HTML file with nothing outside it, made from the JSON alone."""
+"""The result as a page: each figure as a chart over the steps, and what pruning kept."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from benchmarks.page import render_page
 from distill.page.chart import Frame, Line, chart
 from distill.page.run_folder import Series
 from distill.pruning.report import draw_architecture
-from shards import Folder
 
 _FIGURES = {
     "top1": "zero-shot top-1, %",
@@ -24,17 +23,13 @@ _FIGURES = {
 
 def write_page(folder: Path, result: dict[str, Any]) -> Path:
     """Write `folder/inheritance.html` for a published result; returns its path."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("page.html.j2").render(
-        result=result,
+    return render_page(
+        folder,
+        result,
         figures=_FIGURES,
         charts={name: _chart(result, name) for name in _FIGURES},
         drawn=draw_architecture(result["pruning"][0]),
     )
-    Folder(folder).publish("inheritance.html", page.encode())
-    return folder / "inheritance.html"
 
 
 def _chart(result: dict[str, Any], name: str) -> Markup:

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.loader.environments import PACKAGES, command, install
 from benchmarks.loader.material import Material, make
 from benchmarks.loader.page import write_page
-from benchmarks.record import RESULTS, Goal, machine, publish, spread, versions
+from benchmarks.record import RESULTS, Goal, finish, machine, say, spread, versions
 
 _BENCH = Path(__file__).parents[2] / ".bench"
 _HOME = _BENCH / "loader"
@@ -58,14 +58,14 @@ class Benchmark:
             "samples_per_second": {name: spread([run["rate"] for run in runs]) for name, runs in found.items()}
         }
         for name, values in figures["samples_per_second"].items():
-            _say(f"  {name:16} {_shown(values)} samples/s")
+            say(f"  {name:16} {_shown(values)} samples/s")
         if "open_clip" in found:
             pairs = list(zip(found["ours"], found["open_clip"], strict=True))
             figures["ours_to_open_clip"] = spread([ours["rate"] / theirs["rate"] for ours, theirs in pairs])
         if len(cores) == 1:
             figures["cpu_microseconds"] = {name: spread([run["cpu"] for run in runs]) for name, runs in found.items()}
             for name, values in figures["cpu_microseconds"].items():
-                _say(f"  {name:16} {_shown(values)} µs of CPU")
+                say(f"  {name:16} {_shown(values)} µs of CPU")
         return figures
 
     def batches(self, cores: Sequence[int]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Benchmark:
         for batch in self._sizes.batches:
             values = [self._run("ours", scale=NARROW, cores=cores, batch=batch)["rate"] for _ in range(2)]
             rates[str(batch)] = spread(values)
-            _say(f"  {'batches of ' + str(batch):16} {_shown(rates[str(batch)])} samples/s")
+            say(f"  {'batches of ' + str(batch):16} {_shown(rates[str(batch)])} samples/s")
         return rates
 
     def parts(self, core: int, rounds: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Benchmark:
         join = next(name for name in parts if name.startswith("join"))
         shares = spread([run["parts"][join] * run["rate"] / 1e6 for run in runs])
         for name, values in {"a sample": whole, **parts}.items():
-            _say(f"  {name:48} {_shown(values)} µs")
+            say(f"  {name:48} {_shown(values)} µs")
         return {"microseconds": {"a sample": whole, **parts}, "join_share": shares}
 
     def _run(self, name: str, *, scale: tuple[float, float], cores: Sequence[int], **more: Any) -> dict[str, Any]:
@@ -133,15 +133,7 @@ def main() -> int:
         **body,
     }
     folder = _BENCH / "quick" if args.quick else RESULTS
-    result = publish(folder, "loader", body, goals)
-    _say(str(write_page(folder, result)))
-    _say(f"{folder / 'loader.json'} in {result['seconds']:.0f} s")
-    if args.quick:
-        _say("too little to judge by")
-        return 0
-    for goal in goals:
-        _say(goal.line())
-    return 0 if all(goal.met for goal in goals) else 1
+    return finish(folder, "loader", body, goals, write_page=write_page, judged=not args.quick)
 
 
 def _measure(sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
@@ -150,7 +142,7 @@ def _measure(sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
     (_BENCH / ".gitignore").write_text("*\n")
     absent = {name: reason for name in PACKAGES if (reason := install(_HOME, name)) is not None}
     for name, reason in absent.items():
-        _say(f"{name} is left out: {reason}")
+        say(f"{name} is left out: {reason}")
     material = make(_HOME / "material")
     benchmark = Benchmark(sizes, material, absent)
     cores = sorted(os.sched_getaffinity(0))
@@ -161,11 +153,11 @@ def _measure(sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
         ("two_cores", NARROW, two, sizes.rounds),
         ("one_core_wide", WIDE, one, sizes.wide_rounds),
     ):
-        _say(name)
+        say(name)
         body[name] = benchmark.rates(scale, chosen, rounds)
-    _say("batches")
+    say("batches")
     body["batches"] = benchmark.batches(two)
-    _say("parts")
+    say("parts")
     body["parts"] = benchmark.parts(one[0], sizes.rounds)
     return body, _goals(body)
 
@@ -186,10 +178,6 @@ def _goals(body: dict[str, Any]) -> list[Goal]:
 
 def _shown(values: dict[str, Any]) -> str:
     return f"{values['median']:10.4g} ({values['low']:.4g} to {values['high']:.4g})"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

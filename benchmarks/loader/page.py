@@ -1,13 +1,11 @@
-"""The result as one HTML file with nothing outside it, made from the JSON alone."""
+"""The result as a page: the rates of all contenders as bars."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from shards import Folder
+from benchmarks.page import render_page
 
 TITLES = {
     "one_core": "One core, crops of 90 to 100 % of the area",
@@ -25,9 +23,4 @@ NAMES = {
 
 def write_page(folder: Path, result: dict[str, Any]) -> Path:
     """Write `folder/loader.html` for a published result; returns its path."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("page.html.j2").render(result=result, titles=TITLES, names=NAMES)
-    Folder(folder).publish("loader.html", page.encode())
-    return folder / "loader.html"
+    return render_page(folder, result, titles=TITLES, names=NAMES)
