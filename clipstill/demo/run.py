@@ -62,8 +62,8 @@ class DemoSettings:
     shard_size: int = 500
     pixels: int = 64
     views: int = 4
-    teacher_steps: int = 1000
-    student_steps: int = 300
+    teacher_steps: int = 400
+    student_steps: int = 200
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "fd": 1000.0, "contrastive": 1.0})
@@ -190,7 +190,6 @@ class Demo:
             batch_size=self.settings.batch_size,
             views=self.settings.views,
             optimiser=OptimiserSettings(lr=lr, warmup=steps // 10),
-            precision="bf16",
             seed=seed,
             log_every=5,
             checkpoint_every=max(1, steps // 8),
