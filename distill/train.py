@@ -139,8 +139,11 @@ class _Training:
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
             body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
-            if self.settings.precision == "fp16" and self.run.device.type == "cpu":
-                log.warning("on a CPU fp16 is several times slower than fp32: give --precision fp32")
+            if self.run.device.type == "cpu" and not _computes(self.settings.precision):
+                log.warning(
+                    "this CPU computes %s several times slower than fp32: give --precision fp32",
+                    self.settings.precision,
+                )
             if Path(self.settings.student).is_dir() and not self.settings.initial:
                 told = "the student is built as %s is, with new weights: to go on from its weights give it as --initial"
                 log.warning(told, self.settings.student)
@@ -400,6 +403,12 @@ def _say_what_is_left(report: dict[str, Any]) -> None:
         log.warning(said + "run longer, or with a larger --prune-lr", 100 * target, 100 * found)
     elif found > target + 0.05:
         log.warning(said + "give a longer ramp, or a smaller --prune-lr", 100 * target, 100 * found)
+
+
+def _computes(precision: str) -> bool:
+    """Whether this CPU has instructions for it."""
+    has = torch.cpu.get_capabilities()
+    return precision == "fp32" or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
 
 
 def _versions() -> dict[str, str]:

@@ -63,7 +63,7 @@ class DemoSettings:
     pixels: int = 64
     views: int = 4
     teacher_steps: int = 400
-    student_steps: int = 200
+    student_steps: int = 160
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
     losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "fd": 1000.0, "contrastive": 1.0})
