@@ -106,7 +106,7 @@ def build(config: ModelConfig, where: str) -> Any:
 
 
 def _unknown_student(name: str) -> UserError:
-    if name.startswith((".", "/", "~")):
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
         return UserError("there is no such file or folder", where=name, do=f"A model's folder holds {CONFIG_NAME}")
     if any(row.name == name and row.role == "pruned" for row in PUBLISHED):
         return UserError(

@@ -49,7 +49,7 @@ def summary(rows: Sequence[Inherited]) -> str:
             parts.append(f"{stack.rpartition('.')[2]} from {', '.join(map(str, layers))}")
         lines.append("; ".join(parts))
     scalars = [row.student for row in rows if row.tower == "logits"]
-    told = f"{' and '.join(scalars)} inherited" if scalars else "a new scale: the towers are not the teacher's whole"
+    told = f"{' and '.join(scalars)} inherited" if scalars else "scale not inherited"
     lines.append(f"logits: {told}")
     return "\n".join(lines)
 

@@ -271,7 +271,7 @@ def test_the_scale_is_inherited_with_its_bias_or_not_at_all(make: Make) -> None:
     plain, own = make()
     rows = inherit(plain, own, as_teacher(teacher, config))
     assert float(plain.logit_scale.detach()) == pytest.approx(np.log(1 / 0.07))
-    assert summary(rows).splitlines()[-1] == "logits: a new scale: the towers are not the teacher's whole"
+    assert summary(rows).splitlines()[-1] == "logits: scale not inherited"
 
 
 def test_the_second_stage_inherits_from_the_first(make: Make) -> None:
@@ -410,7 +410,7 @@ def test_the_rows_are_told_in_a_few_lines_and_written_whole(make: Make, tmp_path
         f"image: {len(image)} tensors, {sum(image):,} elements; 16 of 24 heads; layer1 from 0, 2; layer2 from 0, 1; "
         "layer3 from 0, 1; layer4 from 0, 1\n"
         f"text: {len(text)} tensors, {sum(text):,} elements; 2 of 3 heads; resblocks from 0, 2\n"
-        "logits: a new scale: the towers are not the teacher's whole"
+        "logits: scale not inherited"
     )
     write_inheritance(rows, tmp_path / "run" / "inheritance.json")
     body = json.loads((tmp_path / "run" / "inheritance.json").read_text())

@@ -280,8 +280,9 @@ def test_create_refuses_names() -> None:
         create_student("ViT-B-33", seed=0)
     with pytest.raises(UserError, match=r"nowhere\.json: there is no such file"):
         create_student("nowhere.json", seed=0)
-    with pytest.raises(UserError, match=r"\./nowhere: there is no such file or folder"):
-        create_student("./nowhere", seed=0)
+    for place in ("./nowhere", "runs/nowhere/model"):
+        with pytest.raises(UserError, match=rf"{place}: there is no such file or folder"):
+            create_student(place, seed=0)
 
 
 def test_of_a_runs_folder_its_model_is_named(tmp_path: Path) -> None:
