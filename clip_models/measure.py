@@ -70,6 +70,19 @@ def made_by_name(name: str, device: str) -> Any:
         return create_student(name, 0, towers)[0].eval()
 
 
+def tower_sizes(model: nn.Module) -> dict[Tower, int]:
+    """How many parameters each tower has, the text tower's without its token embedding, as papers count them.
+
+    A model without a text tower has no "text".
+    """
+    counts: dict[Tower, int] = {}
+    for name, parameter in model.named_parameters():
+        if name not in _SCALARS and not name.endswith(_VOCABULARIES):
+            tower: Tower = "image" if name.startswith("visual.") else "text"
+            counts[tower] = counts.get(tower, 0) + parameter.numel()
+    return counts
+
+
 def size_of(model: Any) -> Size:
     """Count parameters and multiply-accumulates of an open_clip module, on any device, the meta device too.
 
@@ -77,13 +90,11 @@ def size_of(model: Any) -> Size:
     published tables' numbers. Torch's fused attention hides its products from a counter, so it is switched off here.
     The model is left as it was, in training mode too.
     """
-    image = sum(p.numel() for p in model.visual.parameters())
     has_text = hasattr(model, "encode_text")
-    outside = [(name, p.numel()) for name, p in model.named_parameters() if not name.startswith("visual.")]
-    text = sum(count for name, count in outside if name not in _SCALARS and not name.endswith(_VOCABULARIES))
+    counted = tower_sizes(model)
     return Size(
-        image=image,
-        text=text if has_text else None,
+        image=counted["image"],
+        text=counted["text"] if has_text else None,
         total=sum(p.numel() for p in model.parameters()),
         image_macs=_macs(model, model.encode_image, _pixels(model, 1)),
         text_macs=_macs(model, model.encode_text, _tokens(model, 1)) if has_text else None,

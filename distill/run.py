@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_models import ModelConfig, square_side, tokenizer_for
+from clip_models.measure import tower_sizes
 from distill.loader import Batch, Loader, Views
 from distill.losses import LOSSES, Embeddings, LossShape, WeightedSum
 from distill.optim import clip_gradients, learning_rate, make_adamw, make_average
@@ -20,7 +21,7 @@ from distill.pruning import Pruning, materialise
 from distill.ranks import Ranks
 from distill.settings import RunSettings
 from distill.step import Gradients, Targets
-from distill.student import Student, make_student, parameters, tower_sizes
+from distill.student import Student, make_student, parameters
 from shards import Dataset, UserError, seed64
 from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache

@@ -51,15 +51,6 @@ def make_student(settings: RunSettings) -> tuple[Any, ModelConfig, list[Inherite
     return model.train(), config, inherited
 
 
-def tower_sizes(model: nn.Module) -> dict[str, int]:
-    """How many parameters each tower has, the text tower's without its token embedding, as papers count them."""
-    counts = {"image": 0, "text": 0}
-    for name, parameter in model.named_parameters():
-        if name not in _SCALARS and not name.endswith("token_embedding.weight"):
-            counts["image" if name.startswith("visual.") else "text"] += parameter.numel()
-    return {tower: count for tower, count in counts.items() if count}
-
-
 def tower_parameters(model: nn.Module, tower: Tower) -> list[nn.Parameter]:
     """The parameters of one tower of an open_clip module; the scalars of the logits belong to neither."""
     return [

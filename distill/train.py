@@ -24,6 +24,7 @@ import torch
 
 from clip_models import save_model
 from clip_models.inheritance import summary, write_inheritance
+from clip_models.measure import tower_sizes
 from distill.checkpoint import Checkpoints, flatten, unflatten
 from distill.evaluation import InRun
 from distill.logs import RunLog
@@ -32,7 +33,6 @@ from distill.pruning import pruning_report
 from distill.ranks import Ranks
 from distill.run import Run
 from distill.settings import RunSettings
-from distill.student import tower_sizes
 from distill.watch import NotFiniteError, Watch
 from shards import Folder, UserError
 from shards.fingerprint import first_difference
@@ -139,7 +139,7 @@ class _Training:
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
             body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
-            if self.run.device.type == "cpu" and not _computes(self.settings.precision):
+            if self.run.device.type == "cpu" and not _has_instructions_for(self.settings.precision):
                 log.warning(
                     "this CPU computes %s several times slower than fp32: give --precision fp32",
                     self.settings.precision,
@@ -405,7 +405,7 @@ def _say_what_is_left(report: dict[str, Any]) -> None:
         log.warning(said + "give a longer ramp, or a smaller --prune-lr", 100 * target, 100 * found)
 
 
-def _computes(precision: str) -> bool:
+def _has_instructions_for(precision: str) -> bool:
     """Whether this CPU has instructions for it."""
     has = torch.cpu.get_capabilities()
     return precision == "fp32" or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from shards import UserError
 
-_ANOTHERS = 0.1
-"""So far a stage may end from its target: more, and it is not that stage's student."""
+_FARTHEST = 0.1
+"""How far from its target a stage may have ended; a student farther off is not that stage's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class PruneSettings:
             )
         if self.start is None:
             return replace(self, start=sparsity)
-        if abs(self.start - sparsity) > _ANOTHERS:
+        if abs(self.start - sparsity) > _FARTHEST:
             raise UserError(
                 f"the student has lost {sparsity:.1%} of what can be pruned, and is to go on from {self.start:.1%}",
                 where="--prune-start",
