@@ -40,6 +40,7 @@ class IngestTask:
     settings: IngestSettings
     facts: dict[str, Any]
     name: str = "ingest"
+    overlap: int = 1
 
     def specs(self) -> Iterator[Spec]:
         out = Folder(self.settings.out)

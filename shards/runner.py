@@ -6,13 +6,17 @@ Where the work runs is an `Executor`'s business: `InProcess` here, Ray in `ray_e
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
+import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import IncompleteError, ShardError, UserError
@@ -44,7 +48,10 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs attempts. Never holds more than `slots` specs at once."""
+    """Runs attempts. Never holds more than `slots` specs at once, a number that is known once it was started.
+
+    Where a worker process died, the outcome's spec is `careful`.
+    """
 
     slots: int
 
@@ -67,18 +74,20 @@ class Executor(Protocol):
 
 
 class Host:
-    """Where a task's worker lives: opened on its first spec, so that a failure to open is an outcome like any other."""
+    """Where a task's worker lives: opened on its first spec, so that a failure to open is an outcome like any other.
+
+    Up to `task.overlap` threads may run specs at a time.
+    """
 
     def __init__(self, task: ShardTask[Any]) -> None:
         self._task = task
         self._worker: Worker[Any] | None = None
+        self._opening = threading.Lock()
 
     def run(self, spec: Spec) -> Outcome:
         """Run one spec and sort what came of it."""
         try:
-            if self._worker is None:
-                self._worker = self._task.open()
-            return Outcome(spec, record=self._worker.run(spec))
+            return Outcome(spec, record=self._opened().run(spec))
         except SupersededError as error:
             return Outcome(spec, record=error.record)
         except UserError as error:
@@ -87,6 +96,12 @@ class Host:
             return Outcome(spec, kind="permanent", cause=_one_line(error), trace=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
             return _failed(spec, error)
+
+    def _opened(self) -> Worker[Any]:
+        with self._opening:
+            if self._worker is None:
+                self._worker = self._task.open()
+            return self._worker
 
     def close(self) -> None:
         if self._worker is not None:
@@ -107,32 +122,64 @@ def _one_line(error: Exception) -> str:
 
 
 class InProcess:
-    """One spec after the other in this process: for tests, debugging, and machines without Ray."""
+    """One worker in this process: for tests, debugging, and machines without Ray.
+
+    A task that overlaps shards has them run by threads that end with the process: an interrupt waits for none of them.
+    """
 
     slots = 1
 
     def __init__(self) -> None:
         self._host: Host | None = None
-        self._waiting: deque[Spec] = deque()
+        self._waiting: SimpleQueue[Spec | None] = SimpleQueue()
+        self._ended: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def once(self, function: Callable[..., R], *arguments: Any) -> R:
         return function(*arguments)
 
     def start(self, task: ShardTask[Any]) -> None:
-        self._host = Host(task)
+        host = self._host = Host(task)
+        self.slots = task.overlap
+        self._waiting, self._ended = SimpleQueue(), SimpleQueue()
+        if task.overlap > 1:
+            work = partial(_work, host, self._waiting, self._ended)
+            self._threads = [threading.Thread(target=work, daemon=True) for _ in range(task.overlap)]
+            for thread in self._threads:
+                thread.start()
 
     def submit(self, spec: Spec) -> None:
-        self._waiting.append(spec)
+        self._waiting.put(spec)
 
     def wait(self) -> Outcome:
         assert self._host is not None
-        return self._host.run(self._waiting.popleft())
+        if not self._threads:
+            spec = self._waiting.get()
+            assert spec is not None
+            return self._host.run(spec)
+        ended = self._ended.get()
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
 
     def close(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in self._threads:
+            self._waiting.put(None)
+        self._threads = []
         if self._host is not None:
             self._host.close()
         self._host = None
-        self._waiting.clear()
+
+
+def _work(host: Host, waiting: SimpleQueue[Spec | None], ended: SimpleQueue[Outcome | BaseException]) -> None:
+    while (spec := waiting.get()) is not None:
+        try:
+            ended.put(host.run(spec))
+        except BaseException as error:  # noqa: BLE001 - what would end this process is raised where it is waited for
+            ended.put(error)
 
 
 @dataclass

@@ -63,6 +63,7 @@ class CacheTask:
     """
 
     name = "cache build"
+    overlap = 1
 
     def __init__(
         self, settings: BuildSettings, layers: list[Layer], dataset: Dataset, *, together: bool = False

@@ -88,6 +88,7 @@ class _ExportTask:
     """Every shard of the dataset. Travels to the workers, which open the caches themselves."""
 
     name = "cache export"
+    overlap = 1
 
     def __init__(
         self, cache: str, shards: str, out: Folder, wanted: tuple[Format, tuple[str, ...], str | None]

@@ -114,6 +114,7 @@ class ImportTask:
     """
 
     name = "cache import"
+    overlap = 1
 
     def __init__(self, source: Source, layers: Sequence[ImportLayer], dataset: Dataset) -> None:
         self._source, self._layers, self._dataset = source, tuple(layers), dataset
