@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
 from shards.errors import IncompleteError, UserError
+from shards.scratch import command_scratch
 
 _COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
 
@@ -32,7 +36,7 @@ Every command may be interrupted at any moment and started again: it goes on whe
 """
 
 _EPILOG = """\
-exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 interrupted
+exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 or 143 interrupted
 """
 
 
@@ -69,21 +73,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        status: int = args.run(args)
+        with _told_to_end(), command_scratch():
+            status: int = args.run(args)
     except UserError as error:
         _say(f"clipstill: error: {error}")
         return 2
     except IncompleteError as error:
         _say(f"clipstill: incomplete: {error}")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
         _say("clipstill: interrupted. What was published stays; the same command goes on from there")
-        return 130
+        return 128 + (told.number if isinstance(told, _ToldToEnd) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     return status
+
+
+class _ToldToEnd(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM (`kill`, `timeout`, a scheduler) and SIGHUP (the terminal is gone) end a command as Ctrl-C does."""
+
+    def end(number: int, _frame: object) -> None:
+        # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
+        signal.signal(number, signal.SIG_IGN)
+        raise _ToldToEnd(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:

@@ -185,7 +185,7 @@ def _settings(args: argparse.Namespace, cache: str) -> BuildSettings:
 
 def _executor(args: argparse.Namespace) -> Executor:
     if args.ray_address:
-        from shards.ray_executor import cluster_resources  # noqa: PLC0415
+        from shards.ray_session import cluster_resources  # noqa: PLC0415
 
         there = cluster_resources(args.ray_address)
         gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
