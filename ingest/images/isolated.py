@@ -27,7 +27,7 @@ from typing import IO, Any
 from ingest.ledger import Fetched
 from ingest.settings import ImageSettings
 
-_MOST_BYTES = 600_000_000
+_MOST_BYTES = 460_000_000
 """What a process may allocate beyond what it begins with; its `ImageProcessor` plans with less."""
 _SILENT_S = 600.0
 """Nothing answers that late: the process is stopped, or waits for ever."""

@@ -72,6 +72,8 @@ class Jpeg:
             # Here libjpeg made pixels up, which Pillow would let pass.
             if "premature end of data segment" in str(error):
                 raise RefusedError("truncated", error) from None
+            if not self._header.is_cheap:
+                raise
             return None
         if pixels.shape[:2] != (height, width):
             raise RefusedError("not_an_image", f"a JPEG of {self.size[0]}x{self.size[1]} pixels by one of its headers")

@@ -26,9 +26,10 @@ _NEEDED = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE, _SCAN}
 """Tables, the frame, restart interval, and the two segments that tell the colour space."""
 _MOST_SEGMENTS = 2000
 _MOST_SCANS = 500
-_MOST_VISITS = 32_000_000
-"""How often all scans together may go over a block of 8x8 samples. A usual progressive file has 8 visits for each block
-of its pixels in 4:2:0, 14 in 4:4:4: this is 20 for each at 100 megapixels, and more for smaller ones."""
+_MOST_VISITS = 20_000_000
+"""How often all scans together may go over a block of 8x8 samples: a second of work. A usual progressive file has 8
+visits for each block of its pixels in 4:2:0, 14 in 4:4:4; this is 13 at 100 megapixels, more for smaller ones."""
+_FEW_VISITS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class JpegHeader:
         """The samples of all colours together."""
         finest = max(h for _, h, _ in self.sampling) * max(v for _, _, v in self.sampling)
         return self.pixels * sum(h * v for _, h, v in self.sampling) // finest
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether it may be decoded twice."""
+        return self.scans * sum(self._blocks(h, v) for _, h, v in self.sampling) <= _FEW_VISITS or self.scans == 1
 
     def check_work(self, body: bytes) -> None:
         """Refuse a file whose scans go over its pixels too often: an empty scan is a few bytes, and seconds of work."""

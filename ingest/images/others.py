@@ -10,15 +10,17 @@ from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageFile
+from PIL import AvifImagePlugin, Image, ImageFile
 
-from ingest.images.containers import PNG, check_webp, without_notes
+from ingest.images.containers import PNG, check_jpeg_2000, check_png, check_webp, without_notes
 from ingest.images.exif import orientation, plain_exif
 from ingest.images.refusal import RefusedError
 
 # Oversized and oddly tagged images are judged by us; what Pillow has to say about them would go to nobody.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.init()
+# Several images are decoded at once; each gets one core.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # Each image in one piece of memory, so that its pixels can be used where they are.
 Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
 
@@ -40,11 +42,14 @@ class Other:
     def __init__(self, body: bytes) -> None:
         exif, self._animated, self._copied = b"", False, 0
         if body.startswith(PNG):
+            check_png(body)
             slim, exif, self._animated = without_notes(body)
             self._copied = 0 if slim is body else len(slim)
             body = slim
         elif body.startswith(b"RIFF"):
             check_webp(body)
+        elif body.startswith((b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")):
+            check_jpeg_2000(body)
         try:
             self._image = _open(body)
         except Image.DecompressionBombError as error:
