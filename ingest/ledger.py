@@ -38,6 +38,7 @@ CAUSES = (
     "not_an_image",
     "truncated",
     "bomb",  # more pixels than allowed, by the header
+    "killed_worker",  # decoding took more time or memory than any image may, or crashed the decoder
     "filtered_size",
     "filtered_area",
     "filtered_aspect",
@@ -46,7 +47,16 @@ CAUSES = (
 """The words a failure's `error_class` may be, besides `http_NNN` for an HTTP status."""
 
 IMAGE_CAUSES = frozenset(
-    {"not_an_image", "truncated", "bomb", "filtered_size", "filtered_area", "filtered_aspect", "hash_mismatch"}
+    {
+        "not_an_image",
+        "truncated",
+        "bomb",
+        "killed_worker",
+        "filtered_size",
+        "filtered_area",
+        "filtered_aspect",
+        "hash_mismatch",
+    }
 )
 """The causes that lie in the bytes, not in getting them."""
 

@@ -49,6 +49,7 @@ class ImageSettings:
     JPEG at a reduced scale. `skip_reencode`: store an original that needs no change as it came. Originals with a
     shorter side below `min_size`, more than `max_area` pixels, or sides further apart than `max_aspect_ratio` are
     filtered out; files over `max_bytes` and images over `max_pixels` are refused. `hash`: of the original bytes.
+    `exif`: keep it, as JSON.
     """
 
     size: int = 256
@@ -64,6 +65,7 @@ class ImageSettings:
     max_bytes: int = 50_000_000
     max_pixels: int = 100_000_000
     hash: Literal["md5", "sha256", "sha512"] = "sha256"
+    exif: bool = True
 
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:

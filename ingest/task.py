@@ -29,7 +29,7 @@ from shards.reader import read_rounds
 
 _IN_MEMORY = 16_000_000
 _NOT_IN_JSON = frozenset(
-    {"captions", "duplicate_of", "filtered_by", "digest", "error_class", "error_message", "host", "bytes", *MEASURED}
+    {"duplicate_of", "filtered_by", "digest", "error_class", "error_message", "host", "bytes", *MEASURED}
 )
 
 
@@ -75,12 +75,16 @@ class _IngestWorker:
         with _Spool() as spool:
             results = self._fetch(rows, _in_later_rounds(spec, rows), spool)
             publication = Publication(spec)
+            kinds = {
+                field.name: field.type for field in [*rows.schema, *self._fields] if field.name not in _NOT_IN_JSON
+            }
             with publication.file(".tar") as path, ShardWriter(path) as tar:
                 for place, row in enumerate(_each(rows)):
                     fetched = results[place]
                     if fetched.error_class is None:
                         caption = row["caption"] or ""
-                        tar.add(row["key"], spool.read(place), fetched.extension, caption, self._meta(row, fetched))
+                        meta = self._meta(row, fetched, kinds)
+                        tar.add(row["key"], spool.read(place), fetched.extension, caption, meta)
                 kept = len(tar)
         with publication.file(".index.arrow") as path:
             tar.write_index(path)
@@ -124,14 +128,13 @@ class _IngestWorker:
             rows = rows.append_column(field, pa.array([values[field.name] for values in columns], field.type))
         return rows
 
-    def _meta(self, row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
-        """The sample's JSON: img2dataset's, and the captions of the URL's other rows if there are any."""
-        result = fetched.result(self._hash)
-        values = {name: value for name, value in row.items() if name not in _NOT_IN_JSON}
-        values |= {name: result[name] for name in (field.name for field in self._fields) if name not in _NOT_IN_JSON}
-        if row["captions"]:
-            values["captions"] = row["captions"]
-        return {name: value if _is_json(value) else str(value) for name, value in values.items()}
+    def _meta(self, row: dict[str, Any], fetched: Fetched, kinds: dict[str, pa.DataType]) -> dict[str, Any]:
+        """The sample's JSON: img2dataset's, and the captions of the URL's other rows.
+
+        Every sample has the same fields, and a field the same type or null: readers infer both from a few samples.
+        """
+        values = {**row, "captions": row["captions"] or [], **fetched.result(self._hash)}
+        return {name: _plain(values[name], kind) for name, kind in kinds.items()}
 
 
 class _Spool:
@@ -199,11 +202,24 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
-def _is_json(value: Any) -> bool:
-    # JSON knows no NaN; a table's missing number may be one.
-    if isinstance(value, list):
-        return all(_is_json(part) for part in value)
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A column's value in JSON: a number, a truth value or a text, as the column's type says, or null."""
+    if value is None:
+        return None
+    if pa.types.is_nested(kind):
+        return json.dumps(_finite(value), default=str, ensure_ascii=False)
+    if pa.types.is_floating(kind):
+        return _finite(value)
+    return value if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN; a table's missing number may be one."""
+    if isinstance(value, dict):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _img2dataset_stats(rows: int, statuses: Counter[str], causes: Counter[str]) -> dict[str, Any]:

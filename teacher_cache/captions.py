@@ -12,6 +12,8 @@ Without one a source is called txt, json-FIELD or table-COLUMN, so two tables wi
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -121,5 +123,10 @@ def source_of(identity: dict[str, Any], path: str = "") -> CaptionSource:
 
 
 def _listed(value: Any) -> list[str]:
+    if isinstance(value, str) and value.startswith("["):
+        # A list that a sample's JSON has as the JSON of itself.
+        with contextlib.suppress(ValueError):
+            listed = json.loads(value)
+            value = listed if all(isinstance(text, str) for text in listed) else value
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str) and text.strip()]

@@ -116,6 +116,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     image.add_argument(
         "--hash", choices=["md5", "sha256", "sha512"], default="sha256", help="of each file as it came, in the ledger"
     )
+    image.add_argument("--exif", choices=["on", "off"], default="on", help="keep it, in ledger and JSON")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +189,7 @@ def run(args: argparse.Namespace) -> int:
             max_bytes=args.max_bytes,
             max_pixels=args.max_pixels,
             hash=args.hash,
+            exif=args.exif == "on",
         ),
         network=_network(args),
         engine=args.engine,

@@ -70,6 +70,7 @@ class ClipstillEngine:
     def close(self) -> None:
         """Close connections and end threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._images.close()
         self._fetcher.close()
 
     def _submit(
