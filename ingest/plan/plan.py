@@ -103,7 +103,7 @@ def _planned(source: Source, dataset: str, duplicates: Duplicates, sense: Sense)
             "key": pc.binary_join_element_wise(f"{dataset}-", numbers, ""),
             "url": table["url"],
             "caption": table["caption"],
-            "captions": pa.nulls(table.num_rows, pa.list_(pa.string())),
+            "captions": table["captions"],
             "duplicate_of": pa.nulls(table.num_rows, pa.string()),
         }
         yield pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})
