@@ -65,7 +65,7 @@ class JsonReader(FileReader):
         for number, (raw, row) in enumerate(_Array(read_blocks(path, self._encoding, _ENDS)).items(), 1):
             why = stray(self._encoding) if STRAY.search(raw) else row if isinstance(row, str) else None
             if why is not None or isinstance(row, str):
-                yield Fault(readable(raw), f"item {number}: {why}")
+                yield Fault(readable(raw).rstrip(), f"item {number}: {why}")
             else:
                 yield row
 

@@ -84,15 +84,15 @@ def read_lines(path: str, encoding: str = UTF8) -> Iterator[Lines]:
         number += len(lines)
 
 
-def read_blocks(path: str, encoding: str, ends: tuple[bytes, ...], size: int = _BLOCK) -> Iterator[bytes]:
-    """A file as UTF-8, cut after the last of `ends` in every `size` bytes; only the file's last block may have none.
+def read_blocks(path: str, encoding: str, ends: tuple[bytes, ...], size: int | None = None) -> Iterator[bytes]:
+    """A file as UTF-8, cut after the last of `ends` in every `size` bytes or few MB; only the file's last block may have none.
 
     Bytes that are not of `encoding` become bytes that are not UTF-8.
     """
     with open_text(path) as raw:
         file: _Bytes = raw if encoding == UTF8 else _Recoded(raw, encoding)
         held = _begin(file, path, encoding)
-        while block := file.read(size):
+        while block := file.read(size or _BLOCK):
             # A carriage return at the very end may be the first half of what ends a line.
             cut = max(block.rfind(end, 0, len(block) - (end == b"\r")) for end in ends)
             if cut < 0:
@@ -121,14 +121,17 @@ class _Recoded:
             block = self._raw.read(size)
             text = self._decoder.decode(block, final=not block)
             if text or not block:
-                return text.encode(UTF8, "surrogatepass")
+                try:
+                    return text.encode(UTF8, "surrogateescape")
+                except UnicodeEncodeError:  # UTF-7 can spell half of a surrogate pair
+                    return text.encode(UTF8, "surrogatepass")
 
 
 _UNDECODED = "clipstill-undecoded"
 
 
 def _undecoded(error: UnicodeError) -> tuple[str, int]:
-    # Half of a surrogate pair: text to Python, and nothing that UTF-8 can hold.
+    # What stands for a stray byte in Python's text, and becomes one in UTF-8.
     assert isinstance(error, UnicodeDecodeError)
     return "\udcff", error.end
 
