@@ -15,6 +15,17 @@ from shards.runner import Executor
 
 log = logging.getLogger(__name__)
 
+_HELP = {
+    "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
+    "bad_url": "Only http and https are fetched: check --url-column",
+    "bad_row": "Check --format, --columns, --quoted and --encoding",
+    "no_caption": "Check --caption-column, or take images alone with --no-captions",
+    "dns": "Check the network and its resolver",
+    "connect": "Check the network, then `ingest retry OUT`",
+    "opt_out": "Their owners forbid it",
+    "robots_txt": "Their owners forbid it",
+}
+
 
 @dataclass(frozen=True)
 class IngestReport:
@@ -24,6 +35,15 @@ class IngestReport:
     samples: int
     failed: dict[str, int]
     summary: Summary
+
+    @property
+    def main_cause(self) -> str | None:
+        """If no row became a sample though some should have: the cause of most of them, and what can be done."""
+        failed = {cause: count for cause, count in self.failed.items() if cause not in {"duplicate", "filtered_where"}}
+        if self.samples or not failed:
+            return None
+        cause, count = max(failed.items(), key=lambda item: item[1])
+        return f"{count} are {cause}. {_HELP.get(cause, 'error_message in the ledgers says more of each')}"
 
 
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:

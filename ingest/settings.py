@@ -11,7 +11,9 @@ from PIL import Image
 from shards import UserError
 
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
-Format = Literal["auto", "cc3m", "cc12m", "yfcc15m", "laion", "datacomp", "txt", "csv", "tsv", "jsonl", "parquet"]
+Format = Literal[
+    "auto", "cc3m", "cc12m", "yfcc15m", "laion", "datacomp", "txt", "csv", "tsv", "jsonl", "json", "parquet"
+]
 FORMATS: tuple[Format, ...] = get_args(Format)
 USER_AGENT = "clipstill/0.1 (makes image-text datasets)"
 _PILLOW_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
@@ -23,7 +25,9 @@ class SourceSettings:
     """Where the rows come from. `paths` may hold folders, globs and URLs; their order is the rows' order.
 
     `format`: a published list's ("cc3m", "cc12m", "yfcc15m", "laion", "datacomp"), a kind of file ("txt", "csv",
-    "tsv", "jsonl", "parquet"), or "auto" (by the file's ending). The columns' names are the list's own unless given.
+    "tsv", "jsonl", "json", "parquet"), or "auto" (by the file's ending). The columns' names are the list's own unless
+    given; `columns` names them all, in order, for CSV and TSV that do not begin with them. `quoted`: TSV whose fields
+    may be quoted, as CSV's. `encoding`: of text, by Python's name. Without `captions` there are images alone.
     `keep` names further columns that travel into the ledger and each sample's JSON. `hash_column` holds the hash that
     each original must have. `where` holds conditions on columns, such as `similarity >= 0.3`; rows that do not meet
     them all are not fetched. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files.
@@ -37,6 +41,10 @@ class SourceSettings:
     hash_column: str | None = None
     where: tuple[str, ...] = ()
     subset: str | None = None
+    columns: tuple[str, ...] = ()
+    quoted: bool = False
+    encoding: str = "utf-8"
+    captions: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from shards.reader import read_rounds
 
 _IN_MEMORY = 16_000_000
 _NOT_IN_JSON = frozenset(
-    {"duplicate_of", "filtered_by", "digest", "error_class", "error_message", "host", "bytes", *MEASURED}
+    {"duplicate_of", "filtered_by", "digest", "fault", "error_class", "error_message", "host", "bytes", *MEASURED}
 )
 
 
@@ -180,7 +180,8 @@ def _settled(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched |
     if row["filtered_by"] is not None:
         return Fetched(error_class="filtered_where", error_message=f"not {row['filtered_by']}")
     if not row["url"]:
-        return Fetched(error_class="bad_url", error_message="the row is malformed or has no URL")
+        cause = "bad_url" if row["fault"] is None else "bad_row"
+        return Fetched(error_class=cause, error_message=row["fault"] or "the row has no URL")
     if row["duplicate_of"] is not None:
         return Fetched(error_class="duplicate", error_message=f"the same URL as {row['duplicate_of']}")
     if captioned and not (row["caption"] or "").strip():

@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards import copies
 from shards.errors import UserError
+from shards.stores import CREDENTIALS, UNREACHABLE
 
 log = logging.getLogger(__name__)
 
@@ -295,10 +296,9 @@ def _explained(url: str, *, absent_is_error: bool = True) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise UserError(f"cannot be used ({reason})", where=url, do="Check the path and credentials") from error
     except Exception as error:
-        # Raised by the S3 client before any answer; its package is optional, so they are known by name only.
         kind = type(error).__name__
-        if kind in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
+        if kind in CREDENTIALS:
             raise UserError(f"no usable credentials ({error})", where=url, do="Set the store's credentials") from error
-        if kind in {"EndpointConnectionError", "ConnectTimeoutError"}:
+        if kind in UNREACHABLE:
             raise UserError(f"cannot be reached ({error})", where=url, do="Check the endpoint and network") from error
         raise

@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from shards.errors import IncompleteError
 
 if TYPE_CHECKING:
     from ingest import IngestReport, NetworkSettings
@@ -78,6 +79,17 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--url-column", metavar="NAME", help="the column with the URLs (default: the format's, or url)")
     source.add_argument(
         "--caption-column", metavar="NAME", help="the column with the captions (default: the format's, or caption)"
+    )
+    source.add_argument("--no-captions", action="store_true", help="take images alone: no column holds captions")
+    source.add_argument(
+        "--columns", default="", metavar="A,B", help="what the columns of a CSV or TSV are called that has no header"
+    )
+    source.add_argument("--quoted", action="store_true", help="the fields of a TSV may be quoted, as those of a CSV")
+    source.add_argument(
+        "--encoding",
+        default="utf-8",
+        metavar="NAME",
+        help="of the text in the list, as Python calls it: latin-1, cp1252",
     )
     source.add_argument("--keep", default="", metavar="A,B", help="further columns to keep in ledger and JSON")
     source.add_argument("--hash-column", metavar="NAME", help="the column with the hash that each file must have")
@@ -160,6 +172,8 @@ def _network(args: argparse.Namespace) -> NetworkSettings:
 
 def run(args: argparse.Namespace) -> int:
     from ingest import ImageSettings, IngestSettings, SourceSettings, ingest  # noqa: PLC0415 - `--help` stays fast
+    from shards import Folder  # noqa: PLC0415
+    from shards.reader import read_rounds  # noqa: PLC0415
 
     settings = IngestSettings(
         source=SourceSettings(
@@ -171,6 +185,10 @@ def run(args: argparse.Namespace) -> int:
             hash_column=args.hash_column,
             where=tuple(args.where),
             subset=args.subset,
+            columns=tuple(args.columns.split(",")) if args.columns else (),
+            quoted=args.quoted,
+            encoding=args.encoding,
+            captions=not args.no_captions,
         ),
         out=args.out,
         name=args.name,
@@ -198,6 +216,8 @@ def run(args: argparse.Namespace) -> int:
     report = ingest(settings, make_executor(args, workers=cores(), cpus=1))
     _tell(report, args.out)
     show(f"{report.summary.finished} shards made, {report.summary.skipped} were there already, in {args.out}")
+    if report.main_cause is not None and not read_rounds(Folder(args.out)):
+        raise IncompleteError(f"{args.out}: none of {report.rows} rows became a sample: {report.main_cause}")
     return 0
 
 
@@ -227,6 +247,8 @@ def _tell(report: IngestReport, out: str) -> None:
     show(f"{report.rows} rows: " + ", ".join([f"{report.samples} samples", f"{sum(failed.values())} failed", *parts]))
     for cause, count in sorted(failed.items(), key=lambda item: -item[1]):
         show(f"  {count:>8}  {cause}")
+    if "bad_row" in failed:
+        show("bad_row: error_message in the ledger names each one's line and fault; --encoding helps if it is no UTF-8")
     if "blocked_address" in failed:
         again = f"clipstill ingest retry {shlex.quote(out)} --allow-address ADDRESS"
         show(f"blocked_address: not fetched, as the address is not public. If it is a machine of yours: {again}")

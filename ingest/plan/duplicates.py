@@ -50,8 +50,9 @@ class Duplicates:
         taken = pc.and_(pc.not_equal(table["url"], ""), pc.is_null(table["filtered_by"]))
         places = np.flatnonzero(pc.fill_null(taken, False).to_numpy())
         # Rows that promise different bytes are different files, wherever they lie.
-        named = pc.binary_join_element_wise(table["url"], table["digest"], "\n", null_handling="skip")
-        urls = named.take(pa.array(places)).to_pylist()
+        named = table.select(["url", "digest"]).take(pa.array(places))
+        urls = pc.binary_join_element_wise(named["url"], named["digest"], "\n", null_handling="skip").to_pylist()
+        assert len(urls) == len(places)
         records = np.empty(len(urls), _RECORD)
         # Python's hash is keyed anew in every process; of a text and of the text reversed it is two of 64 bits.
         records["low"] = np.fromiter(map(hash, urls), np.int64, len(urls)).view(np.uint64)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 
 from ingest.plan.duplicates import Duplicates
 from ingest.plan.parts import PLAN, read_rows, write_parts
+from ingest.plan.sense import Sense
 from ingest.settings import IngestSettings
 from ingest.sources import Source, describe_input
 from shards import Folder, UserError, fingerprint
@@ -32,8 +32,6 @@ from shards.reader import DATASET, SCHEMA_VERSION, read_dataset_facts
 __all__ = ["PLAN", "cut", "make_plan", "read_rows", "write_parts"]
 
 _HASHED_AT_ONCE = 2
-_ENOUGH, _SENSE = 100, 0.01
-"""From so many rows on, the share that must have a URL for the columns to be the right ones."""
 
 
 def make_plan(settings: IngestSettings) -> dict[str, Any]:
@@ -83,47 +81,29 @@ def _described(paths: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
 def _write(out: Folder, source: Source, settings: IngestSettings) -> list[dict[str, Any]]:
     """Write all parts; those of an earlier attempt that are no part of the plan are removed."""
     with Duplicates(settings.name) as duplicates:
-        counts: Counter[str] = Counter()
-        tables = cut(_planned(source, settings.name, duplicates, counts), settings.shard_size)
+        sense = Sense()
+        tables = cut(_planned(source, settings.name, duplicates, sense), settings.shard_size)
         parts = write_parts(out, "", tables)
-        _refuse_nonsense(counts, settings, ", ".join(source.paths))
+        sense.refuse_nonsense(settings.source, ", ".join(source.paths))
         parts = duplicates.mark(out, parts)
     for name in set(out.child(PLAN).names()) - {part["name"] for part in parts}:
         out.child(PLAN).delete(name)
     return parts
 
 
-def _refuse_nonsense(counts: Counter[str], settings: IngestSettings, where: str) -> None:
-    """Raise `UserError` for a list that would only fill a ledger with one and the same failure."""
-    rows, conditions = counts["rows"], " and ".join(settings.source.where)
-    if not rows:
-        raise UserError("the input has no rows", where=where)
-    if rows >= _ENOUGH and counts["urls"] < _SENSE * rows:
-        raise UserError(
-            f"{counts['urls']} of {rows} rows have a URL that begins with http",
-            where=where,
-            do="Check --format and --url-column: the columns may be swapped",
-        )
-    if conditions and not counts["met"]:
-        raise UserError(f"no row of {rows} meets {conditions}", where=where, do="Check the condition's spelling")
-
-
-def _planned(source: Source, dataset: str, duplicates: Duplicates, counts: Counter[str]) -> Iterator[pa.Table]:
+def _planned(source: Source, dataset: str, duplicates: Duplicates, sense: Sense) -> Iterator[pa.Table]:
     """The input's rows with every column that a plan has."""
     rows = 0
     for table in source.tables():
         duplicates.add(table)
-        begins = pc.match_substring_regex(table["url"], r"^(?i:https?:)?//")
-        counts.update(
-            rows=table.num_rows, urls=pc.sum(begins).as_py() or 0, met=pc.sum(pc.is_null(table["filtered_by"])).as_py()
-        )
+        sense.see(table)
         numbers = pc.utf8_lpad(pa.array(np.arange(rows, rows + table.num_rows)).cast(pa.string()), 9, "0")
         rows += table.num_rows
         columns = {
             "key": pc.binary_join_element_wise(f"{dataset}-", numbers, ""),
             "url": table["url"],
             "caption": table["caption"],
-            "captions": pa.nulls(table.num_rows, pa.list_(pa.string())),
+            "captions": table["captions"],
             "duplicate_of": pa.nulls(table.num_rows, pa.string()),
         }
         yield pa.table(columns | {name: table[name] for name in table.column_names if name not in columns})

@@ -142,7 +142,7 @@ def rows(site: Any, tls_site: Any, picture: Callable[..., bytes]) -> list[Row]:
         Row("plain, once more", site.url("good/0"), "duplicate"),
         Row("plain", site.url("good/0"), "duplicate"),
         # A row without a tab is kept as a caption without a URL.
-        Row("malformed", "\0", "bad_url"),
+        Row("malformed", "\0", "bad_row"),
     ]
 
 
@@ -181,7 +181,8 @@ def test_the_command_says_what_became_of_the_rows_and_nothing_else(here: tuple[P
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"ingest: {shards}/{shards} shards")
     assert len(done.stderr.splitlines()) == 1
-    first, *middle, last = done.stdout.splitlines()
+    first, *middle, hint, last = done.stdout.splitlines()
+    assert hint.startswith("bad_row: error_message in the ledger names each one's line and fault")
     failed = causes.total() - causes["duplicate"]
     assert first == f"{len(rows)} rows: {len(rows) - causes.total()} samples, {failed} failed, 2 duplicates"
     del causes["duplicate"]
