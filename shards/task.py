@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from shards.record import ShardRecord
@@ -20,6 +20,7 @@ class Spec:
     shard: int
     folder: Folder
     fingerprint: str
+    careful: bool = field(default=False, compare=False, kw_only=True)
 
     @property
     def label(self) -> str:
