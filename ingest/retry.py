@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +33,7 @@ _BLOCKED = "blocked_address"
 
 
 def retry(
-    out: str, network: NetworkSettings, executor: Executor, *, stop_on_collapse: bool = True
+    out: str, network: NetworkSettings, executor: Executor, *, stop_on_collapse: bool = True, attempts: int = 3
 ) -> list[IngestReport]:
     """Fetch the retryable rows of the dataset at `out` again, round after round, until none is left or none comes.
 
@@ -46,7 +47,7 @@ def retry(
     refuse_early(network)
     folder = Folder(out)
     facts = read_dataset_facts(folder)
-    settings = _settings_of(out, facts, network, stop_on_collapse)
+    settings = replace(_settings_of(out, facts, network), stop_on_collapse=stop_on_collapse, attempts=attempts)
     reports: list[IngestReport] = []
     with folder.alone():
         while (added := _next_round(folder, facts, settings)) is not None:
@@ -56,7 +57,7 @@ def retry(
     return reports
 
 
-def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings, stop: bool) -> IngestSettings:
+def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings) -> IngestSettings:
     chosen = facts["settings"]
     source: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in chosen["source"].items()
@@ -69,7 +70,6 @@ def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings, stop
         image=ImageSettings(**chosen["image"]),
         network=network,
         engine=chosen["engine"],
-        stop_on_collapse=stop,
     )
 
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from ingest import plan
-from ingest.fetch import Fetcher
+from ingest.fetch import Fetcher, make_room
 from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
@@ -59,7 +59,7 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     out = Folder(settings.out)
     with out.alone():
         facts = plan.make_plan(settings)
-        if not published_records(out):
+        if settings.network.proxy is None and not published_records(out):
             warning = resolver_warning(plan.read_rows(out, facts, 0))
             if warning is not None:
                 log.warning("ingest: %s", warning)
@@ -67,13 +67,25 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
 
 
 def refuse_early(network: NetworkSettings) -> None:
-    """Raise `UserError` for what every worker would refuse, before any is started."""
-    Fetcher(network, max_bytes=1).close()
+    """Raise `UserError` for what every worker would refuse, before any is started; warn of what is not as asked for."""
+    room = make_room(network)
+    Fetcher[None](network, max_bytes=1).close()
+    if room.connections < network.connections:
+        log.warning(
+            "ingest: %d connections do not fit into this machine's limit of open files (ulimit -Hn); a worker here "
+            "makes do with %d",
+            network.connections,
+            room.connections,
+        )
+    if network.proxy is not None:
+        log.warning(
+            "ingest: the proxy may fetch from any address, private ones too: nobody here sees which it connects to"
+        )
 
 
 def run_planned(task: IngestTask, executor: Executor) -> IngestReport:
     """As `ingest`, for shards that are planned already."""
-    summary = run_shards(task, executor)
+    summary = run_shards(task, executor, attempts=task.settings.attempts)
     failed = {
         name.removeprefix("failed."): int(count)
         for name, count in sorted(summary.stats.items())

@@ -11,7 +11,8 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +28,10 @@ from shards import Folder, ShardRecord, ShardWriter, Spec
 from shards.publication import Publication
 from shards.reader import read_rounds
 
-_IN_MEMORY = 16_000_000
+_MOST_OPEN, _LEAST_OPEN, _ROWS_OPEN = 8, 2, 8000
+"""Shards open at once, and how many rows they should have. A row that hangs for 30 seconds then costs a worker nothing
+below 270 rows a second, one of 10 seconds below 800."""
+_IN_MEMORY = 1_000_000
 _NOT_IN_JSON = frozenset(
     {"duplicate_of", "filtered_by", "digest", "fault", "error_class", "error_message", "host", "bytes", *MEASURED}
 )
@@ -40,7 +44,12 @@ class IngestTask:
     settings: IngestSettings
     facts: dict[str, Any]
     name: str = "ingest"
-    overlap: int = 1
+    overlap: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # While the last rows of one shard wait, those of the next ones are fetched. img2dataset's engine cannot.
+        most = _MOST_OPEN if self.settings.engine == "clipstill" else 1
+        self.overlap = min(most, max(_LEAST_OPEN, _ROWS_OPEN // self.settings.shard_size))
 
     def specs(self) -> Iterator[Spec]:
         out = Folder(self.settings.out)
@@ -64,6 +73,8 @@ def _open_engine(settings: IngestSettings) -> Engine:
 
 
 class _IngestWorker:
+    """Fetches shards, several at once."""
+
     def __init__(self, settings: IngestSettings, facts: dict[str, Any], engine: Engine) -> None:
         self._facts, self._engine = facts, engine
         self._hash = settings.image.hash
@@ -73,7 +84,7 @@ class _IngestWorker:
     def run(self, spec: Spec) -> ShardRecord:
         rows = plan.read_rows(spec.folder, self._facts, spec.shard)
         with _Spool() as spool:
-            results = self._fetch(rows, _in_later_rounds(spec, rows), spool)
+            results = self._fetch(rows, _in_later_rounds(spec, rows), spool, careful=spec.careful)
             publication = Publication(spec)
             kinds = {
                 field.name: field.type for field in [*rows.schema, *self._fields] if field.name not in _NOT_IN_JSON
@@ -100,32 +111,35 @@ class _IngestWorker:
     def close(self) -> None:
         self._engine.close()
 
-    def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool) -> list[Fetched]:
+    def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool, *, careful: bool) -> list[Fetched]:
         """What came of each row, its image left in the spool; rows that need no fetch never reach the network."""
         planned = list(_each(rows.select(list(PLAN_COLUMNS))))
-        if self._watch is not None:
-            self._watch.begin()
-        while True:
-            results = [_settled(row, self._facts["captioned"], later) for row in planned]
-            wanted = [place for place, settled in enumerate(results) if settled is None]
-            requests = [Request(planned[place]["url"], planned[place]["digest"]) for place in wanted]
-            collapsed = False
-            for number, fetched in self._engine.fetch(requests):
-                place = wanted[number]
-                if fetched.image is not None:
-                    spool.add(place, fetched.image)
-                results[place] = replace(fetched, image=None)
-                if self._watch is not None and (collapsed := self._watch.see(requests[number], fetched)):
-                    break
-            if self._watch is not None and (collapsed or self._watch.finish()):
-                self._watch.confirm(self._engine)
-            if not collapsed:
-                return [result for result in results if result is not None]
+        with self._watch.shard() if self._watch is not None else nullcontext() as watch:
+            while True:
+                results = [_settled(row, self._facts["captioned"], later) for row in planned]
+                wanted = [place for place, settled in enumerate(results) if settled is None]
+                requests = [Request(planned[place]["url"], planned[place]["digest"]) for place in wanted]
+                collapsed = False
+                with closing(self._engine.fetch(requests, careful=careful)) as answers:
+                    for number, fetched in answers:
+                        place = wanted[number]
+                        if fetched.image is not None:
+                            spool.add(place, fetched.image)
+                        results[place] = replace(fetched, image=None)
+                        if watch is not None and (collapsed := watch.see(requests[number], fetched)):
+                            break
+                if watch is not None and (collapsed or watch.finish()):
+                    watch.confirm(self._engine)
+                if not collapsed:
+                    return [result for result in results if result is not None]
+                if watch is not None:
+                    watch.restart()
 
     def _ledger(self, rows: pa.Table, results: list[Fetched]) -> pa.Table:
         columns = [fetched.result(self._hash) for fetched in results]
-        for field in self._fields:
-            rows = rows.append_column(field, pa.array([values[field.name] for values in columns], field.type))
+        for column in self._fields:
+            values = [fetched[column.name] for fetched in columns]
+            rows = rows.append_column(column, pa.array(values, column.type))
         return rows
 
     def _meta(self, row: dict[str, Any], fetched: Fetched, kinds: dict[str, pa.DataType]) -> dict[str, Any]:
@@ -138,7 +152,7 @@ class _IngestWorker:
 
 
 class _Spool:
-    """Encoded images in order of completion; on disk beyond `_IN_MEMORY`, so that large ones do not fill memory."""
+    """Encoded images in order of completion; on disk beyond `_IN_MEMORY`, for several shards are open at once."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="clipstill-")  # noqa: SIM115 - closed on exit

@@ -216,11 +216,11 @@ class _Failures:
             self.known[spec.folder].discard(name)
 
 
-def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
+def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATTEMPTS) -> Summary:
     """Bring every spec of `task` to a published record.
 
-    Shards already published with the wanted fingerprint are skipped; a transient failure is tried three times in
-    all; what fails for good is written to `_failures/NNNNN.json` and does not stop the others.
+    Shards already published with the wanted fingerprint are skipped; a transient failure is tried `attempts`
+    times in all; what fails for good is written to `_failures/NNNNN.json` and does not stop the others.
 
     Raises:
         UserError: a worker met something that only the user can mend; the run stops.
@@ -242,7 +242,7 @@ def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
         executor.start(task)
         try:
             with Meter(task.name, len(specs), unit="shards", done=summary.skipped) as meter:
-                for outcome in _outcomes(todo, executor, failures):
+                for outcome in _outcomes(todo, executor, failures, attempts):
                     if outcome.record is None:
                         failed.append(outcome)
                         meter.advance(0, note=f"{len(failed)} failed")
@@ -279,7 +279,7 @@ def _is_done(spec: Spec, done: dict[Folder, Any]) -> bool:
     return name is not None and name.fingerprint == spec.fingerprint
 
 
-def _outcomes(todo: list[Spec], executor: Executor, failures: _Failures) -> Iterator[Outcome]:
+def _outcomes(todo: list[Spec], executor: Executor, failures: _Failures, attempts: int) -> Iterator[Outcome]:
     """Final outcomes in order of completion; retries and the quarantine happen inside."""
     waiting = deque(todo)
     tries: Counter[Spec] = Counter()
@@ -297,7 +297,7 @@ def _outcomes(todo: list[Spec], executor: Executor, failures: _Failures) -> Iter
             yield outcome
         elif outcome.error is not None:
             raise outcome.error
-        elif outcome.kind == "transient" and tries[spec] < _ATTEMPTS:
+        elif outcome.kind == "transient" and tries[spec] < attempts:
             log.warning("%s: attempt %d failed (%s), trying again", spec.label, tries[spec], outcome.cause)
             waiting.append(spec)
         else:

@@ -139,16 +139,36 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--connections", type=int, default=128, metavar="N", help="open at once in a worker")
     network.add_argument("--per-host", type=int, default=32, metavar="N", help="of them, to one host")
     network.add_argument(
+        "--per-host-rate",
+        type=float,
+        default=100.0,
+        metavar="N",
+        help="requests a second to one host, of each worker; 0: as fast as it answers",
+    )
+    network.add_argument("--max-redirects", type=int, default=10, metavar="N", help="followed for one URL")
+    network.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="connect through it (http, https, socks4, socks5); which addresses it fetches from, nobody here checks",
+    )
+    network.add_argument(
         "--allow-address",
         action="append",
         default=[],
         metavar="NET",
         help="fetch from this address or network although it is not public; may be given more than once",
     )
-    network.add_argument("--ignore-opt-outs", action="store_true", help="take images whose headers say noai")
+    network.add_argument(
+        "--opt-out",
+        default="noai,noimageai,noindex,noimageindex,none",
+        metavar="A,B",
+        help="leave out images whose X-Robots-Tag says one of these",
+    )
+    network.add_argument("--ignore-opt-outs", action="store_true", help="take images whatever their X-Robots-Tag says")
     network.add_argument("--robots-txt", action="store_true", help="ask each host's robots.txt first")
     network.add_argument("--user-agent", metavar="TEXT", help="what to say who we are")
     network.add_argument("--ca-file", metavar="PEM", help="certificates to trust instead of the usual ones")
+    network.add_argument("--attempts", type=int, default=3, metavar="N", help="tries a shard until it counts as failed")
     network.add_argument("--no-stop", action="store_true", help="go on even if nothing comes through any more")
 
 
@@ -163,8 +183,11 @@ def _network(args: argparse.Namespace) -> NetworkSettings:
         connections=args.connections,
         per_host=args.per_host,
         allow_addresses=tuple(args.allow_address),
-        opt_outs=not args.ignore_opt_outs,
+        opt_outs=() if args.ignore_opt_outs else tuple(args.opt_out.lower().split(",")),
         robots_txt=args.robots_txt,
+        per_host_rate=args.per_host_rate,
+        max_redirects=args.max_redirects,
+        proxy=args.proxy,
         user_agent=args.user_agent or USER_AGENT,
         ca_file=args.ca_file,
     )
@@ -212,6 +235,7 @@ def run(args: argparse.Namespace) -> int:
         network=_network(args),
         engine=args.engine,
         stop_on_collapse=not args.no_stop,
+        attempts=args.attempts,
     )
     report = ingest(settings, make_executor(args, workers=cores(), cpus=1))
     _tell(report, args.out)
@@ -225,7 +249,7 @@ def run_retry(args: argparse.Namespace) -> int:
     from ingest import retry  # noqa: PLC0415
 
     executor = make_executor(args, workers=cores(), cpus=1)
-    reports = retry(args.out, _network(args), executor, stop_on_collapse=not args.no_stop)
+    reports = retry(args.out, _network(args), executor, stop_on_collapse=not args.no_stop, attempts=args.attempts)
     for report in reports:
         _tell(report, args.out)
     if not reports:

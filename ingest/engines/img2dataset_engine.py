@@ -14,7 +14,7 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from PIL import Image, ImageOps
 from ingest.ledger import CAUSES, Fetched, Request
 from ingest.settings import ImageSettings, IngestSettings
 
-_OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]
 _THREADS = 32
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO", "JPEG2000", "PPM")
 """What Pillow may decode: not EPS, which it hands to Ghostscript, nor formats that the web does not use."""
@@ -50,8 +49,8 @@ class Img2datasetEngine:
         self._settings = settings
         self._downloader_class = Downloader
 
-    def fetch(self, requests: Sequence[Request]) -> Iterator[tuple[int, Fetched]]:
-        """What came of each request, in order."""
+    def fetch(self, requests: Sequence[Request], *, careful: bool = False) -> Generator[tuple[int, Fetched]]:  # noqa: ARG002
+        """What came of each request, in order; with the same care always."""
         wanted = [place for place, request in enumerate(requests) if _is_web(request.url)]
         collected: dict[int, Fetched] = {}
         network, image = self._settings.network, self._settings.image
@@ -76,7 +75,7 @@ class Img2datasetEngine:
                 encode_format=image.format,
                 retries=network.retries,
                 user_agent_token=network.user_agent.split("/")[0],
-                disallowed_header_directives=_OPT_OUTS if network.opt_outs else None,
+                disallowed_header_directives=list(network.opt_outs) or None,
             )
             if wanted:
                 _beside(lambda: downloader.download_shard((0, str(rows))), self._resizer.stop)
@@ -90,6 +89,9 @@ class Img2datasetEngine:
                     error_class="hash_mismatch", error_message=f"{image.hash} is {got.digest}, not {request.digest}"
                 )
             yield place, replace(got, host=_host(request.url))
+
+    def forget_failures(self) -> None:
+        """Nothing is remembered."""
 
     def close(self) -> None:
         """Nothing stays open between shards."""
