@@ -320,6 +320,10 @@ class _Record:
             label = f"distill {training.out.name}"
             self._log = self._stack.enter_context(RunLog(training.out, training.start, settings.wandb))
             self._meter = self._stack.enter_context(Meter(label, run.steps, unit="steps", done=training.start))
+            note = training.evaluation.note if training.evaluation else None
+            if note and not training.start:
+                self._log.event(0, "evaluation", note)
+                log.warning("%s", note)
             if training.start:
                 self._log.event(training.start, "resumed", f"went on from step {training.start}")
         return self

@@ -150,10 +150,10 @@ class Shard:
 
 
 class Dataset:
-    """A complete dataset: `name`, and its `shards` in order."""
+    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty."""
 
-    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...]) -> None:
-        self.folder, self.name, self.shards = folder, name, shards
+    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...], *, captioned: bool = True) -> None:
+        self.folder, self.name, self.shards, self.captioned = folder, name, shards, captioned
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self.shards)
@@ -184,7 +184,7 @@ class Dataset:
             )
         records = read_records(folder, [names[shard] for shard in planned])
         shards = tuple(Shard(folder, record) for record in records.values())
-        dataset = Dataset(folder, facts["name"], shards)
+        dataset = Dataset(folder, facts["name"], shards, captioned=facts.get("captioned", True))
         if len(dataset) == 0:
             raise UserError(
                 "the dataset is empty: none of its input rows became a sample",
