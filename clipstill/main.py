@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
-from shards.errors import IncompleteError, UserError
+from shards.causes import machines_refusal
+from shards.errors import IncompleteError, UserError, one_line
 
 _COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
 
@@ -32,7 +35,8 @@ Every command may be interrupted at any moment and started again: it goes on whe
 """
 
 _EPILOG = """\
-exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 interrupted
+exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input or a machine that
+refuses (a full disk, permissions); 70 a mistake of clipstill's own; 130 interrupted
 """
 
 
@@ -83,6 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except Exception as error:
+        refusal = machines_refusal(error)
+        if refusal is None:
+            raise
+        _say(f"clipstill: error: {refusal}")
+        return 2
     return status
 
 
@@ -94,8 +104,18 @@ def run() -> None:
     """The console script."""
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
     warnings.simplefilter("ignore")
-    status = main()
-    sys.stdout.flush()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be any bytes
+    try:
+        status = main()
+    except Exception as error:  # noqa: BLE001 - a mistake of ours
+        traceback.print_exc()
+        _say(
+            f"clipstill: bug: {type(error).__name__}: {one_line(str(error))}. This is a mistake in clipstill, not in "
+            "what you gave it: please report the lines above to its maintainers, with the command and `pip freeze`"
+        )
+        status = 70
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     sys.stderr.flush()
     # Ray and loader threads may still be winding down after an interrupt; everything that counts is on disk.
     os._exit(status)

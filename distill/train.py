@@ -36,6 +36,7 @@ from distill.settings import RunSettings
 from distill.watch import NotFiniteError, Watch
 from shards import Folder, UserError
 from shards.fingerprint import first_difference
+from shards.places import refuse_other_things
 from shards.progress import Meter
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def train(settings: RunSettings) -> Result:
     Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
     finite, or has exploded.
     """
+    refuse_other_things(Folder(settings.out), "a run", {SETTINGS, INHERITANCE, "ray"})
     ranks = Ranks.join()
     training = _Training(settings, ranks)
     with Folder(settings.out).alone() if ranks.first else contextlib.nullcontext():

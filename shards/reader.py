@@ -18,6 +18,7 @@ import pyarrow as pa
 from shards import copies
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
+from shards.places import what_is_at
 from shards.record import FileEntry, RecordName, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
@@ -198,11 +199,13 @@ def read_dataset_facts(folder: Folder) -> dict[str, Any]:
     """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or not of this version."""
     facts: Any = None
     try:
+        if folder.is_local and folder.path.is_file():
+            raise NotADirectoryError
         with contextlib.suppress(ValueError):
             facts = json.loads(folder.read(DATASET))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"no dataset here (there is no {DATASET})",
+            f"no dataset here (there is no {DATASET}): this is {what_is_at(folder)}",
             where=str(folder),
             do="Give the folder that `clipstill ingest` wrote",
         ) from None

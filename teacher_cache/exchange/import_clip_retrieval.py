@@ -23,7 +23,7 @@ from teacher_cache.exchange.clip_retrieval import Array, Partition, map_rows, me
 from teacher_cache.exchange.index import Entry, IndexWriter, KeyIndex
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
 from teacher_cache.exchange.tars import SOURCES
-from teacher_cache.layout import LayerFacts, TeacherFacts, slug
+from teacher_cache.layout import LayerFacts, TeacherFacts, refuse_no_cache, slug
 from teacher_cache.views import ViewPolicy
 
 _ROWS = 65536
@@ -58,6 +58,7 @@ def import_clip_retrieval(
     """
     check_dtype(dtype)
     dataset = Dataset.open(shards)
+    refuse_no_cache(Folder(cache), [slug(teacher)])
     partitions = partitions_of(Path(folder))
     source, rows, content = _index(partitions, Folder(cache), column, key_column, kind)
     name = slug(teacher)

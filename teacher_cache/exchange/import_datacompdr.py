@@ -31,7 +31,7 @@ from teacher_cache.exchange.datacompdr import SIDE, TEACHERS, Reinforced, parse,
 from teacher_cache.exchange.index import Entry
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
 from teacher_cache.exchange.tars import IndexedTars, index_tars
-from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, slug, views_layer_name
+from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, refuse_no_cache, slug, views_layer_name
 from teacher_cache.views import View, ViewPolicy
 
 _TOGETHER = 10
@@ -70,6 +70,7 @@ def import_datacompdr(
     dataset = Dataset.open(shards)
     if len({slug(name) for name, _, _ in teachers}) != len(teachers) or not teachers:
         raise UserError("each teacher needs a name of its own", where=", ".join(name for name, _, _ in teachers))
+    refuse_no_cache(Folder(cache), [slug(name) for name, _, _ in teachers])
     indexed = index_tars(tars, Folder(cache))
     width = sum(width for _, width, _ in teachers)
     source = DataCompDR(indexed, width, key_column, *_usual(indexed, width))
