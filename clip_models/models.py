@@ -182,8 +182,8 @@ def _unreadable(error: Exception, spec: str, weights: Path) -> UserError:
         return UserError(
             f"it holds Python objects beside the weights ({asked[1] or asked[2]}), and none are made out of a file",
             where=there,
-            do='If you trust it, save the weights alone and give that file: python -c "import torch; '
-            f"torch.save(torch.load({there!r}, weights_only=False)['state_dict'], 'weights.pt')\"",
+            do='If you trust it, save the weights alone and give that file: python -c "import torch; c = '
+            f"torch.load({there!r}, weights_only=False); torch.save(c.get('state_dict', c), 'weights.pt')\"",
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     reason = next((line for line in lines if "size mismatch" in line), "")

@@ -6,10 +6,13 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
 from shards.causes import machines_refusal
@@ -72,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Where it cannot write to the home folder it uses another, which is removed in the end.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         status: int = args.run(args)
     except UserError as error:
@@ -100,6 +105,14 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def _tidy() -> None:
+    """Remove matplotlib's folder in $TMPDIR, if it had to make one: it would do so itself at a slower end."""
+    if "matplotlib" in sys.modules:
+        held = Path(sys.modules["matplotlib"].get_cachedir())
+        if held.parent == Path(tempfile.gettempdir()) and held.name.startswith("matplotlib-"):
+            shutil.rmtree(held, ignore_errors=True)
+
+
 def run() -> None:
     """The console script."""
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
@@ -116,6 +129,7 @@ def run() -> None:
         status = 70
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    _tidy()
     sys.stderr.flush()
     # Ray and loader threads may still be winding down after an interrupt; everything that counts is on disk.
     os._exit(status)

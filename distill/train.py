@@ -26,17 +26,17 @@ from clip_models import save_model
 from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
 from distill.checkpoint import Checkpoints, flatten, unflatten
-from distill.evaluation import InRun
+from distill.evaluation import InRun, read_classes
 from distill.logs import RunLog
 from distill.page import write_run_page
 from distill.pruning import pruning_report
 from distill.ranks import Ranks
 from distill.run import Run
-from distill.settings import RunSettings
+from distill.settings import EvaluationSettings, RunSettings
 from distill.watch import NotFiniteError, Watch
-from shards import Folder, UserError
+from shards import Dataset, Folder, UserError
 from shards.fingerprint import first_difference
-from shards.places import refuse_other_things
+from shards.places import local_path, refuse_other_things
 from shards.progress import Meter
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ def train(settings: RunSettings) -> Result:
 class _Training:
     def __init__(self, settings: RunSettings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
-        self.out = Path(settings.out)
+        self.out = local_path(settings.out, "a run's folder")
+        _look(settings.evaluation)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
         self.evaluation = InRun(settings.evaluation, self.run.config, ranks.device) if settings.evaluation else None
@@ -302,6 +303,14 @@ class _Training:
                     at = int(broken[0]) if batch.taught is None else int(batch.taught[broken[0]])
                     return str(cache.folder), f"the cached {name} embedding of {batch.keys[at]}"
         return None
+
+
+def _look(evaluation: EvaluationSettings | None) -> None:
+    """Refuse what cannot be opened for an evaluation before a student is made for it."""
+    if evaluation is not None:
+        Dataset.open(evaluation.shards)
+        if evaluation.classes:
+            read_classes(evaluation.classes)
 
 
 class _Record:

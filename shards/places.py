@@ -36,7 +36,7 @@ def what_is_at(folder: Folder) -> str:
     found = [words for name, words in known.items() if name in names]
     if tars:
         found.append(
-            f"{tars} tars of {by}, without the dataset.json, indexes and records that `clipstill ingest` writes"
+            f"{tars} tars of {by}, without dataset.json, indexes and records as `clipstill ingest` writes them"
         )
     # Of many names, the first few: each is a look at a disk or a store.
     if not found and any(folder.child(name).exists("teacher.json") for name in names[:8] if "." not in name):
@@ -69,11 +69,12 @@ def refuse_unwritable(path: Path) -> None:
         there = there.parent
     if not there.is_dir():
         raise UserError(f"no folder can be made there: {there} is a file", where=str(path), do="Check the path")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{there} cannot be written", where=str(path), do="Check its permissions, or give another path")
 
 
-def refuse_url(path: str, what: str) -> None:
-    """Raise `UserError` if `path` is a URL where only a local path will do."""
+def local_path(path: str, what: str) -> Path:
+    """`path` with its home folder written out. Raises `UserError` if it is a URL, where only a local path will do."""
     if "://" in path:
         raise UserError(f"{what} must be on a local disk", where=path, do="Give a path")
+    return Path(path) if not path.startswith("~") else Folder(path).path

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from clipstill.commands.common import Subparsers, add_command, show
-from shards.places import refuse_url
+from shards.places import local_path
 
 _SUMMARY = """\
 Draw several runs over each other in one HTML page.
@@ -28,8 +27,6 @@ def add(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from distill.page import write_comparison  # noqa: PLC0415 - `--help` stays fast
 
-    for path, what in ((args.out, "a page"), *((path, "a run's folder") for path in args.runs)):
-        refuse_url(path, what)
-    page = write_comparison([Path(path) for path in args.runs], Path(args.out))
+    page = write_comparison([local_path(run, "a run's folder") for run in args.runs], local_path(args.out, "a page"))
     show(f"compared {len(args.runs)} runs: {page}")
     return 0

@@ -45,10 +45,11 @@ def run(args: argparse.Namespace) -> int:
     classes, templates = read_classes(args.classes) if args.classes else (None, ())
     if args.batch_size < 1:
         raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
+    dataset = Dataset.open(args.shards)  # before a large model is loaded
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         load_model(args.model, device),
-        Dataset.open(args.shards),
+        dataset,
         classes=classes,
         templates=templates,
         label_field=args.label,

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.places import refuse_unwritable, refuse_url
+from shards.places import local_path, refuse_unwritable
 from shards.storage import sync_to_disk
 
 _TAKEN, _ANOTHER = "there is something already", "Name another folder or remove this one"
@@ -21,8 +21,7 @@ _TAKEN, _ANOTHER = "there is something already", "Name another folder or remove 
 
 def refuse_taken(folder: str) -> None:
     """Raise `UserError` unless an export can be made at `folder`: on a local disk, nothing there, and writable."""
-    refuse_url(folder, "an export's folder")
-    target = Path(folder).absolute()
+    target = local_path(folder, "an export's folder").absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(_TAKEN, where=folder, do=_ANOTHER)
     refuse_unwritable(target.parent)
@@ -36,7 +35,7 @@ def staged(folder: str) -> Iterator[Path]:
     Raises `UserError` if `folder` is on no local disk, holds something, before or after the block, or cannot be made.
     """
     refuse_taken(folder)
-    target = Path(folder).absolute()
+    target = local_path(folder, "an export's folder").absolute()
     try:
         staging, claim = _claimed(target)
     except OSError as error:

@@ -48,8 +48,8 @@ def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[st
             else:
                 matches = sorted(fs.glob(plain)) if any(sign in plain for sign in "*?[") else []
                 matches = [match for match in matches if fs.isfile(match)]
-        except (ValueError, ImportError, OSError) as error:
-            raise UserError(f"cannot be opened ({error})", where=path) from None
+        except Exception as error:  # noqa: BLE001 - each store's client has its own
+            raise UserError(f"cannot be opened ({error})", where=path, do="Check the path and credentials") from None
         if not matches:
             raise UserError("no such input file", where=path, do="Check the path and --format")
         found += [fs.unstrip_protocol(match) for match in matches]
