@@ -6,14 +6,19 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
-from shards.errors import IncompleteError, UserError
+from shards.causes import machines_refusal
+from shards.errors import IncompleteError, UserError, one_line
 from shards.scratch import command_scratch
 
 _COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
@@ -36,7 +41,8 @@ Every command may be interrupted at any moment and started again: it goes on whe
 """
 
 _EPILOG = """\
-exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 or 143 interrupted
+exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input or a machine that
+refuses (a full disk, permissions); 70 a mistake of clipstill's own; 130 or 143 interrupted
 """
 
 
@@ -72,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Where it cannot write to the home folder it uses another, which is removed in the end.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         with _told_to_end(), command_scratch():
             status: int = args.run(args)
@@ -88,6 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except Exception as error:
+        refusal = machines_refusal(error)
+        if refusal is None:
+            raise
+        _say(f"clipstill: error: {refusal}")
+        return 2
     return status
 
 
@@ -122,12 +136,31 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def _tidy() -> None:
+    """Remove matplotlib's folder in $TMPDIR, if it had to make one: it would do so itself at a slower end."""
+    if "matplotlib" in sys.modules:
+        held = Path(sys.modules["matplotlib"].get_cachedir())
+        if held.parent == Path(tempfile.gettempdir()) and held.name.startswith("matplotlib-"):
+            shutil.rmtree(held, ignore_errors=True)
+
+
 def run() -> None:
     """The console script."""
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
     warnings.simplefilter("ignore")
-    status = main()
-    sys.stdout.flush()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be any bytes
+    try:
+        status = main()
+    except Exception as error:  # noqa: BLE001 - a mistake of ours
+        traceback.print_exc()
+        _say(
+            f"clipstill: bug: {type(error).__name__}: {one_line(str(error))}. This is a mistake in clipstill, not in "
+            "what you gave it: please report the lines above to its maintainers, with the command and `pip freeze`"
+        )
+        status = 70
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    _tidy()
     sys.stderr.flush()
     # Ray and loader threads may still be winding down after an interrupt; everything that counts is on disk.
     os._exit(status)

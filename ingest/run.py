@@ -11,6 +11,8 @@ from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
 from shards import Folder, Summary, UserError, published_records, run_shards
+from shards.places import refuse_other_things
+from shards.reader import DATASET
 from shards.runner import Executor
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     if settings.engine == "img2dataset":
         log.warning("ingest: img2dataset's engine refuses no address and has no deadline: only for lists you trust")
     out = Folder(settings.out)
+    refuse_other_things(out, "a dataset", {DATASET, plan.PLAN})
     with out.alone():
         facts = plan.make_plan(settings)
         if settings.network.proxy is None and not published_records(out):

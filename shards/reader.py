@@ -18,6 +18,7 @@ import pyarrow as pa
 from shards import copies
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
+from shards.places import what_is_at
 from shards.record import FileEntry, RecordName, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
@@ -150,10 +151,10 @@ class Shard:
 
 
 class Dataset:
-    """A complete dataset: `name`, and its `shards` in order."""
+    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty."""
 
-    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...]) -> None:
-        self.folder, self.name, self.shards = folder, name, shards
+    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...], *, captioned: bool = True) -> None:
+        self.folder, self.name, self.shards, self.captioned = folder, name, shards, captioned
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self.shards)
@@ -184,7 +185,7 @@ class Dataset:
             )
         records = read_records(folder, [names[shard] for shard in planned])
         shards = tuple(Shard(folder, record) for record in records.values())
-        dataset = Dataset(folder, facts["name"], shards)
+        dataset = Dataset(folder, facts["name"], shards, captioned=facts.get("captioned", True))
         if len(dataset) == 0:
             raise UserError(
                 "the dataset is empty: none of its input rows became a sample",
@@ -198,11 +199,13 @@ def read_dataset_facts(folder: Folder) -> dict[str, Any]:
     """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or not of this version."""
     facts: Any = None
     try:
+        if folder.is_local and folder.path.is_file():
+            raise NotADirectoryError
         with contextlib.suppress(ValueError):
             facts = json.loads(folder.read(DATASET))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"no dataset here (there is no {DATASET})",
+            f"no dataset here (there is no {DATASET}): this is {what_is_at(folder)}",
             where=str(folder),
             do="Give the folder that `clipstill ingest` wrote",
         ) from None

@@ -28,6 +28,9 @@ from shards.stores import CREDENTIALS, UNREACHABLE
 
 log = logging.getLogger(__name__)
 
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+"""What fsspec needs for a scheme, beside itself."""
+
 
 class Folder:
     """A folder by its URL (`/data/cc3m`, `s3://bucket/cc3m`); holds no connection, so it can cross processes.
@@ -38,7 +41,7 @@ class Folder:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
-        self.url = text if "://" in text else str(Path(text).expanduser().absolute())
+        self.url = text if "://" in text else _absolute(text)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -61,9 +64,20 @@ class Folder:
 
     @cached_property
     def _located(self) -> tuple[Any, str]:
+        if "://" not in self.url:
+            return LocalFileSystem(), self.url
+        if "::" in self.url:
+            raise UserError(
+                "storages behind each other (::) are not read", where=self.url, do="Give one URL, or a path"
+            )
         try:
             fs, path = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
+        except ImportError as error:
+            package = _PACKAGES.get(self.url.partition("://")[0], "what it names")
+            raise UserError(
+                f"cannot be opened ({error})", where=self.url, do=f"Install it: pip install {package}"
+            ) from None
+        except ValueError as error:
             raise UserError(f"cannot open storage {self.url!r} ({error})", do="Check the URL's scheme") from None
         return fs, str(path)
 
@@ -237,6 +251,13 @@ class Folder:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != sha256:
                 raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
+
+
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise UserError(f"there is no such home folder ({error})", where=path, do="Give the whole path") from None
 
 
 def _wait_for(descriptor: int, url: str) -> None:

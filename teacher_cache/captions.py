@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shards import Shard, UserError
+from shards import Dataset, Shard, UserError
 from teacher_cache.caption_table import CaptionTable
 
 _FORMS = (
@@ -115,6 +115,17 @@ class CaptionSource:
                     do="Every sample needs one: add it, or choose another source",
                 )
         return [[captions[number % len(captions)] for captions in found] for number in range(self.count)]
+
+
+def check_captioned(dataset: Dataset, sources: Sequence[CaptionSource]) -> None:
+    """Raise `UserError` if a source is the shards' own captions, and they have none."""
+    if not dataset.captioned and any(source.kind == "txt" for source in sources):
+        raise UserError(
+            "this dataset has no captions: its list had none",
+            where=str(dataset.folder),
+            do="Embed its images alone with --towers image, or captions made elsewhere with "
+            "--captions table:PATH.parquet#COLUMN",
+        )
 
 
 def source_of(identity: dict[str, Any], path: str = "") -> CaptionSource:
