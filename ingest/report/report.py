@@ -24,6 +24,8 @@ from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from ingest.ledger import may_pass, reading
+from ingest.report.causes import GROUPS, explain
+from ingest.report.published import PUBLISHED, ROT, far_below
 from ingest.report.tally import Rates, Spread, Tally, tally
 from shards import Folder, Shard, ShardRecord, UserError, published_records, read_records, seed64
 from shards.quantities import GLUE, said_share, said_size
@@ -85,6 +87,8 @@ def write_report(url: str) -> str:
         tally=counted,
         outcome=_outcome(counted, facts["rows"]),
         causes=_causes(counted),
+        groups=_groups(counted),
+        normal=_normal(counted, facts["settings"]["source"]),
         failing=_hosts(counted, "failed"),
         largest=_hosts(counted, "rows"),
         stored=sum(record.file(".tar").bytes for record in records.values()),
@@ -127,9 +131,33 @@ def _outcome(counted: Tally, rows: int) -> dict[str, int]:
 def _causes(counted: Tally) -> list[dict[str, Any]]:
     order = sorted(counted.causes.items(), key=lambda item: (-item[1], item[0]))
     return [
-        {"cause": cause, "rows": rows, "retryable": may_pass(cause), "example": counted.examples[cause]}
+        {
+            "cause": cause,
+            "rows": rows,
+            "retryable": may_pass(cause),
+            "words": explain(cause),
+            "example": counted.examples[cause],
+        }
         for cause, rows in order
     ]
+
+
+def _groups(counted: Tally) -> list[tuple[str, int]]:
+    """Failed rows by group of causes, those that there are, the largest first."""
+    sums = Counter(dict.fromkeys(GROUPS, 0))
+    for cause, rows in counted.causes.items():
+        sums[explain(cause).group] += rows
+    return [(group, rows) for group, rows in sums.most_common() if rows]
+
+
+def _normal(counted: Tally, source: dict[str, Any]) -> dict[str, Any] | None:
+    """The yield beside what others published for this list; None where nothing was, or nothing is fetched yet."""
+    published = PUBLISHED.get(source["format"], ())
+    wanted = counted.wanted
+    if not published or not wanted:
+        return None
+    share = counted.statuses["success"] / wanted
+    return {"published": published, "share": share, "below": far_below(share, published), "rot": ROT}
 
 
 def _hosts(counted: Tally, by: str) -> list[dict[str, Any]]:
