@@ -356,6 +356,8 @@ def test_nothing_but_failures_is_a_page_too(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     check_counts(page, rows)
     assert (page.tags["img"], page.ids["yield"]) == (0, "0.0\xa0%")
+    write(tmp_path / "empty", [])
+    check_counts(page_of(tmp_path / "empty"), [])
     rows = [("", "one", settled("bad_url")), ("u", "two", settled("duplicate"))]
     write(tmp_path / "unfetched", [rows])
     page = page_of(tmp_path / "unfetched")
