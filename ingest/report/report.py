@@ -10,6 +10,7 @@ import heapq
 import io
 import itertools
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import fsspec
 import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
@@ -76,6 +78,7 @@ def write_report(url: str) -> str:
         "size": said_size,
         "span": _span,
         "moment": _moment,
+        "options": _with_options,
     }
     page = environment.get_template("report.html.j2").render(
         facts=facts,
@@ -297,6 +300,11 @@ def _svg(figure: Figure) -> str:
     for colour, themed in _THEMED.items():
         text = text.replace(colour, themed)
     return text[text.index("<svg") :]
+
+
+def _with_options(text: str) -> Markup:
+    """A text of ours in which command-line options are set as code, and not broken."""
+    return Markup(re.sub(r"--[a-z-]+", r"<code>\g<0></code>", str(escape(text))))
 
 
 def _span(seconds: float) -> str:

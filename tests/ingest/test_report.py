@@ -407,7 +407,7 @@ def test_every_cause_is_explained_with_what_can_be_done(tmp_path: Path) -> None:
         # Whoever is told to retry is not told so in vain.
         if may_pass(cause):
             assert "etry" in words.do, cause
-    counts = {"http_404": 5, "http_410": 1, "dns": 2, "killed_worker": 1, "new_word": 1}
+    counts = {"http_404": 5, "http_410": 1, "timeout": 2, "killed_worker": 1, "new_word": 1}
     write(tmp_path, [[("u", "c", got(None, cause)) for cause, count in counts.items() for _ in range(count)]])
     page = page_of(tmp_path)
     assert " ".join(page.ids["groups"].split()) == (
@@ -416,6 +416,8 @@ def test_every_cause_is_explained_with_what_can_be_done(tmp_path: Path) -> None:
     ).replace("\xa0", " ")
     (not_there,) = [cells for cells in page.rows("causes") if cells[0] == "http_404"]
     assert not_there[4].startswith("The picture is not there any more.")
+    # Options are set as code, not as text that looks like it.
+    assert "&lt;code" not in page.text
 
 
 HOSTILE = [
