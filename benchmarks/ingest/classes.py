@@ -31,7 +31,7 @@ OWN_NETWORK = ("dead", "slow", "crawl")
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured."""
+    """How much is measured. `variants`: with the contenders beside ours and img2dataset as it comes."""
 
     photos: int = 8000
     https: int = 4000
@@ -64,7 +64,7 @@ QUICK = Sizes(
     slow=200,
     dead=200,
     refused=100,
-    hostile=12,
+    hostile=6,
     quality=10,
     rounds=1,
     fewer_rounds=1,
@@ -128,7 +128,7 @@ class Classes:
         against: dict[str, Contender] = {"ours": ours(), "img2dataset": self._img2dataset(self._best("http"))}
         if self._sizes.variants:
             against["ours, exact"] = ours("--exact")
-        if self._daft is not None:
+        if self._sizes.variants and self._daft is not None:
             against["daft"] = contenders.daft(self._daft)
         part = self._turns(against, self._sizes.rounds, self._lists.photos(self._sizes.photos), once={"daft"})
         self._at_least("http, 800x600: images/s, times img2dataset", part["ratios"]["img2dataset"], 3)

@@ -63,6 +63,10 @@ def photo(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.clip(0.75 * scene + 0.55 * texture + 25 + sensor, 0, 255).astype(np.uint8))
 
 
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    return _saved(image, "JPEG", quality=quality)
+
+
 def _one_over_f(rng: np.random.Generator, height: int, width: int, power: float) -> np.ndarray:
     """A float64 [height, width] field with amplitude 1/f^power, mean 0 and deviation 1."""
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
@@ -156,7 +160,7 @@ def _keep(path: Path, make_one: Callable[[], bytes]) -> None:
 
 
 _HOSTILE: dict[str, Callable[[], bytes]] = {
-    "trailing.jpg": lambda: _saved(photo(0, 800, 600), "JPEG", quality=90).ljust(50_000_000, b"\0"),
+    "trailing.jpg": lambda: jpeg(photo(0, 800, 600), 90).ljust(50_000_000, b"\0"),
     "noise.bin": lambda: np.random.default_rng(0).bytes(50_000_000),
     "over.bin": lambda: np.random.default_rng(1).bytes(60_000_000),
     "baseline.jpg": lambda: _saved(_hundred_megapixels("RGB"), "JPEG", quality=80),
