@@ -32,7 +32,7 @@ _WORDS: dict[str, Cause] = {
     "bad_row": Cause(
         LIST,
         "A row of the list that cannot be read: a stray byte, an open quote, too few fields.",
-        "Its message has the line. If there are many, the list may need --encoding or another --format.",
+        "Its message has the line. If there are many, the list may need --encoding, --quoted or another --format.",
     ),
     "bad_url": Cause(
         LIST, "No http(s) URL: empty, a local path, or without a host.", "If there are many, look at --url-column."
