@@ -85,7 +85,7 @@ def read_lines(path: str, encoding: str = UTF8) -> Iterator[Lines]:
 
 
 def read_blocks(path: str, encoding: str, ends: tuple[bytes, ...], size: int | None = None) -> Iterator[bytes]:
-    """A file as UTF-8, cut after the last of `ends` in every `size` bytes or few MB; only the file's last block may have none.
+    """A file as UTF-8, cut after the last of `ends` in every `size` bytes (or few MB); the last block may have none.
 
     Bytes that are not of `encoding` become bytes that are not UTF-8.
     """
