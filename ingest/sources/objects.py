@@ -85,7 +85,10 @@ class _Array:
                 if not sign:
                     yield "", "the array does not end"
                     return
-                yield self._item()
+                raw, row = self._item()
+                yield raw, row
+                if isinstance(row, str) and not self._next():
+                    return
             self._at += 1
         if self._next():
             yield self._text[self._at :], "this stands behind the array"

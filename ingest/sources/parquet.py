@@ -62,7 +62,9 @@ class ParquetReader(FileReader):
             try:
                 values.validate(full=True)
             except pa.ArrowInvalid:
-                bad = np.array([not _is_valid(values.slice(place, 1)) for place in range(len(values))], np.bool_)
+                bad = np.array(
+                    [not _is_valid(values.take(pa.array([place]))) for place in range(len(values))], np.bool_
+                )
                 return take_or_null(values, pa.array(np.arange(len(bad)), mask=bad)), bad
             return values.cast(_plain(values.type)), none
         if self._encoding == UTF8:

@@ -85,9 +85,9 @@ def read_lines(path: str, encoding: str = UTF8) -> Iterator[Lines]:
 
 
 def read_blocks(path: str, encoding: str, ends: tuple[bytes, ...], size: int | None = None) -> Iterator[bytes]:
-    """A file as UTF-8, cut after the last of `ends` in every `size` bytes or few MB.
+    """A file as UTF-8, cut after the last of `ends` in every `size` bytes (or few MB); the last block may have none.
 
-    Only the file's last block may have none of them. Bytes that are not of `encoding` become bytes that are not UTF-8.
+    Bytes that are not of `encoding` become bytes that are not UTF-8.
     """
     with open_text(path) as raw:
         file: _Bytes = raw if encoding == UTF8 else _Recoded(raw, encoding)

@@ -151,7 +151,7 @@ def record(lines: list[str], start: int, sign: str) -> tuple[list[str] | None, i
 
 def is_row(line: str, sign: str) -> bool:
     fields, _ = record([line], 0, sign)
-    bare = re.sub(r'"(?:[^"]|"")*"(?=[' + sign + r"\r\n]|$)", "", line)
+    bare = re.sub(f'(^|{sign})"(?:[^"]|"")*"(?=[{sign}\r\n]|$)', r"\1", line)
     url = fields[0].strip().lower() if fields else ""
     return fields is not None and len(fields) == 3 and '"' not in bare and url.startswith(("http://", "https://", "//"))
 
