@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 
-import cv2
-import numpy as np
-
 from ingest.images.containers import PNG
 from ingest.images.jpeg import Jpeg
 from ingest.images.others import Other
@@ -55,8 +52,3 @@ def open_image(body: bytes, max_pixels: int, *, alone: bool) -> Picture:
     if not foreseeable and not alone:
         raise UnforeseeableError
     return image
-
-
-def as_bgr(pixels: np.ndarray) -> np.ndarray:
-    """What `decode` returned as OpenCV writes it: grey or BGR."""
-    return cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGR) if pixels.shape[2:] == (4,) else pixels

@@ -43,15 +43,16 @@ class Jpeg:
         """1 to 8: how the picture must be turned."""
         return orientation(self.exif, self._header.xmp)
 
-    def decode(self, scale: int) -> np.ndarray:
+    def decode(self, scale: int, *, fine: bool) -> np.ndarray:
         """The picture at 1/`scale`, not turned: grey (height, width), BGR (..., 3) or RGBX (..., 4), uint8.
 
+        `fine`: interpolate the colours, which often have a quarter of the picture's pixels, instead of repeating them.
         The array may not be writable, and holds until the next call on the same thread.
         """
         if self._header.scans > 1:
             self._header.check_work(self._body)
         with decoding():
-            pixels = self._decode(scale)
+            pixels = self._decode(scale, fine=fine)
             if pixels is not None:
                 return pixels
             slim = io.BytesIO(self._header.head + self._body[self._header.start :])
@@ -60,14 +61,14 @@ class Jpeg:
             image.load()
             return pixels_of(image)
 
-    def _decode(self, scale: int) -> np.ndarray | None:
+    def _decode(self, scale: int, *, fine: bool) -> np.ndarray | None:
         """None if libjpeg-turbo finds fault with it and Pillow, which forgives more, is to judge."""
-        space = {1: "GRAY", 3: "BGR", 4: "CMYK"}[len(self._header.sampling)]
+        space = {1: "GRAY", 3: "RGBX", 4: "CMYK"}[len(self._header.sampling)]
         width, height = -(-self.size[0] // scale), -(-self.size[1] // scale)
         try:
             into = scratch("decoded", 4 * width * height)
             least = {"min_width": width, "min_height": height} if scale > 1 else {}
-            pixels: np.ndarray = simplejpeg.decode_jpeg(self._body, space, buffer=into, **least)
+            pixels: np.ndarray = simplejpeg.decode_jpeg(self._body, space, fastupsample=not fine, buffer=into, **least)
         except ValueError as error:
             # Here libjpeg made pixels up, which Pillow would let pass.
             if "premature end of data segment" in str(error):
@@ -77,9 +78,15 @@ class Jpeg:
             return None
         if pixels.shape[:2] != (height, width):
             raise RefusedError("not_an_image", f"a JPEG of {self.size[0]}x{self.size[1]} pixels by one of its headers")
+        # Part of a pixel may be left over; what is nearer to the picture's own proportions stays.
+        pixels = pixels[: _nearest(self.size[1], scale), : _nearest(self.size[0], scale)]
         if space == "GRAY":
             return pixels[:, :, 0]
-        if space == "BGR":
+        if space == "RGBX":
             return pixels
-        inks = np.invert(pixels, out=pixels)
+        inks = np.invert(pixels)
         return rgbx(Image.frombuffer("CMYK", (inks.shape[1], inks.shape[0]), inks).convert("RGB"))
+
+
+def _nearest(side: int, scale: int) -> int:
+    return max(1, (2 * side + scale) // (2 * scale))

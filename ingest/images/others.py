@@ -85,7 +85,7 @@ class Other:
         """1 to 8: how the picture must be turned. Pillow turns TIFF by itself."""
         return 1 if self.format == "TIFF" else orientation(self._found, self._image.info.get("xmp") or b"")
 
-    def decode(self, scale: int) -> np.ndarray:  # noqa: ARG002
+    def decode(self, scale: int, *, fine: bool) -> np.ndarray:  # noqa: ARG002
         """The first picture, not turned, on white: grey (height, width), BGR (..., 3) or RGBX (..., 4), uint8.
 
         The array may not be writable.

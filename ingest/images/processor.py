@@ -15,11 +15,11 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 
-from ingest.images.decoding import Picture, UnforeseeableError, as_bgr, open_image
+from ingest.images.decoding import Picture, UnforeseeableError, open_image
 from ingest.images.exif import NONE, exif_json, swaps_sides, upright
 from ingest.images.isolated import IsolatedProcessor
 from ingest.images.refusal import RefusedError
-from ingest.images.resizing import decoding_scale, fitted, is_fitted, resize, resized
+from ingest.images.resizing import decoding_scale, fitted, is_fitted, needs_fine_colours, resize, resized
 from ingest.ledger import Fetched
 from ingest.settings import ImageSettings
 
@@ -86,7 +86,8 @@ class ImageProcessor:
         scale = decoding_scale(width, height, target) if image.format == "JPEG" and not settings.exact else 1
         needed = len(body) + image.memory(scale) + _OUTPUT_BYTES * target[0] * target[1]
         with self._room.taken(needed):
-            pixels = as_bgr(resize(image.decode(scale), target, exact=settings.exact))
+            fine = settings.exact or needs_fine_colours(width, height, target)
+            pixels = resize(image.decode(scale, fine=fine), target, exact=settings.exact)
             turn = image.turn()
             pixels = upright(pixels, turn)
             if is_fitted(settings, width, height):
