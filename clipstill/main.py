@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch has compiled is for the next run too; in $TMPDIR it would go with this one.
+    with contextlib.suppress(RuntimeError):  # no home
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Where it cannot write to the home folder it uses another, which is removed in the end.

@@ -22,7 +22,7 @@ from ingest.ledger import may_pass, read_ledger, result_fields
 from ingest.run import IngestReport, refuse_early, run_planned
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask
-from shards import Folder, UserError, fingerprint, published_records
+from shards import Folder, UserError, fingerprint, sound_records
 from shards.reader import ROUNDS, is_planned, planned_shards, read_dataset_facts, read_rounds
 from shards.runner import Executor
 
@@ -77,7 +77,7 @@ def _next_round(folder: Folder, facts: dict[str, Any], settings: IngestSettings)
     """The round that an earlier run left unfinished, or a new one, published; None if there is nothing to retry."""
     rounds = read_rounds(folder)
     planned = planned_shards(folder, facts)
-    names = published_records(folder)
+    names = sound_records(folder)
     missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
     if missing and missing[0] < facts["shards"]:
         raise UserError(

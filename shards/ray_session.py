@@ -16,6 +16,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _STORE_BYTES = 80 * 2**20
 """Room for objects: near the least that Ray accepts, and far more than specs and records take."""
-_LONGEST = 40
+_LONGEST = 43
 """Bytes of a folder's path that leave enough of the 107 of a socket's for what Ray puts behind it."""
 _PATIENCE_S = 20.0
 """So long a cluster's server may be silent; it may be on its way up again."""
@@ -71,7 +72,7 @@ class RaySession:
                 # One try of half a minute, not twenty: something answers there, so a retry will not mend it.
                 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
             try:
-                with _own_signals():
+                with _own_signals(), _quiet():
                     ray.init(**options)
             except Exception as error:  # noqa: BLE001 - Ray raises anything, plain `Exception` too
                 self._stop()
@@ -190,10 +191,10 @@ class RaySession:
                 )
             text = f"{text} {cause}"
             cause = cause.__cause__ or cause.__context__
-        shown = " ".join(_COLOUR.sub("", str(error)).split())[:400]
+        shown = " ".join(_COLOUR.sub("", str(error)).split())[:300]
         if "uthenticat" in text:
             return UserError(
-                f"the Ray cluster at {where} asks for a token ({shown})",
+                f"the Ray cluster at {where} asks for its token, and was given none or another",
                 do="Set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token or $RAY_AUTH_TOKEN",
             )
         if "ersion mismatch" in text:
@@ -201,11 +202,18 @@ class RaySession:
                 f"the Ray cluster at {where} has other versions than this machine ({shown})",
                 do="Use the same versions of Ray and Python on both",
             )
+        if self.address is None:
+            return UserError(
+                f"cannot start Ray on this machine ({shown})",
+                do="See that there is room in $TMPDIR and in memory, or use --in-process",
+            )
+        if "Failed to connect" in text or "timeout" in text:
+            return UserError(
+                f"something listens at {where}, but does not answer as a Ray cluster ({shown})",
+                do="Check the address; `ray start --head` shows it",
+            )
         return UserError(
-            f"cannot start or join Ray at {where} ({shown})",
-            do="Check the address, or leave it out to start Ray here"
-            if self.address
-            else "See that there is room in $TMPDIR and memory, or use --in-process",
+            f"cannot join Ray at {where} ({shown})", do="Check the address, or leave it out to start Ray here"
         )
 
 
@@ -254,6 +262,20 @@ def _own_signals() -> Iterator[None]:
     finally:
         if ours is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """While Ray starts, drop what its libraries write to standard error by themselves: errors are raised as well."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextlib.contextmanager

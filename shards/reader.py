@@ -40,7 +40,7 @@ def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
             raise UserError(
                 f"{entry.name} {state}, its record says {entry.bytes}",
                 where=str(folder),
-                do=f"Delete the shard's record in _records/ and {remake}; `verify` shows what else is damaged",
+                do=f"{remake}; `verify` shows what else is damaged",
             )
         return mmap.mmap(held, 0, access=mmap.ACCESS_READ)
     finally:
@@ -87,7 +87,7 @@ class Shard:
         return self.record.content
 
     def _map(self, suffix: str) -> mmap.mmap:
-        return map_file(self.folder, self.record.file(suffix), "run the command that made it again")
+        return map_file(self.folder, self.record.file(suffix), "Run the command that made it again")
 
     @cached_property
     def _tar(self) -> mmap.mmap:

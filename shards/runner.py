@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from shards.errors import IncompleteError, ShardError, UserError
 from shards.progress import Meter
 from shards.publication import SupersededError
-from shards.record import ShardRecord, compact, published_records
+from shards.record import RECORDS, RecordName, ShardRecord, compact, damaged_shards, published_records
 from shards.storage import Folder
 from shards.task import ShardTask, Spec, Worker
 
@@ -184,10 +184,14 @@ def _work(host: Host, waiting: SimpleQueue[Spec | None], ended: SimpleQueue[Outc
 
 @dataclass
 class Summary:
-    """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new)."""
+    """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new).
+
+    `remade` says of each shard that was done once, and had to be done again, what was wrong with its files.
+    """
 
     skipped: int = 0
     finished: int = 0
+    remade: list[str] = field(default_factory=list)
     samples: int = 0
     stats: Counter[str] = field(default_factory=Counter)
 
@@ -219,8 +223,9 @@ class _Failures:
 def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATTEMPTS) -> Summary:
     """Bring every spec of `task` to a published record.
 
-    Shards already published with the wanted fingerprint are skipped; a transient failure is tried `attempts`
-    times in all; what fails for good is written to `_failures/NNNNN.json` and does not stop the others.
+    Shards already published with the wanted fingerprint are skipped, unless their files are gone or have another size
+    than recorded; a transient failure is tried `attempts` times in all; what fails for good is written to
+    `_failures/NNNNN.json` and does not stop the others.
 
     Raises:
         UserError: a worker met something that only the user can mend; the run stops.
@@ -228,16 +233,16 @@ def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATT
     """
     specs = list(task.specs())
     folders = list(dict.fromkeys(spec.folder for spec in specs))
-    done = {folder: published_records(folder) for folder in folders}
-    todo = [spec for spec in specs if not _is_done(spec, done)]
+    published = _Published()
+    todo = [spec for spec in specs if not published.has(spec)]
     failures = _Failures()
     for folder in folders:
         failures.look(folder)
     for spec in specs:
-        if _is_done(spec, done):
+        if published.has(spec):
             failures.clear(spec)
     failed: list[Outcome] = []
-    summary = Summary(skipped=len(specs) - len(todo))
+    summary = Summary(skipped=len(specs) - len(todo), remade=published.withdrawn)
     if todo:
         executor.start(task)
         try:
@@ -274,9 +279,29 @@ def _add_up(specs: list[Spec], into: Summary) -> None:
                 into.stats.update(record.stats)
 
 
-def _is_done(spec: Spec, done: dict[Folder, Any]) -> bool:
-    name = done[spec.folder].get(spec.shard)
-    return name is not None and name.fingerprint == spec.fingerprint
+class _Published:
+    """What is done already: in each folder one listing of its records, and one of its files."""
+
+    def __init__(self) -> None:
+        self._names: dict[Folder, dict[int, RecordName]] = {}
+        self._damaged: dict[Folder, dict[int, str]] = {}
+        self.withdrawn: list[str] = []
+
+    def has(self, spec: Spec) -> bool:
+        """Whether the record that `spec` asks for is there; it is withdrawn if its files are not as it says."""
+        folder, shard = spec.folder, spec.shard
+        if folder not in self._names:
+            self._names[folder] = published_records(folder)
+            self._damaged[folder] = damaged_shards(folder, self._names[folder].values())
+        name = self._names[folder].get(shard)
+        if name is None or name.fingerprint != spec.fingerprint:
+            return False
+        if shard in self._damaged[folder]:
+            folder.child(RECORDS).delete(str(name))
+            del self._names[folder][shard]
+            self.withdrawn.append(self._damaged[folder][shard])
+            return False
+        return True
 
 
 def _outcomes(todo: list[Spec], executor: Executor, failures: _Failures, attempts: int) -> Iterator[Outcome]:

@@ -114,6 +114,22 @@ class Folder:
                 return []
             return sorted(name for name in found if name.startswith(prefix) and not name.startswith("."))
 
+    def sizes(self) -> dict[str, int]:
+        """Name → size in bytes of every file directly here, hidden ones left out, from one listing; empty if absent."""
+        fs, path = self._located
+        with _explained(self.url, absent_is_error=False):
+            try:
+                if self.is_local:
+                    with os.scandir(path) as entries:
+                        found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                else:
+                    fs.invalidate_cache()
+                    listed = [entry for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+                    found = {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in listed}
+            except FileNotFoundError:
+                return {}
+            return {name: size for name, size in found.items() if not name.startswith(".")}
+
     def exists(self, name: str) -> bool:
         fs, _ = self._located
         with _explained(self.url):

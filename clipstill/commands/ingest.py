@@ -240,6 +240,9 @@ def run(args: argparse.Namespace) -> int:
     report = ingest(settings, make_executor(args, workers=cores(), cpus=1))
     _tell(report, args.out)
     show(f"{report.summary.finished} shards made, {report.summary.skipped} were there already, in {args.out}")
+    if remade := report.summary.remade:
+        more = f" and {len(remade) - 5} more" if len(remade) > 5 else ""
+        show(f"{len(remade)} of them made again: {'; '.join(remade[:5])}{more}")
     if report.main_cause is not None and not read_rounds(Folder(args.out)):
         raise IncompleteError(f"{args.out}: none of {report.rows} rows became a sample: {report.main_cause}")
     return 0

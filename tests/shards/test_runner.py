@@ -18,7 +18,17 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from shards import Folder, IncompleteError, InProcess, ShardError, ShardRecord, Spec, UserError, run_shards
+from shards import (
+    Folder,
+    IncompleteError,
+    InProcess,
+    ShardError,
+    ShardRecord,
+    Spec,
+    UserError,
+    published_records,
+    run_shards,
+)
 from shards.publication import Publication
 from shards.ray_executor import RayExecutor
 from shards.runner import Outcome
@@ -162,6 +172,25 @@ def test_only_what_is_missing_or_was_made_otherwise_is_made(start: Start, out: F
     other = run_shards(Task(out, 4, setting="b"), start())
     assert (other.finished, other.skipped, other.samples) == (4, 0, 6)
     assert payload(task) == {f"{shard:05d}.txt": "b" * shard for shard in range(4)}
+
+
+def test_a_shard_whose_files_are_gone_or_of_another_size_is_made_again(out: Folder) -> None:
+    task = Task(out, 5)
+    run_shards(task, InProcess())
+    before = payload(task)
+    (out.path / "00001.txt").unlink()
+    (out.path / "00003.txt").write_text("aaaa")
+    (out.path / "00004.txt").write_text("bbbb")
+    summary = run_shards(task, InProcess())
+    assert (summary.finished, summary.skipped) == (2, 3)
+    assert sorted(summary.remade) == ["00001.txt is missing", "00003.txt has 4 bytes instead of 3"]
+    # Bytes are `verify`'s: what was changed within its size stays.
+    assert payload(task) == {**before, "00004.txt": "bbbb"}
+    # Where it cannot be made again, no record says that it is there.
+    (out.path / "00002.txt").unlink()
+    with pytest.raises(IncompleteError):
+        run_shards(Task(out, 5, {2: ["transient"] * 9}), InProcess())
+    assert 2 not in published_records(out)
 
 
 def test_what_may_pass_is_tried_again(start: Start, out: Folder) -> None:
