@@ -23,7 +23,7 @@ from ingest.fetch.limits import CRAMPED_S, check_patience, make_room
 from ingest.fetch.names import Name, Names
 from ingest.fetch.opt_out import ROBOTS_BYTES, Robots, RobotsCache, agent_name
 from ingest.fetch.silence import SilentPlaces
-from ingest.fetch.transfer import Outcome, Transfer
+from ingest.fetch.transfer import Leniency, Outcome, Transfer
 from ingest.fetch.transfers import Transfers
 from ingest.settings import NetworkSettings
 from shards import UserError, seed64
@@ -87,6 +87,7 @@ class _Job(Generic[T]):
     started: float = 0.0
     attempts: int = 0
     redirects: int = 0
+    leniency: Leniency | None = None
     failure: Outcome = _LATE
 
     @property
@@ -113,7 +114,8 @@ class Fetcher(Generic[T]):
         self._most = self._connections = room.connections
         self._transfers = Transfers(room.connections)
         self._names = Names(self._tell, settings.deadline, room.lookups)
-        self._idle: list[Transfer] = []
+        # One at once: what it reads is not to be looked for when there may be no file left.
+        self._idle = [Transfer(settings, self._rule)]
         self._jobs: dict[Transfer, _Job[T]] = {}
         self._hosts: HostQueues[_Job[T]] = HostQueues(settings.per_host, settings.per_host_rate)
         self._silent = SilentPlaces(settings.connect_timeout)
@@ -297,6 +299,7 @@ class Fetcher(Generic[T]):
             self._max_bytes if image else 2 * ROBOTS_BYTES,
             image=image,
             resolved=resolved,
+            leniency=job.leniency,
         )
         self._jobs[transfer] = job
         self._transfers.add(transfer)
@@ -319,6 +322,9 @@ class Fetcher(Generic[T]):
             self._silent.connected(job.place, now)
         if outcome.redirect is not None:
             self._redirect(job, outcome.redirect)
+        elif outcome.leniency is not None:
+            job.leniency, job.queued = outcome.leniency, now
+            self._admit(job)
         elif not (outcome.may_pass and self._again(job, outcome)):
             self._finish(job, outcome, transfer)
         transfer.discard()
@@ -359,6 +365,7 @@ class Fetcher(Generic[T]):
             self._finish(job, Outcome("protocol", f"a redirect elsewhere: {error}"))
             return
         job.redirects += 1
+        job.leniency = None
         job.queued = time.monotonic()
         self._admit(job)
 

@@ -49,6 +49,15 @@ def make_room(settings: NetworkSettings) -> Room:
     return Room(max(1, min(settings.connections, (free - lookups) // _OF_A_CONNECTION)), lookups)
 
 
+def is_out_of_files() -> bool:
+    """Whether no file can be opened now, which libraries report as a failure of what it was for."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in NO_ROOM
+    return False
+
+
 def check_patience(seconds: float) -> None:
     """Raise `UserError` if this machine has been full for too long."""
     if seconds > CRAMPED_S:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 import queue
 import socket
 import threading
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from ingest.fetch.limits import NO_ROOM, check_patience
+from ingest.fetch.limits import check_patience, is_out_of_files
 
 _MOST = 256
 _YOUNG = 64
@@ -194,9 +193,9 @@ def look_up(host: str) -> tuple[tuple[str, ...], str | None, bool]:
         # Bytes, for text would be checked by IDNA's rules, which many a host in use does not keep.
         found = socket.getaddrinfo(host.encode(), None, type=socket.SOCK_STREAM, family=_families())
     except socket.gaierror as error:
-        return (), NO_ADDRESS if error.errno in _NO_SUCH_NAME else NO_ANSWER, _no_room()
+        return (), NO_ADDRESS if error.errno in _NO_SUCH_NAME else NO_ANSWER, is_out_of_files()
     except OSError:
-        return (), NO_ANSWER, _no_room()
+        return (), NO_ANSWER, is_out_of_files()
     return tuple(dict.fromkeys(str(place[4][0]) for place in found)), None, False
 
 
@@ -207,12 +206,3 @@ def _families() -> int:
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
         return socket.AF_UNSPEC
     return socket.AF_INET
-
-
-def _no_room() -> bool:
-    """Whether no file can be opened, which the C library's resolver reports as a failure of the name."""
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno in NO_ROOM
-    return False

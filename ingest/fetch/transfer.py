@@ -11,14 +11,14 @@ import os
 import socket
 import tempfile
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Literal
 
 import certifi
 import pycurl
 
 from ingest.fetch.addresses import AddressRule
 from ingest.fetch.encodings import EncodingError, decode, encodings
-from ingest.fetch.limits import NO_ROOM
+from ingest.fetch.limits import NO_ROOM, is_out_of_files
 from ingest.fetch.opt_out import agent_name, opts_out
 from ingest.settings import NetworkSettings
 from shards import UserError
@@ -48,6 +48,7 @@ _FAILURES = {
     pycurl.E_OPERATION_TIMEDOUT: ("timeout", "no whole answer in time"),
     pycurl.E_FILESIZE_EXCEEDED: ("too_large", "more bytes than allowed"),
     pycurl.E_PEER_FAILED_VERIFICATION: ("tls", "the certificate is not trusted"),
+    pycurl.E_BAD_CONTENT_ENCODING: ("protocol", "the answer has an unknown transfer encoding"),
     _TOO_MANY_HEADERS: ("protocol", "the answer has too large headers"),
     **dict.fromkeys((pycurl.E_COULDNT_RESOLVE_PROXY, _PROXY), ("connect", "the proxy makes no connection to the host")),
     **dict.fromkeys(
@@ -65,12 +66,17 @@ _FAILURES = {
 }
 
 
+Leniency = Literal["length", "coding"]
+"""A `Content-Length` that is no number, or a `Transfer-Encoding` that is none of HTTP's. Curl refuses both."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a transfer: a body (no `cause`), a redirect, or a cause, and whether it may pass by itself.
 
     `redirect` is as the server wrote it; `wait` is how many seconds the server asked us to wait. `silent`: no
     connection came about in time. `no_room`: this machine had no file, port or buffer left, so that nothing was asked.
+    `leniency`: what would have to be overlooked to read the answer, as browsers do.
     """
 
     cause: str | None = None
@@ -80,6 +86,7 @@ class Outcome:
     wait: float = 0.0
     silent: bool = False
     no_room: bool = False
+    leniency: Leniency | None = None
 
 
 _SILENT = Outcome("timeout", "no connection in time", silent=True)
@@ -119,22 +126,36 @@ class Transfer:
         handle.setopt(pycurl.HEADERFUNCTION, self._header)
         handle.setopt(pycurl.WRITEFUNCTION, self._write)
 
-    def begin(self, url: str, seconds: float, max_bytes: int, *, image: bool, resolved: str | None = None) -> None:
+    def begin(
+        self,
+        url: str,
+        seconds: float,
+        max_bytes: int,
+        *,
+        image: bool,
+        resolved: str | None = None,
+        leniency: Leniency | None = None,
+    ) -> None:
         """Make ready to ask for `url`, for at most `max_bytes` after decoding.
 
         An `image` may opt out, and is refused at once if it says that it is longer; of other things the beginning is
         wanted in any case. `resolved`: "host:port:address,address" of a name that was looked up.
+        What `leniency` names is not looked at; the body then ends at a `Content-Length` that is one, or with the
+        connection.
         """
         self.size = 0
         self._max_bytes, self._heed = max_bytes, image and bool(self._opt_outs)
         self._status = self._unwanted = 0
         self._location = self._encoding = self._length = b""
         self._opted_out = self._blocked = self._let_through = self._head_ended = False
-        self._to_length = self._complete = self._no_room = self._sixth = False
+        self._lenient, self._to_length = leniency is not None, leniency == "coding"
+        self._complete = self._no_room = self._sixth = False
         self._trouble: Exception | None = None
         self.handle.setopt(pycurl.URL, url)
         self.handle.setopt(pycurl.TIMEOUT_MS, max(1, round(seconds * 1000)))
         self.handle.setopt(pycurl.MAXFILESIZE_LARGE, max_bytes if image else 0)
+        self.handle.setopt(pycurl.IGNORE_CONTENT_LENGTH, leniency is not None)
+        self.handle.setopt(pycurl.HTTP_TRANSFER_DECODING, leniency != "coding")
         # With the plus, curl keeps it no longer than what it looks up by itself.
         self.handle.setopt(pycurl.RESOLVE, [f"+{resolved}"] if resolved else [])
 
@@ -181,8 +202,8 @@ class Transfer:
         elif name == b"content-length":
             self._length = value
         else:
-            # Not a word of HTTP's any more, and for curl a body without a length: one that ends with the connection.
-            self._to_length = value.lower() == b"identity"
+            # Nothing or not a word of HTTP's any more, and for curl a body that ends with the connection.
+            self._to_length |= value.lower() in {b"identity", b""}
         return None
 
     def _write(self, chunk: bytes) -> int | None:
@@ -246,28 +267,43 @@ class Transfer:
     def _failed(self, code: int) -> Outcome:
         if self._blocked and not self._let_through:
             return Outcome("blocked_address", "the host's address is not public")
-        if code == pycurl.E_COULDNT_CONNECT and (self._no_room or self._is_cramped()):
+        if code in {pycurl.E_COULDNT_CONNECT, pycurl.E_SSL_CACERT_BADFILE} and self._is_cramped():
             return _CRAMPED
         if code == pycurl.E_OPERATION_TIMEDOUT and not self.connected:
             return _SILENT
         if self.size > self._max_bytes:
             code = pycurl.E_FILESIZE_EXCEEDED
-        elif code == pycurl.E_RECV_ERROR and self._proxied and self.handle.getinfo(pycurl.HTTP_CONNECTCODE) >= 300:
+        elif self._proxied and (
+            code == pycurl.E_COULDNT_CONNECT or self.handle.getinfo(pycurl.HTTP_CONNECTCODE) >= 300
+        ):
             code = _PROXY
         elif code == pycurl.E_RECV_ERROR and "Too large" in self.handle.errstr():
             code = _TOO_MANY_HEADERS
         cause, message = _FAILURES.get(code, ("other", f"curl's error {code}"))
-        return Outcome(cause, message, may_pass=cause == "incomplete")
+        return Outcome(cause, message, may_pass=cause == "incomplete", leniency=self._leniency(code))
+
+    def _leniency(self, code: int) -> Leniency | None:
+        if self._lenient:
+            return None
+        if code == pycurl.E_BAD_CONTENT_ENCODING:
+            return "coding"
+        odd_length = code == pycurl.E_FTP_WEIRD_SERVER_REPLY and "Content-Length" in self.handle.errstr()
+        return "length" if odd_length else None
 
     def _is_cramped(self) -> bool:
         number = self.handle.getinfo(pycurl.OS_ERRNO)
-        # Of ports to connect from; where IPv6 is switched off, that is what it says to any of its addresses.
-        return number in NO_ROOM or (number == errno.EADDRNOTAVAIL and not self._sixth)
+        # The last: no port to connect from. Where IPv6 is switched off, that is said of any of its addresses.
+        return (
+            self._no_room
+            or number in NO_ROOM
+            or (number == errno.EADDRNOTAVAIL and not self._sixth)
+            or is_out_of_files()
+        )
 
     @property
     def connected(self) -> bool:
         """Whether there was a connection, with TLS where there is to be any."""
-        return bool(self.handle.getinfo(pycurl.PRETRANSFER_TIME))
+        return bool(self.handle.getinfo(pycurl.REQUEST_SIZE))
 
     def _troubled(self, trouble: Exception) -> Outcome:
         number = trouble.errno if isinstance(trouble, OSError) else None
