@@ -26,8 +26,8 @@ from PIL import Image
 from ingest.ledger import may_pass, reading
 from ingest.report.tally import Rates, Spread, Tally, tally
 from shards import Folder, Shard, ShardRecord, UserError, published_records, read_records, seed64
-from shards.quantities import GLUE, said_share, said_size
-from shards.reader import is_planned, planned_shards, read_dataset_facts, read_rounds
+from shards.quantities import said_share, said_size, said_span
+from shards.reader import is_planned, is_retry, planned_rows, planned_shards, read_dataset_facts, read_rounds, shards_of
 
 PAGE = "report.html"
 _SHEET = 24
@@ -57,13 +57,15 @@ def write_report(url: str) -> str:
         UserError: no dataset that `clipstill ingest` wrote, or a damaged one.
     """
     folder = Folder(url)
-    facts = read_dataset_facts(folder)
+    facts = read_dataset_facts(folder, unfinished=True)
     if "settings" not in facts:
         raise UserError("this dataset was not made from a plan", where=url, do="Give what `clipstill ingest` wrote")
     planned = planned_shards(folder, facts)
     names = [name for name in published_records(folder).values() if is_planned(planned, name)]
     records = read_records(folder, names)
-    counted = tally(folder, facts, records)
+    rows, stages = planned_rows(folder, facts), [facts, *read_rounds(folder)]
+    retries = [stage for stage in stages if is_retry(stage)]
+    counted = tally(folder, facts["name"], rows, records, {shard for stage in retries for shard in shards_of(stage)})
     rates = counted.timeline.rates()
     environment = Environment(
         loader=PackageLoader("ingest.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -72,18 +74,22 @@ def write_report(url: str) -> str:
         "count": "{:,}".format,
         "share": said_share,
         "size": said_size,
-        "span": _span,
+        "span": said_span,
         "moment": _moment,
     }
     page = environment.get_template("report.html.j2").render(
-        facts=facts,
+        facts={**facts, "rows": rows, "inputs": [stage for stage in stages if not is_retry(stage)][-1]["inputs"]},
         settings=_flat(facts["settings"]),
         place=shlex.quote(url),
-        shards={"planned": len(planned), "first": facts["shards"], "done": len(records)},
+        shards={
+            "planned": len(planned),
+            "first": len(planned) - sum(stage["shards"] for stage in retries),
+            "done": len(records),
+        },
         missing=[shard for shard in planned if shard not in records],
-        rounds=len(read_rounds(folder)),
+        rounds=len(retries),
         tally=counted,
-        outcome=_outcome(counted, facts["rows"]),
+        outcome=_outcome(counted, rows),
         causes=_causes(counted),
         failing=_hosts(counted, "failed"),
         largest=_hosts(counted, "rows"),
@@ -266,15 +272,6 @@ def _svg(figure: Figure) -> str:
     for colour, themed in _THEMED.items():
         text = text.replace(colour, themed)
     return text[text.index("<svg") :]
-
-
-def _span(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    whole = round(seconds)
-    for unit, smaller, size, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}".replace(" ", GLUE)
-    return f"{seconds:.3g}{GLUE}s"
 
 
 def _moment(seconds: float) -> str:

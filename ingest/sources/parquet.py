@@ -20,12 +20,25 @@ class ParquetReader(FileReader):
             schema = pq.ParquetFile(file).schema_arrow
         return pa.schema([field.with_type(_plain(field.type)) for field in schema])
 
-    def blocks(self, path: str, columns: Sequence[str]) -> Iterator[Block]:
+    def rows(self, path: str) -> int:
+        """How many rows a file has."""
+        with open_raw(path) as file:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+
+    def blocks(self, path: str, columns: Sequence[str], skip: int = 0) -> Iterator[Block]:
+        """As in the protocol, but from row `skip` of the file on: row groups before it are not read."""
         with open_raw(path) as file:
             # Otherwise the columns of a row group, which may be all of a file, are read whole.
             parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
-            for batch in parquet.iter_batches(_ROWS, columns=list(columns)):
-                table = pa.Table.from_batches([batch]).select(list(columns))
+            first, groups = 0, parquet.metadata.num_row_groups
+            while first < groups and skip >= (rows := parquet.metadata.row_group(first).num_rows):
+                first, skip = first + 1, skip - rows
+            for batch in parquet.iter_batches(_ROWS, columns=list(columns), row_groups=range(first, groups)):
+                if skip >= batch.num_rows:
+                    skip -= batch.num_rows
+                    continue
+                table = pa.Table.from_batches([batch.slice(skip)]).select(list(columns))
+                skip = 0
                 plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema])
                 yield Block(table.cast(plain))
 
