@@ -12,7 +12,7 @@ from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
 from shards import Folder, Summary, UserError, published_records, run_shards
 from shards.places import refuse_other_things
-from shards.reader import DATASET
+from shards.reader import DATASET, PLANNING
 from shards.runner import Executor
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class IngestReport:
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     """Bring every row of the input to a sample or to a cause in the ledger; goes on where an earlier run stopped.
 
+    Rows are fetched while those after them are planned. Of a list that has grown since, the new rows are added.
+
     Raises:
         UserError: unusable input or settings, a folder that holds another dataset, or nothing that comes through.
         IncompleteError: shards are missing at the end.
@@ -59,14 +61,15 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     if settings.engine == "img2dataset":
         log.warning("ingest: img2dataset's engine refuses no address and has no deadline: only for lists you trust")
     out = Folder(settings.out)
-    refuse_other_things(out, "a dataset", {DATASET, plan.PLAN})
-    with out.alone():
-        facts = plan.make_plan(settings)
+    refuse_other_things(out, "a dataset", {DATASET, PLANNING, plan.PLAN, plan.SEEN})
+    with out.alone(), plan.Planning(settings) as planning:
         if settings.network.proxy is None and not published_records(out):
-            warning = resolver_warning(plan.read_rows(out, facts, 0))
+            warning = resolver_warning(planning.first_rows())
             if warning is not None:
                 log.warning("ingest: %s", warning)
-        return run_planned(IngestTask(settings, facts), executor)
+        report = run_planned(IngestTask(settings, planning.facts, planning=planning), executor)
+        planning.tidy()
+        return report
 
 
 def refuse_early(network: NetworkSettings) -> None:
@@ -94,7 +97,7 @@ def run_planned(task: IngestTask, executor: Executor) -> IngestReport:
         for name, count in sorted(summary.stats.items())
         if name.startswith("failed.")
     }
-    rows, planned = int(summary.stats["rows"]), task.facts["rows"]
+    rows, planned = int(summary.stats["rows"]), task.rows
     if rows != planned or rows != summary.samples + sum(failed.values()):
         raise UserError(
             f"the records account for {summary.samples} samples and {sum(failed.values())} failures of {planned} rows",

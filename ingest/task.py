@@ -26,7 +26,7 @@ from ingest.ledger import MEASURED, PLAN_COLUMNS, Fetched, Request, result_field
 from ingest.settings import IngestSettings
 from shards import Folder, ShardRecord, ShardWriter, Spec
 from shards.publication import Publication
-from shards.reader import read_rounds
+from shards.reader import is_retry, read_rounds
 
 _MOST_OPEN, _LEAST_OPEN, _ROWS_OPEN = 8, 2, 8000
 """Shards open at once, and how many rows they should have. A row that hangs for 30 seconds then costs a worker nothing
@@ -39,11 +39,15 @@ _NOT_IN_JSON = frozenset(
 
 @dataclass
 class IngestTask:
-    """Fetches the shards that `facts` plan: those of the dataset (`make_plan`), or of a round, which has a `first`."""
+    """Fetches the shards that `facts` plan, those of a retry's round, or all that a `planning` comes to.
+
+    The planning stays where the task was made: workers find the rows of a shard in the folder.
+    """
 
     settings: IngestSettings
     facts: dict[str, Any]
     name: str = "ingest"
+    planning: plan.Planning | None = None
     overlap: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +55,22 @@ class IngestTask:
         most = _MOST_OPEN if self.settings.engine == "clipstill" else 1
         self.overlap = min(most, max(_LEAST_OPEN, _ROWS_OPEN // self.settings.shard_size))
 
-    def specs(self) -> Iterator[Spec]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "planning": None}
+
+    @property
+    def rows(self) -> int:
+        """The rows that are planned by now."""
+        return int(self.facts["rows"]) if self.planning is None else self.planning.rows
+
+    def outlook(self) -> tuple[int, str]:
+        """How many shards are planned by now, and how far planning has got."""
+        return (self.facts["shards"], "") if self.planning is None else self.planning.outlook()
+
+    def specs(self) -> Iterator[Spec | None]:
+        if self.planning is not None:
+            yield from self.planning.specs()
+            return
         out = Folder(self.settings.out)
         first = self.facts.get("first", 0)
         for shard in range(first, first + self.facts["shards"]):
@@ -180,7 +199,7 @@ def _in_later_rounds(spec: Spec, rows: pa.Table) -> set[str]:
     """Keys that stand in a round after this shard: it is being made again, and its round has what became of them."""
     found: set[str] = set()
     for added in read_rounds(spec.folder):
-        if added["first"] > spec.shard:
+        if added["first"] > spec.shard and is_retry(added):
             for part in added["parts"]:
                 for batch in plan.read_part(spec.folder, part, ["key"]):
                     found.update(batch.filter(pc.is_in(batch["key"], rows["key"].combine_chunks()))["key"].to_pylist())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
+from collections.abc import Iterator
 
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -30,6 +33,27 @@ class UserError(Exception):
 
 def _user_error(problem: str, where: str, do: str) -> UserError:
     return UserError(problem, where=where, do=do)
+
+
+ROOM = "Make room there and in $TMPDIR, then run the same command again"
+
+
+@contextlib.contextmanager
+def full_disk(where: str) -> Iterator[None]:
+    """Raise `UserError` if what is written in the block finds the disk full; `where` names what is written to."""
+    try:
+        yield
+    except OSError as error:
+        if (full := disk_is_full(error, where)) is not None:
+            raise full from error
+        raise
+
+
+def disk_is_full(error: BaseException, where: str) -> UserError | None:
+    """What to tell the user if `error` says that a disk is full, else None."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return UserError(f"the disk is full ({' '.join(str(error).split())})", where=where, do=ROOM)
+    return None
 
 
 class ShardError(Exception):

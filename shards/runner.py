@@ -7,24 +7,23 @@ Where the work runs is an `Executor`'s business: `InProcess` here, Ray in `ray_e
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
-from shards.errors import IncompleteError, ShardError, UserError
+from shards.errors import IncompleteError, ShardError, UserError, disk_is_full
 from shards.progress import Meter
 from shards.publication import SupersededError
 from shards.record import RECORDS, RecordName, ShardRecord, compact, damaged_shards, published_records
 from shards.storage import Folder
-from shards.task import ShardTask, Spec, Worker
+from shards.task import GrowingTask, ShardTask, Spec, Worker
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ R = TypeVar("R")
 
 FAILURES = "_failures"
 _ATTEMPTS = 3
-_ROOM = "Make room there and in $TMPDIR, then run the same command again"
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,9 @@ class Host:
 
 
 def _failed(spec: Spec, error: Exception) -> Outcome:
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    full = disk_is_full(error, str(spec.folder))
+    if full is not None:
         # Every other shard would be made, and lost, in the same way.
-        full = UserError(f"the disk is full ({_one_line(error)})", where=str(spec.folder), do=_ROOM)
         return Outcome(spec, kind="user", cause=str(full), error=full)
     cause = f"{type(error).__name__}: {_one_line(error)}"
     return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
@@ -231,100 +229,166 @@ def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATT
         UserError: a worker met something that only the user can mend; the run stops.
         IncompleteError: the run ended with shards missing; the message names them and why.
     """
-    specs = list(task.specs())
-    folders = list(dict.fromkeys(spec.folder for spec in specs))
-    published = _Published()
-    todo = [spec for spec in specs if not published.has(spec)]
-    failures = _Failures()
-    for folder in folders:
-        failures.look(folder)
-    for spec in specs:
-        if published.has(spec):
-            failures.clear(spec)
-    failed: list[Outcome] = []
-    summary = Summary(skipped=len(specs) - len(todo), remade=published.withdrawn)
-    if todo:
-        executor.start(task)
-        try:
-            with Meter(task.name, len(specs), unit="shards", done=summary.skipped) as meter:
-                for outcome in _outcomes(todo, executor, failures, attempts):
-                    if outcome.record is None:
-                        failed.append(outcome)
-                        meter.advance(0, note=f"{len(failed)} failed")
-                    else:
-                        summary.finished += 1
-                        meter.advance(1, items=outcome.record.count)
-        finally:
-            executor.close()
-    _add_up(specs, summary)
-    if failed:
-        causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in failed[:5])
-        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+    work = _Work(task)
+    summary = Summary()
+    try:
+        with Meter(task.name, work.total, unit="shards") as meter:
+            for outcome in _outcomes(work, task, executor, meter, attempts):
+                if outcome.record is None:
+                    work.failed.append(outcome)
+                    work.tell(meter)
+                else:
+                    summary.finished += 1
+                    work.tell(meter, 1, outcome.record.count)
+    finally:
+        work.close()
+    summary.skipped, summary.remade = work.skipped, work.withdrawn
+    _add_up(work.wanted, summary)
+    if work.failed:
+        causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in work.failed[:5])
+        more = f" and {len(work.failed) - 5} more" if len(work.failed) > 5 else ""
         raise IncompleteError(
-            f"{task.name}: {len(failed)} of {len(specs)} shards are missing ({causes}{more}). Details are in "
+            f"{task.name}: {len(work.failed)} of {work.total} shards are missing ({causes}{more}). Details are in "
             f"{FAILURES}/ beside the shards; the same command tries only the missing ones again"
         )
-    for folder in folders:
+    for folder in work.wanted:
         folder.sweep()
     return summary
 
 
-def _add_up(specs: list[Spec], into: Summary) -> None:
-    """Add every published record of the specs, old and new; also writes the derived manifests."""
-    wanted = {(spec.folder, spec.shard) for spec in specs}
-    for folder in {spec.folder for spec in specs}:
-        for shard, record in compact(folder).items():
-            if (folder, shard) in wanted:
-                into.samples += record.count
-                into.stats.update(record.stats)
+class _Work:
+    """The specs of a task as they come, but for those that are done, then those that are to be tried again.
 
+    A task that grows is never looked at whole. Where finding specs ends in a `UserError`, `broken` has it, and the work
+    is over all the same: what is in flight shall end first.
+    """
 
-class _Published:
-    """What is done already: in each folder one listing of its records, and one of its files."""
-
-    def __init__(self) -> None:
-        self._names: dict[Folder, dict[int, RecordName]] = {}
+    def __init__(self, task: ShardTask[Any]) -> None:
+        self._growing = task if isinstance(task, GrowingTask) else None
+        known = [] if self._growing else list(task.specs())
+        self._known = len(known)
+        self._specs: Iterator[Spec | None] = task.specs() if self._growing else iter(known)
+        self._done: dict[Folder, dict[int, RecordName]] = {}
         self._damaged: dict[Folder, dict[int, str]] = {}
         self.withdrawn: list[str] = []
+        self._more = True
+        self.again: deque[Spec] = deque()
+        self.wanted: dict[Folder, set[int]] = {}
+        self.skipped = 0
+        self.failed: list[Outcome] = []
+        self.failures = _Failures()
+        self.broken: UserError | None = None
 
-    def has(self, spec: Spec) -> bool:
+    @property
+    def total(self) -> int:
+        """How many specs there are, as far as is known."""
+        return self._growing.outlook()[0] if self._growing else self._known
+
+    @property
+    def over(self) -> bool:
+        """Whether none is left, as far as is known."""
+        return not self._more and not self.again
+
+    def next(self) -> Spec | None:
+        """The next spec that is to be run; None if there is none now."""
+        # What is new comes first: what has failed may need time to pass.
+        try:
+            while self._more and (spec := next(self._specs)) is not None:
+                if not self._is_done(spec):
+                    return spec
+                self.failures.clear(spec)
+                self.skipped += 1
+        except StopIteration:
+            self._more = False
+        except UserError as error:
+            self._more, self.broken = False, error
+        return None if self._more or not self.again else self.again.popleft()
+
+    def _is_done(self, spec: Spec) -> bool:
         """Whether the record that `spec` asks for is there; it is withdrawn if its files are not as it says."""
         folder, shard = spec.folder, spec.shard
-        if folder not in self._names:
-            self._names[folder] = published_records(folder)
-            self._damaged[folder] = damaged_shards(folder, self._names[folder].values())
-        name = self._names[folder].get(shard)
+        if folder not in self._done:
+            # In each folder one listing of its records, and one of its files.
+            self._done[folder] = published_records(folder)
+            self._damaged[folder] = damaged_shards(folder, self._done[folder].values())
+            self.wanted[folder] = set()
+            self.failures.look(folder)
+        self.wanted[folder].add(shard)
+        name = self._done[folder].get(shard)
         if name is None or name.fingerprint != spec.fingerprint:
             return False
         if shard in self._damaged[folder]:
             folder.child(RECORDS).delete(str(name))
-            del self._names[folder][shard]
+            del self._done[folder][shard]
             self.withdrawn.append(self._damaged[folder][shard])
             return False
         return True
 
+    def tell(self, meter: Meter, units: int = 0, items: int = 0) -> None:
+        """Tell the meter what is done and how much there is, and whatever else is to be known."""
+        total, note = self._growing.outlook() if self._growing else (self._known, "")
+        failed = f"{len(self.failed)} failed" if self.failed else ""
+        meter.expect(total, self.skipped)
+        meter.advance(units, items, note=", ".join(filter(None, [failed, note])))
 
-def _outcomes(todo: list[Spec], executor: Executor, failures: _Failures, attempts: int) -> Iterator[Outcome]:
-    """Final outcomes in order of completion; retries and the quarantine happen inside."""
-    waiting = deque(todo)
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        if isinstance(self._specs, Generator):
+            self._specs.close()
+
+
+def _add_up(wanted: dict[Folder, set[int]], into: Summary) -> None:
+    """Add every published record of the specs, old and new; also writes the derived manifests."""
+    for folder, shards in wanted.items():
+        for shard, record in compact(folder).items():
+            if shard in shards:
+                into.samples += record.count
+                into.stats.update(record.stats)
+
+
+def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Meter, attempts: int) -> Iterator[Outcome]:
+    """Final outcomes in order of completion; retries and the quarantine happen inside.
+
+    The executor is started for the first spec that is to be run, and closed in the end.
+    """
     tries: Counter[Spec] = Counter()
-    flying = 0
-    while waiting or flying:
-        while waiting and flying < executor.slots:
-            executor.submit(waiting.popleft())
-            flying += 1
-        outcome = executor.wait()
-        flying -= 1
-        spec = outcome.spec
-        tries[spec] += 1
-        if outcome.record is not None:
-            failures.clear(spec)
-            yield outcome
-        elif outcome.error is not None:
-            raise outcome.error
-        elif outcome.kind == "transient" and tries[spec] < attempts:
-            log.warning("%s: attempt %d failed (%s), trying again", spec.label, tries[spec], outcome.cause)
-            waiting.append(spec)
-        else:
-            failures.add(outcome, tries[spec])
-            yield outcome
+    flying, started = 0, False
+    try:
+        while flying or not work.over:
+            while not work.over and (not started or flying < executor.slots):
+                spec = work.next()
+                if spec is None:
+                    if not work.over:
+                        work.tell(meter)
+                    continue
+                if not started:
+                    executor.start(task)
+                    started = True
+                executor.submit(spec)
+                flying += 1
+            if flying:
+                outcome = executor.wait()
+                flying -= 1
+                tries[outcome.spec] += 1
+                if _is_final(outcome, tries[outcome.spec], attempts, work):
+                    yield outcome
+    finally:
+        if started:
+            executor.close()
+    if work.broken is not None:
+        raise work.broken
+
+
+def _is_final(outcome: Outcome, tried: int, attempts: int, work: _Work) -> bool:
+    """Whether the outcome of the attempt number `tried` of `attempts` stands; else its spec is to be tried again."""
+    if outcome.record is not None:
+        work.failures.clear(outcome.spec)
+        return True
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.kind == "transient" and tried < attempts:
+        log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
+        work.again.append(outcome.spec)
+        return False
+    work.failures.add(outcome, tried)
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from shards.record import ShardRecord
 from shards.storage import Folder
@@ -52,6 +52,15 @@ class Worker(Protocol[S_contra]):
         ...
 
 
+@runtime_checkable
+class GrowingTask(Protocol):
+    """A task whose specs become known while it runs: they are run as they come, and never held all at once."""
+
+    def outlook(self) -> tuple[int, str]:
+        """How many specs are known by now, and in a few words how far it has got with finding them; "" when it has."""
+        ...
+
+
 class ShardTask(Protocol, Generic[S]):
     """A stage's work. The task object itself travels to the workers: keep it small and picklable."""
 
@@ -59,8 +68,10 @@ class ShardTask(Protocol, Generic[S]):
     overlap: int
     """How many specs a worker may be at, at once: 1 where a shard keeps a worker busy, more where it mostly waits."""
 
-    def specs(self) -> Iterator[S]:
-        """Every spec of the stage, done or not, in order."""
+    def specs(self) -> Iterator[S | None]:
+        """Every spec of the stage, done or not, in order. A task that grows gives None where the next is not known yet,
+        after having waited for some time.
+        """
         ...
 
     def open(self) -> Worker[S]:

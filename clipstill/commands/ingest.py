@@ -16,7 +16,8 @@ _SUMMARY = """\
 Download a list of image URLs into webdataset shards.
 
 Every input row ends in a tar or, with its cause, in the Parquet ledger beside it. Shard boundaries and keys are fixed
-by the input alone. Stop it at any moment and start the same command again: it goes on, and the result is the same.
+by the input alone. Stop it at any moment and start the same command again: it goes on, and the result is the same. A
+list that has grown at its end since adds its new rows.
 `clipstill ingest retry OUT` fetches again what failed but may pass; `clipstill ingest report OUT` makes a page of it.
 """
 
@@ -101,7 +102,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help="fetch only rows that meet it, as in 'similarity >= 0.3'; may be given more than once",
     )
     source.add_argument("--subset", metavar="FILE", help="yfcc15m: the list of the photos to take")
-    source.add_argument("--shard-size", type=int, default=1000, metavar="ROWS", help="input rows a shard")
+    source.add_argument("--shard-size", type=int, default=1000, metavar="ROWS", help="rows to fetch a shard")
 
 
 def _add_image(parser: argparse.ArgumentParser) -> None:

@@ -95,18 +95,43 @@ def _is_data(file: str, folder: str) -> bool:
     return not any(part.startswith((".", "_")) for part in below)
 
 
-def describe_input(path: str, stop: threading.Event) -> dict[str, Any]:
-    """Name, size in bytes and SHA-256 of an input file, or of its beginning once `stop` is set.
+def look_at_input(path: str) -> dict[str, Any]:
+    """An input file's `name`, its `bytes` and when it was last `modified`: text or a number, null if the store does not
+    say. Nothing is read. Raises `UserError` if it cannot be looked at.
+    """
+    try:
+        fs, plain = fsspec.core.url_to_fs(path)
+        info = fs.info(plain)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})", where=path) from None
+    marks = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"))
+    modified = next((mark if isinstance(mark, int | float) else str(mark) for mark in marks if mark), None)
+    return {"name": path.rsplit("/", 1)[-1], "bytes": info.get("size"), "modified": modified}
 
-    Raises `UserError` if it cannot be read.
+
+def hash_input(path: str, stop: threading.Event, most: int | None = None) -> tuple[int, str]:
+    """The number of bytes of an input file and their SHA-256: of all, or of the first `most`, or of some once `stop` is
+    set. Raises `UserError` if it cannot be read.
     """
     digest = hashlib.sha256()
     size = 0
     with explained(path), fsspec.open(path, "rb") as file:
-        while not stop.is_set() and (block := file.read(1 << 20)):
+        while not stop.is_set():
+            block = file.read(1 << 20 if most is None else min(1 << 20, most - size))
+            if not block:
+                break
             digest.update(block)
             size += len(block)
-    return {"name": path.rsplit("/", 1)[-1], "bytes": size, "sha256": digest.hexdigest()}
+    return size, digest.hexdigest()
+
+
+_READING: dict[str, pa.NativeFile] = {}
+
+
+def read_so_far(path: str) -> int:
+    """How many bytes into a file its reader is; 0 if none is at it."""
+    file = _READING.get(path)
+    return 0 if file is None or file.closed else int(file.tell())
 
 
 @contextmanager
@@ -114,11 +139,20 @@ def open_raw(path: str) -> Iterator[pa.NativeFile]:
     """A file as its bytes are."""
     fs, plain = fsspec.core.url_to_fs(path)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        with pa.OSFile(plain) as local:
+        with pa.OSFile(plain) as local, _noted(path, local):
             yield local
     else:
-        with fs.open(plain, "rb") as remote, pa.PythonFile(remote, "r") as wrapped:
+        with fs.open(plain, "rb") as remote, pa.PythonFile(remote, "r") as wrapped, _noted(path, wrapped):
             yield wrapped
+
+
+@contextmanager
+def _noted(path: str, file: pa.NativeFile) -> Iterator[None]:
+    _READING[path] = file
+    try:
+        yield
+    finally:
+        _READING.pop(path, None)
 
 
 @contextmanager

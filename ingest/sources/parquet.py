@@ -28,13 +28,24 @@ class ParquetReader(FileReader):
             schema = pq.ParquetFile(file).schema_arrow
         return pa.schema([field.with_type(_plain(field.type)) for field in schema])
 
-    def blocks(self, path: str, chosen: Chosen) -> Iterator[Block]:
+    def rows(self, path: str) -> int:
+        """How many rows a file has."""
+        with open_raw(path) as file:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+
+    def blocks(self, path: str, chosen: Chosen, skip: int = 0) -> Iterator[Block]:
+        """As in the protocol, but from row `skip` of the file on: row groups before it are not read."""
         number = 1
         with open_raw(path) as file:
             # Otherwise the columns of a row group, which may be all of a file, are read whole.
             parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
-            for batch in parquet.iter_batches(_ROWS, columns=chosen.all):
-                yield self._block(batch.select(chosen.all), chosen, number)
+            first, groups = 0, parquet.metadata.num_row_groups
+            while first < groups and skip >= number - 1 + (rows := parquet.metadata.row_group(first).num_rows):
+                first, number = first + 1, number + rows
+            for batch in parquet.iter_batches(_ROWS, columns=chosen.all, row_groups=range(first, groups)):
+                over = min(max(0, skip - (number - 1)), batch.num_rows)
+                if over < batch.num_rows:
+                    yield self._block(batch.select(chosen.all).slice(over), chosen, number + over)
                 number += batch.num_rows
 
     def _block(self, batch: pa.RecordBatch, chosen: Chosen, number: int) -> Block:

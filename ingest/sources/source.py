@@ -18,7 +18,7 @@ from ingest.sources.captions import is_list_of_text, several
 from ingest.sources.columns import Chosen, Wanted, choose_columns
 from ingest.sources.conditions import Condition
 from ingest.sources.delimited import TsvReader, TxtReader
-from ingest.sources.files import explained, find_inputs, kind_of
+from ingest.sources.files import explained, find_inputs, kind_of, look_at_input, read_so_far
 from ingest.sources.mistaken import refuse_file, refuse_ledger
 from ingest.sources.objects import JsonReader
 from ingest.sources.parquet import ParquetReader
@@ -47,6 +47,7 @@ class Source:
     Attributes:
         paths: the files that hold rows, in order.
         inputs: every file that decides the rows: `paths`, and the list of a subset.
+        looks: what `look_at_input` says of each of `inputs`.
         schema: of the tables. `url` and `caption` are text, null if the row has none, the URL without white space
             around it; `captions` the further ones of a row that has several, or null. `filtered_by` is the text of the
             first condition that the row does not meet, or null; `digest` the hash that the original must have, in
@@ -69,6 +70,7 @@ class Source:
             self._reader = _make_reader(self._kind, self._layout, settings, subset)
         with ThreadPoolExecutor(_LOOKED_AT_ONCE) as pool:
             schemas = dict(zip(self.paths, pool.map(self._schema_of, self.paths), strict=True))
+            self.looks = list(pool.map(look_at_input, self.inputs))
         self._chosen = {
             path: choose_columns(path, schema.names, settings, self._layout, conditions)
             for path, schema in schemas.items()
@@ -82,6 +84,7 @@ class Source:
         self._names = _output_names(self._chosen.values())
         self._captions = settings.captions and self._kind != "txt"
         self.schema = pa.schema([*_OWN.items(), *self._kept_fields(schemas)])
+        self._reading: tuple[int, int, int | None] = (0, 0, None)
 
     @property
     def digest_hash(self) -> str | None:
@@ -90,19 +93,58 @@ class Source:
         return next((name for name in HASHES if name in named), None)
 
     @property
+    def grows(self) -> bool:
+        """Whether rows may be added at the input's end: not where some rows come last because no file has them."""
+        return self._kind != "yfcc"
+
+    @property
+    def kind(self) -> str:
+        """The kind of all files."""
+        return self._kind
+
+    @property
     def captioned(self) -> bool:
         """Whether the rows are to have captions: a list of bare URLs has none."""
         return self._captions
 
-    def tables(self) -> Iterator[pa.Table]:
-        """Every row, in order, some MB at a time. Raises `UserError` for a file that turns out to be unreadable."""
-        for path in self.paths:
+    def tables(self, skip: int = 0) -> Iterator[pa.Table]:
+        """Every row from row `skip` on, in order, some MB at a time; tables may be empty, where rows are skipped.
+
+        Raises `UserError` for a file that turns out to be unreadable.
+        """
+        for number, path in enumerate(self.paths):
             chosen = self._chosen[path]
             with _explained(path, self._kind):
-                for block in self._reader.blocks(path, chosen):
-                    yield self._finish(block, chosen, path)
+                blocks, rows = self._reader.blocks(path, chosen), None
+                if isinstance(self._reader, ParquetReader):
+                    rows = self._reader.rows(path)
+                    blocks = self._reader.blocks(path, chosen, skip) if skip < rows else iter(())
+                read = min(skip, rows or 0)
+                skip -= read
+                for block in blocks:
+                    read += block.table.num_rows
+                    self._reading = (number, read, rows)
+                    over = min(skip, block.table.num_rows)
+                    skip -= over
+                    # What is skipped is not worth working on.
+                    whole = over == block.table.num_rows
+                    yield self.schema.empty_table() if whole else self._finish(block, chosen, path).slice(over)
+        self._reading = (len(self.paths), 0, None)
         for block in self._reader.rest(chosen):
-            yield self._finish(block, chosen, "")
+            table = self._finish(block, chosen, "")
+            over = min(skip, table.num_rows)
+            skip -= over
+            yield table.slice(over)
+
+    @property
+    def share_read(self) -> float:
+        """How much of the files' bytes `tables` has come through, 0 to 1."""
+        sizes = [look["bytes"] or 0 for look in self.looks[: len(self.paths)]]
+        number, rows, total = self._reading
+        done = float(sum(sizes[:number]))
+        if number < len(sizes):
+            done += sizes[number] * rows / total if total else read_so_far(self.paths[number])
+        return min(1.0, done / max(1, sum(sizes)))
 
     def _belongs(self, file: str) -> bool:
         """Whether a file found in a folder is one of the input's."""
