@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest import SourceSettings
-from ingest.sources import Source, describe_input
+from ingest.sources import Source, hash_input
+from ingest.sources.files import look_at_input
 from shards import UserError
 
 OWN = ("url", "caption", "captions", "filtered_by", "digest", "fault")
@@ -307,8 +308,8 @@ def test_of_a_folder_the_formats_files_are_read_sorted(file: File) -> None:
 def test_an_input_may_be_on_the_web(site: Any) -> None:
     url = site.add("list.tsv", b"caption\turl\na\thttp://a\n")
     assert pairs(read(url)) == [("a", "http://a")]
-    described = describe_input(url, threading.Event())
-    assert (described["name"], described["bytes"]) == ("list.tsv", 23)
+    assert look_at_input(url)["name"] == "list.tsv"
+    assert hash_input(url, threading.Event())[0] == 23
     with pytest.raises(UserError, match="no such input file"):
         read(site.url("nothing.tsv"))
 
@@ -401,3 +402,38 @@ def test_unusable_settings_are_refused(file: File, settings: dict[str, Any], say
     path = file("a.tsv", b"url\tcaption\nhttp://a\tA\n")
     with pytest.raises(UserError, match=saying):
         read(path, **settings)
+
+
+def wanted(source: Source, skip: int) -> list[dict[str, Any]]:
+    return [row for table in source.tables(skip) for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "txt"])
+def test_reading_begins_with_any_row(file: File, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever reads knows how far it has come."""
+    monkeypatch.setattr("ingest.sources.parquet._ROWS", 4)
+    paths = []
+    for number, count in enumerate((7, 1, 12)):
+        urls = [f"http://{number}/{row}" for row in range(count)]
+        sink = io.BytesIO()
+        if kind == "parquet":
+            pq.write_table(pa.table({"url": urls, "caption": urls}), sink, row_group_size=5)
+        elif kind == "csv":
+            sink.write(("url,caption\n" + "".join(f"{url},c\n" for url in urls)).encode())
+        elif kind == "jsonl":
+            sink.write("".join(json.dumps({"url": url, "caption": "c"}) + "\n" for url in urls).encode())
+        else:
+            sink.write("".join(f"{url}\n" for url in urls).encode())
+        paths.append(str(file(f"{number}.{kind}", sink.getvalue())))
+    settings = SourceSettings(paths=tuple(paths))
+    rows = wanted(Source(settings), 0)
+    assert len(rows) == 20
+    for skip in (1, 4, 5, 6, 7, 8, 9, 19, 20, 21):
+        source = Source(settings)
+        assert wanted(source, skip) == rows[skip:]
+        assert source.share_read == 1
+    source = Source(settings)
+    assert source.share_read == 0
+    tables = source.tables()
+    next(tables)
+    assert 0 < source.share_read < 1
