@@ -16,6 +16,7 @@ import pyarrow as pa
 from ingest.sources.columns import Chosen
 from ingest.sources.reader import LONGEST, Block, Fault, FileReader, text_schema
 from ingest.sources.text import STRAY, decode, read_blocks, read_lines, readable, stray
+from shards import UserError
 
 _ROWS = 10_000
 _SAMPLED = 1_000
@@ -37,8 +38,12 @@ class JsonReader(FileReader):
         self._encoding = encoding
 
     def schema(self, path: str) -> pa.Schema:
-        found = [row for row in islice(self._rows(path), _SAMPLED) if not isinstance(row, Fault)]
-        return text_schema(list(dict.fromkeys(name for row in found for name in row)))
+        rows = list(islice(self._rows(path), _SAMPLED))
+        names = list(dict.fromkeys(name for row in rows if not isinstance(row, Fault) for name in row))
+        if not names and rows and isinstance(rows[0], Fault):
+            do = "Give one object a line, or an array of them"
+            raise UserError(f"its first {len(rows)} rows are no JSON objects ({rows[0].why})", where=path, do=do)
+        return text_schema(names)
 
     def blocks(self, path: str, chosen: Chosen) -> Iterator[Block]:
         rows = self._rows(path)

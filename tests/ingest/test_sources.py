@@ -339,6 +339,7 @@ SQUEEZED = gzip.compress(b"url\tcaption\n" + b"http://a\tA\n" * 5000, mtime=0)
         ("a.tsv", b"", "the file is empty"),
         ("a.jsonl", b"", "the file is empty"),
         ("a.jsonl", b"[]\n", "the file is empty"),
+        ("a.json", b'{\n "url": "http://a"\n}\n', "its first 3 rows are no JSON objects (line 1: no JSON"),
         ("a.csv", "url,légende\nhttp://a,é\n".encode("latin-1"), "its first line has bytes that are not UTF-8 text"),
         ("a.tsv", "url\tlégende\nhttp://a\té\n".encode("latin-1"), "its first line has bytes that are not UTF-8 text"),
         (
