@@ -140,10 +140,10 @@ class ShardWatch:
         with watch.trial:
             with watch.lock:
                 self._check()
-                whole = self._is_collapsed()
-                if not whole and not (len(watch.recent) == _WINDOW and _collapsed(watch.recent)):
+                window = len(watch.recent) == _WINDOW and _collapsed(watch.recent)
+                if not window and not self._is_collapsed():
                     return  # another shard's trial was about these rows
-                judged = self._rows if whole else list(watch.recent)
+                judged = list(watch.recent) if window else self._rows
                 failed = [seen for seen in judged if seen.group is not None]
                 witnesses = list(watch.witnesses)
                 watch.recent.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,102 @@ def test_who_stops_early_may_begin_again(site: Any, picture: Picture) -> None:
             break
     assert sorted(place for place, _ in ours.fetch(requests)) == list(range(40))
     ours.close()
+
+
+def test_several_callers_get_their_own_results_and_the_first_has_precedence(site: Any, picture: Picture) -> None:
+    """Two rows of the first that hang hold up nobody; the second's begin when all of the first's have."""
+    go = threading.Event()
+    order: list[str] = []
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        order.append(handler.path)
+        if "hangs" in handler.path:
+            go.wait(20)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(picture())
+
+    first = [site.add_answer(f"a/{'hangs' if n in {3, 7} else 'good'}/{n}", answer) for n in range(30)]
+    second = [site.add_answer(f"b/{n}", answer) for n in range(30)]
+    ours = engine(connections=4)
+    one: list[tuple[int, Fetched]] = []
+    asker = threading.Thread(target=lambda: one.extend(ours.fetch([Request(url) for url in first])))
+    asker.start()
+    while not order:
+        time.sleep(0.01)
+    two = list(ours.fetch([Request(url) for url in second]))
+    go.set()
+    asker.join()
+    ours.close()
+    assert sorted(place for place, _ in one) == sorted(place for place, _ in two) == list(range(30))
+    assert {result.error_class for _, result in [*one, *two]} == {None}
+    assert {place for place, _ in one[-2:]} == {3, 7}
+    # The second's follow as connections become free.
+    assert max(order.index(f"/a/good/{n}") for n in range(30) if n not in {3, 7}) < 30 + 4
+
+
+def test_who_takes_nothing_holds_up_no_more_than_may_wait(site: Any, picture: Picture) -> None:
+    """One caller sits on its results: others go on, as long as few bodies wait."""
+    requests = [Request(site.add(f"sits/{number}", picture())) for number in range(6)]
+    more = [Request(site.add(f"goes/{number}", picture())) for number in range(40)]
+    ours = engine(connections=4)
+    sits = ours.fetch(requests)
+    next(sits)
+    assert len(list(ours.fetch(more))) == 40
+    assert len(list(sits)) == 5
+    ours.close()
+
+
+def test_what_breaks_the_fetching_reaches_every_caller_and_then_it_goes_on(
+    site: Any, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalled = [Request(site.add_stall("breaks", b"x", 0))]
+    good = [Request(site.add("whole", picture()))]
+    ours = engine()
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        with pytest.raises(OSError, match="no disk") as caught:
+            list(ours.fetch(stalled))
+        errors.append(caught.value)
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    while site.hits.get("/breaks", 0) < 2:
+        time.sleep(0.01)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        monkeypatch.undo()
+        raise OSError("no disk")
+
+    monkeypatch.setattr(type(ours._fetcher), "poll", broken)
+    ours.forget_failures()
+    for asker in askers:
+        asker.join()
+    assert len(errors) == 2
+    assert [result.error_class for _, result in ours.fetch(good)] == [None]
+    ours.close()
+
+
+def test_closing_ends_those_who_wait(site: Any) -> None:
+    ours = engine()
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        with pytest.raises(RuntimeError, match="closed") as caught:
+            list(ours.fetch([Request(site.add_stall("for-ever", b"x", 0))]))
+        failed.append(caught.value)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    while "/for-ever" not in site.hits:
+        time.sleep(0.01)
+    ours.close()
+    asker.join()
+    assert len(failed) == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        next(ours.fetch([Request("http://127.0.0.1/x")]))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator, Sequence
+
+import pytest
+
+from ingest.collapse import CollapseWatch, ShardWatch
+from ingest.ledger import Fetched, Request
+from shards import UserError
 
 PROGRAM = """
 import io, os, tempfile, threading
@@ -129,3 +136,102 @@ def test_a_round_of_nothing_but_dead_links_ends_the_retry(in_own_network: Run) -
     assert "110 rows: 50 samples, 60 failed" in said
     assert "60 rows: 0 samples, 60 failed" in said
     assert said.splitlines()[-1] == "again 0"
+
+
+class Engine:
+    """Answers or does not, as `alive` says; how often it was told to forget."""
+
+    def __init__(self, *, alive: bool) -> None:
+        self.alive, self.forgotten = alive, 0
+
+    def fetch(self, requests: Sequence[Request], *, careful: bool = False) -> Generator[tuple[int, Fetched]]:  # noqa: ARG002
+        for place, _ in enumerate(requests):
+            yield place, Fetched(error_class=None if self.alive else "connect")
+
+    def forget_failures(self) -> None:
+        self.forgotten += 1
+
+    def close(self) -> None:
+        pass
+
+
+def fail(shard: ShardWatch, rows: range) -> bool:
+    collapsed = False
+    for number in rows:
+        request = Request(f"http://host{number}.example/")
+        collapsed = shard.see(request, Fetched(error_class="connect", host=f"host{number}.example"))
+    return collapsed
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.collapse._PAUSE_S", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_outage_spoils_every_open_shard_that_has_rows_of_it() -> None:
+    """Three shards are open; each of two has some of the thousand rows that failed, the third none."""
+    watch, engine = CollapseWatch(), Engine(alive=True)
+    with watch.shard() as one, watch.shard() as two, watch.shard() as three:
+        three.see(Request("http://good.example/"), Fetched(host="good.example"))
+        assert not fail(one, range(500))
+        assert fail(two, range(500, 1000))
+        with pytest.raises(OSError, match="none of 999 rows came through"):
+            two.confirm(engine)
+        with pytest.raises(OSError, match="none of 999 rows came through"):
+            one.finish()
+        assert not three.finish()
+    assert engine.forgotten
+    with watch.shard() as again:
+        assert not fail(again, range(40))
+        assert not again.finish()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_dead_network_stops_every_open_shard() -> None:
+    watch = CollapseWatch()
+    with watch.shard() as one, watch.shard() as two:
+        fail(one, range(10))
+        fail(two, range(100))
+        assert two.finish()
+        with pytest.raises(UserError, match="nothing comes through: 100 rows"):
+            two.confirm(Engine(alive=False))
+        with pytest.raises(UserError, match="nothing comes through"):
+            fail(one, range(1))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_one_shards_trial_is_waited_for() -> None:
+    """A shard whose rows failed in the meantime is not finished before it is known why."""
+    watch = CollapseWatch()
+    asked, go = threading.Event(), threading.Event()
+
+    class Waiting(Engine):
+        def forget_failures(self) -> None:
+            asked.set()
+            go.wait(10)
+
+    ended: list[str] = []
+
+    def try_one(shard: ShardWatch) -> None:
+        with pytest.raises(OSError, match="came through"):
+            shard.confirm(Waiting(alive=True))
+        ended.append("trial")
+
+    def finish_other(shard: ShardWatch) -> None:
+        with pytest.raises(OSError, match="came through"):
+            shard.finish()
+        ended.append("finish")
+
+    with watch.shard() as one, watch.shard() as two:
+        fail(one, range(60))
+        trial = threading.Thread(target=try_one, args=(one,))
+        trial.start()
+        asked.wait(10)
+        fail(two, range(60, 70))
+        other = threading.Thread(target=finish_other, args=(two,))
+        other.start()
+        go.set()
+        trial.join()
+        other.join()
+    assert sorted(ended) == ["finish", "trial"]
