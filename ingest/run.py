@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from ingest import plan
+from ingest.faces import COLUMN
 from ingest.fetch import Fetcher
 from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
@@ -40,7 +41,12 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     with out.alone():
         facts = plan.make_plan(settings)
         if not published_records(out):
-            warning = resolver_warning(plan.read_rows(out, facts, 0))
+            first = plan.read_rows(out, facts, 0)
+            if settings.image.blur_faces is None and COLUMN in first.column_names:
+                log.warning(
+                    "ingest: the list has boxes of faces (%s), which are not blurred without --blur-faces", COLUMN
+                )
+            warning = resolver_warning(first)
             if warning is not None:
                 log.warning("ingest: %s", warning)
         return run_planned(IngestTask(settings, facts), executor)

@@ -53,7 +53,7 @@ class ClipstillEngine:
                     return
                 for place, answer in self._fetcher.poll(_POLL_S, launch=not crowded):
                     if answer.error_class is None:
-                        self._submit(place, answer, requests[place].digest, decoded)
+                        self._submit(place, answer, requests[place], decoded)
                         decoding += 1
                     else:
                         failed = Fetched(error_class=answer.error_class, error_message=answer.error_message)
@@ -74,16 +74,16 @@ class ClipstillEngine:
         self._fetcher.close()
 
     def _submit(
-        self, place: int, answer: Answer, digest: str | None, into: SimpleQueue[tuple[int, Future[Fetched]]]
+        self, place: int, answer: Answer, request: Request, into: SimpleQueue[tuple[int, Future[Fetched]]]
     ) -> None:
         def tell(done: Future[Fetched]) -> None:
             into.put((place, done))
             self._fetcher.wake()
 
-        self._pool.submit(self._decode, answer, digest).add_done_callback(tell)
+        self._pool.submit(self._decode, answer, request).add_done_callback(tell)
 
-    def _decode(self, answer: Answer, digest: str | None) -> Fetched:
-        return _fetched(answer, self._images.process(answer.read(), digest))
+    def _decode(self, answer: Answer, request: Request) -> Fetched:
+        return _fetched(answer, self._images.process(answer.read(), request.digest, request.boxes))
 
 
 def _cores() -> int:
