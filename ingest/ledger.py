@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingest.faces import Boxes
 from shards import Folder, UserError
 
 CAUSES = (
@@ -24,6 +25,7 @@ CAUSES = (
     "bad_row",  # the input's row is none: too many fields, an open quote, stray bytes, no JSON
     "no_caption",
     "duplicate",  # the URL stands in an earlier row too, which has the sample
+    "bad_boxes",  # of faces to blur
     "filtered_where",  # by a condition on the input's columns
     "blocked_address",  # private, loopback, link-local and the like
     "robots_txt",
@@ -108,10 +110,14 @@ RESERVED = frozenset([*PLAN_COLUMNS, *HASHES, *(name for name, _ in _RESULT + _M
 
 @dataclass(frozen=True)
 class Request:
-    """One URL to fetch. `digest`: the lower-case hex hash that the original must have, if the input promises one."""
+    """One URL to fetch. `digest`: the lower-case hex hash that the original must have, if the input promises one.
+
+    `boxes`: the faces to blur.
+    """
 
     url: str
     digest: str | None = None
+    boxes: Boxes = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from ingest import plan
+from ingest.faces import COLUMN
 from ingest.fetch import Fetcher, make_room
 from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
@@ -63,8 +64,13 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     out = Folder(settings.out)
     refuse_other_things(out, "a dataset", {DATASET, PLANNING, plan.PLAN, plan.SEEN})
     with out.alone(), plan.Planning(settings) as planning:
-        if settings.network.proxy is None and not published_records(out):
-            warning = resolver_warning(planning.first_rows())
+        if not published_records(out):
+            first = planning.first_rows()
+            if settings.image.blur_faces is None and COLUMN in first.column_names:
+                log.warning(
+                    "ingest: the list has boxes of faces (%s), which are not blurred without --blur-faces", COLUMN
+                )
+            warning = resolver_warning(first) if settings.network.proxy is None else None
             if warning is not None:
                 log.warning("ingest: %s", warning)
         report = run_planned(IngestTask(settings, planning.facts, planning=planning), executor)

@@ -62,7 +62,7 @@ class ImageSettings:
     JPEG at a reduced scale. `skip_reencode`: store an original that needs no change as it came. Originals with a
     shorter side below `min_size`, more than `max_area` pixels, or sides further apart than `max_aspect_ratio` are
     filtered out; files over `max_bytes` and images over `max_pixels` are refused. `hash`: of the original bytes.
-    `exif`: keep it, as JSON.
+    `exif`: keep it, as JSON. `blur_faces`: the column with the boxes of faces (`faces.py`), which are blurred.
     """
 
     size: int = 256
@@ -79,6 +79,7 @@ class ImageSettings:
     max_pixels: int = 100_000_000
     hash: Literal["md5", "sha256", "sha512"] = "sha256"
     exif: bool = True
+    blur_faces: str | None = None
 
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:
@@ -197,6 +198,8 @@ class IngestSettings:
             raise UserError(f"{self.attempts} tries a shard are too few", do="Allow at least 1")
         if self.engine != "clipstill" and self.network.proxy is not None:
             raise UserError("img2dataset's engine knows no proxy", do="Leave out --engine or --proxy")
+        if self.image.blur_faces is not None and self.engine != "clipstill":
+            raise UserError(f"engine {self.engine!r} blurs no faces", do="Leave --engine or --blur-faces out")
 
     def identity(self) -> dict[str, Any]:
         """What decides the output: a run with another identity is another dataset.

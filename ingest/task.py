@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from ingest import plan
 from ingest.collapse import CollapseWatch
 from ingest.engines.engine import Engine
+from ingest.faces import Boxes, read_boxes
 from ingest.ledger import MEASURED, PLAN_COLUMNS, Fetched, Request, result_fields
 from ingest.settings import IngestSettings
 from shards import Folder, ShardRecord, ShardWriter, Spec
@@ -97,6 +98,7 @@ class _IngestWorker:
     def __init__(self, settings: IngestSettings, facts: dict[str, Any], engine: Engine) -> None:
         self._facts, self._engine = facts, engine
         self._hash = settings.image.hash
+        self._faces = settings.image.blur_faces
         self._fields = result_fields(self._hash)
         self._watch = CollapseWatch(facts.get("witnesses", ())) if settings.stop_on_collapse else None
 
@@ -132,12 +134,18 @@ class _IngestWorker:
 
     def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool, *, careful: bool) -> list[Fetched]:
         """What came of each row, its image left in the spool; rows that need no fetch never reach the network."""
-        planned = list(_each(rows.select(list(PLAN_COLUMNS))))
+        more = [self._faces] if self._faces is not None else []
+        planned = list(_each(rows.select([*PLAN_COLUMNS, *more])))
+        faces = [_boxes(row[self._faces]) if self._faces is not None else () for row in planned]
+        boxes = [found if isinstance(found, tuple) else () for found in faces]
         with self._watch.shard() if self._watch is not None else nullcontext() as watch:
             while True:
                 results = [_settled(row, self._facts["captioned"], later) for row in planned]
+                for place, found in enumerate(faces):
+                    if isinstance(found, Fetched) and results[place] is None:
+                        results[place] = found
                 wanted = [place for place, settled in enumerate(results) if settled is None]
-                requests = [Request(planned[place]["url"], planned[place]["digest"]) for place in wanted]
+                requests = [Request(planned[place]["url"], planned[place]["digest"], boxes[place]) for place in wanted]
                 collapsed = False
                 with closing(self._engine.fetch(requests, careful=careful)) as answers:
                     for number, fetched in answers:
@@ -220,6 +228,14 @@ def _settled(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched |
     if captioned and not (row["caption"] or "").strip():
         return Fetched(error_class="no_caption", error_message="the caption is empty")
     return None
+
+
+def _boxes(value: Any) -> Boxes | Fetched:
+    """The faces to blur, or the cause why the row cannot be fetched."""
+    try:
+        return read_boxes(value)
+    except (ValueError, RecursionError) as error:
+        return Fetched(error_class="bad_boxes", error_message=f"the boxes of faces cannot be read: {error}")
 
 
 def _each(rows: pa.Table) -> Iterator[dict[str, Any]]:

@@ -129,6 +129,11 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     image.add_argument(
         "--hash", choices=["md5", "sha256", "sha512"], default="sha256", help="of each file as it came, in the ledger"
     )
+    image.add_argument(
+        "--blur-faces",
+        metavar="COLUMN",
+        help="blur what is in the boxes of this column (DataComp's face_bboxes), and keep it",
+    )
     image.add_argument("--exif", choices=["on", "off"], default="on", help="keep it, in ledger and JSON")
 
 
@@ -205,7 +210,7 @@ def run(args: argparse.Namespace) -> int:
             format=args.format,
             url_column=args.url_column,
             caption_column=args.caption_column,
-            keep=tuple(name for name in args.keep.split(",") if name),
+            keep=tuple(dict.fromkeys(name for name in [*args.keep.split(","), args.blur_faces] if name)),
             hash_column=args.hash_column,
             where=tuple(args.where),
             subset=args.subset,
@@ -232,6 +237,7 @@ def run(args: argparse.Namespace) -> int:
             max_pixels=args.max_pixels,
             hash=args.hash,
             exif=args.exif == "on",
+            blur_faces=args.blur_faces,
         ),
         network=_network(args),
         engine=args.engine,

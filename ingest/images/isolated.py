@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from ingest.faces import Boxes
 from ingest.ledger import Fetched
 from ingest.settings import ImageSettings
 
@@ -54,7 +55,7 @@ class IsolatedProcessor:
         self._idle: list[_Child] = []
         self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
-    def process(self, body: bytes, digest: str | None = None) -> Fetched:
+    def process(self, body: bytes, digest: str | None = None, boxes: Boxes = ()) -> Fetched:
         """What `ImageProcessor.process` returns, or the cause `killed_worker`."""
         for _ in range(_TRIES):
             with self._lock:
@@ -62,7 +63,7 @@ class IsolatedProcessor:
             if child is None:
                 child = _Child(self._begin)
             try:
-                answer = child.ask({"digest": digest}, body)
+                answer = child.ask({"digest": digest, "boxes": boxes}, body)
             except _DeadError as error:
                 if error.out_of_time:
                     break
@@ -194,7 +195,7 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, begin[0]["cpu_s"])
         answer: dict[str, Any] | None
         try:
-            answer = vars(processor.process(body, request["digest"])).copy()
+            answer = vars(processor.process(body, request["digest"], request["boxes"])).copy()
         except MemoryError:
             answer = None
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,6 +1,7 @@
 """An original's bytes → the image that is stored, or why there is none.
 
-    bytes → hash → header (open_image) → filters → pixels (decode) → resize → turn upright → crop or border → encode
+    bytes → hash → header (open_image) → filters → pixels (decode) → resize → blur faces → turn upright → crop or border
+          → encode
 
 Everything heavy runs outside Python's global lock, so that threads share the work; `Room` bounds what they hold.
 """
@@ -15,8 +16,10 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 
+from ingest.faces import Boxes
+from ingest.images.blurring import blur
 from ingest.images.decoding import Picture, UnforeseeableError, open_image
-from ingest.images.exif import NONE, exif_json, swaps_sides, upright
+from ingest.images.exif import NONE, exif_json, orientation, swaps_sides, upright
 from ingest.images.isolated import IsolatedProcessor
 from ingest.images.refusal import RefusedError
 from ingest.images.resizing import decoding_scale, fitted, is_fitted, needs_fine_colours, resize, resized
@@ -51,16 +54,16 @@ class ImageProcessor:
         if self._isolated is not None:
             self._isolated.close()
 
-    def process(self, body: bytes, digest: str | None = None) -> Fetched:
+    def process(self, body: bytes, digest: str | None = None, boxes: Boxes = ()) -> Fetched:
         """The stored image with its facts, or the cause why there is none; never raises for what the bytes are.
 
-        `digest` is the hash that the body must have, in lower-case hex.
+        `digest` is the hash that the body must have, in lower-case hex; `boxes` are the faces to blur.
         """
         try:
-            return self._process(body, digest)
+            return self._process(body, digest, boxes)
         except UnforeseeableError:
             assert self._isolated is not None
-            return self._isolated.process(body, digest)
+            return self._isolated.process(body, digest, boxes)
         except RefusedError as error:
             # Not the error itself: with its traceback it would hold this frame, and the body, until a collection.
             cause, message = error.cause, str(error)
@@ -70,7 +73,7 @@ class ImageProcessor:
             cause, message = "other", str(RefusedError("other", f"{type(error).__name__}: {error}"))
         return Fetched(bytes=len(body), error_class=cause, error_message=message)
 
-    def _process(self, body: bytes, promised: str | None) -> Fetched:
+    def _process(self, body: bytes, promised: str | None, boxes: Boxes) -> Fetched:
         settings = self._settings
         if len(body) > settings.max_bytes:
             raise RefusedError("too_large", f"{len(body)} bytes, the limit is {settings.max_bytes}")
@@ -82,12 +85,17 @@ class ImageProcessor:
         self._filter(width, height)
         target = resized(settings, width, height)
         self._check_storable(*target)
-        keep = settings.skip_reencode and target == image.size and self._is_storable(image)
+        keep = settings.skip_reencode and not boxes and target == image.size and self._is_storable(image)
         scale = decoding_scale(width, height, target) if image.format == "JPEG" and not settings.exact else 1
         needed = len(body) + image.memory(scale) + _OUTPUT_BYTES * target[0] * target[1]
         with self._room.taken(needed):
             fine = settings.exact or needs_fine_colours(width, height, target)
             pixels = resize(image.decode(scale, fine=fine), target, exact=settings.exact)
+            if boxes:
+                # Boxes are of the picture as it is stored, not yet upright; Pillow has turned TIFF already.
+                if image.format == "TIFF" and orientation(image.exif) != 1:
+                    raise RefusedError("bad_boxes", "boxes of a TIFF that is stored turned")
+                pixels = blur(pixels, boxes)
             turn = image.turn()
             pixels = upright(pixels, turn)
             if is_fitted(settings, width, height):
