@@ -83,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # Where it cannot write to the home folder it uses another, which is removed in the end.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    told: list[int] = []
     try:
-        with _told_to_end(), command_scratch():
+        with _told_to_end(told), command_scratch():
             status: int = args.run(args)
     except UserError as error:
         _say(f"clipstill: error: {error}")
@@ -92,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IncompleteError as error:
         _say(f"clipstill: incomplete: {error}")
         return 1
-    except KeyboardInterrupt as told:
+    except KeyboardInterrupt:
         _say("clipstill: interrupted. What was published stays; the same command goes on from there")
-        return 128 + (told.number if isinstance(told, _ToldToEnd) else signal.SIGINT)
+        return 128 + (told or [signal.SIGINT])[0]
     except BrokenPipeError:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -108,20 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-class _ToldToEnd(KeyboardInterrupt):
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
 @contextlib.contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM (`kill`, `timeout`, a scheduler) and SIGHUP (the terminal is gone) end a command as Ctrl-C does."""
+def _told_to_end(told: list[int]) -> Iterator[None]:
+    """SIGTERM (`kill`, `timeout`, a scheduler) and SIGHUP (the terminal is gone) end a command as Ctrl-C does.
+
+    Which of them it was is added to `told`: the exception may come out of Ray as another one.
+    """
 
     def end(number: int, _frame: object) -> None:
         # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
         signal.signal(number, signal.SIG_IGN)
-        raise _ToldToEnd(number)
+        told.append(number)
+        raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():

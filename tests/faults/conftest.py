@@ -124,9 +124,9 @@ class Run:
         )
         self.seen: set[int] = set()
 
-    def interrupt(self) -> None:
-        """What Ctrl-C does: every process of the foreground group gets SIGINT."""
-        os.killpg(self.process.pid, signal.SIGINT)
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """What Ctrl-C does: every process of the foreground group gets the signal."""
+        os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
         """`kill -9` of the one process that the user started."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,11 +53,24 @@ def records(out: Path) -> int:
     return len(list((out / "_records").glob("0*.json")))
 
 
-@pytest.mark.parametrize("where", ["--in-process", "--workers=2"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--in-process", signal.SIGINT),
+        ("--in-process", signal.SIGTERM),
+        ("--workers=2", signal.SIGTERM),
+        pytest.param(("--workers=2", signal.SIGINT), marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(
-    pictures: Any, listing: Path, expected: dict[str, bytes], where: str, request: pytest.FixtureRequest
+    pictures: Any, listing: Path, expected: dict[str, bytes], how: tuple[str, int], request: pytest.FixtureRequest
 ) -> None:
+    """Ctrl-C, and SIGTERM to the whole group, as `timeout` sends it; under a $TMPDIR too long for Ray's sockets."""
     start, wait_until, alive, snapshot = map(request.getfixturevalue, ("start", "wait_until", "alive", "snapshot"))
+    where, number = how
+    scratch = listing.parent / "slurm" / ("job-scratch-space-of-somebody-" * 3)
+    scratch.mkdir(parents=True)
+    request.getfixturevalue("monkeypatch").setenv("TMPDIR", str(scratch))
     out = listing.parent / "out"
     # Half of the shards can be made; the others wait for pictures that do not come.
     pictures.held_from = ROWS // 2
@@ -64,13 +78,16 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(
     wait_until(lambda: records(out) and pictures.waiting)
     below = run.look()
     assert bool(below) == (where != "--in-process")
-    run.interrupt()
+    assert list(scratch.iterdir())
+    run.interrupt(number)
     status, stdout, stderr = run.finish()
-    assert (status, stdout) == (130, "")
+    assert (status, stdout) == (128 + number, "")
     *progress, last = stderr.splitlines()
     assert last == "clipstill: interrupted. What was published stays; the same command goes on from there"
     assert all(line.startswith("ingest: ") for line in progress)
-    wait_until(lambda: not alive(below))
+    # All that was started is gone with it, and whatever it kept in files.
+    assert not alive(below)
+    assert list(scratch.iterdir()) == []
     finished = len(published_records(Folder(out)))
     assert 0 < finished <= ROWS // SHARD // 2
     pictures.release.set()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,67 @@ def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path
     assert last == "ingest: 3/3 shards", done.stderr
     assert all(line.startswith("ingest: ") for line in progress), done.stderr
     assert run_shards(Task(Folder(tmp_path / "after"), 2), RayExecutor(2)).finished == 2
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_cluster_that_asks_for_its_token_is_called_so(tmp_path: Path) -> None:
+    program = f"""
+from shards.ray_session import cluster_resources
+from shards.errors import UserError
+try:
+    cluster_resources({ray.get_runtime_context().gcs_address!r})
+except UserError as error:
+    print(error)
+"""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**bare, "HOME": str(tmp_path)}
+    )
+    assert "asks for its token" in done.stdout
+    assert "RAY_AUTH_MODE=token" in done.stdout
+    assert done.stderr == ""
+
+
+@dataclass(frozen=True)
+class Slow(Task):
+    """Shards that wait until they are told to end."""
+
+    def open(self) -> Worker:
+        return Waiting(self)
+
+
+class Waiting(Worker):
+    def run(self, spec: Spec) -> ShardRecord:
+        (self.task.diary / "opened").mkdir(parents=True, exist_ok=True)
+        (self.task.diary / "opened" / str(os.getpid())).touch()
+        wait_for((self.task.diary / "go").exists, bool)
+        return super().run(spec)
+
+
+@pytest.mark.long
+def test_machines_may_leave_a_cluster_and_join_it(out: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        task = Slow(out, 8)
+        executor = RayExecutor(3, address=cluster.address)
+        executor.patience = 3.0
+
+        # Here in a thread, for machines can only be added by the main one.
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(run_shards, task, executor)
+            wait_for(lambda: list(task.diary.glob("opened/*")), lambda begun: len(begun) == 2)
+            cluster.remove_node(second, allow_graceful=False)
+            wait_for(lambda: caplog.text, lambda text: "trying again" in text and "nothing has ended for" in text)
+            cluster.add_node(num_cpus=1)
+            wait_for(lambda: list(task.diary.glob("opened/*")), lambda begun: len(begun) == 3)
+            (task.diary / "go").touch()
+            assert run.result().finished == 8
+        assert [tries(task, shard) for shard in range(8)] == [1] * 8
+    finally:
+        cluster.shutdown()
 
 
 def test_a_user_error_survives_pickling() -> None:
