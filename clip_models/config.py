@@ -85,9 +85,8 @@ def check_preprocess_cfg(chosen: Any, where: str) -> None:
         raise UserError(f"preprocess_cfg is a {type(chosen).__name__}, not an object", where=where)
     for name in ("mean", "std"):
         values = chosen.get(name)
-        if values is not None and not (
-            isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-        ):
+        three = isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+        if values is not None and not three:
             raise UserError(f"preprocess_cfg has {name} {values!r}", where=where, do="Give three numbers")
     for name, known in (
         ("interpolation", ("bicubic", "bilinear", "random")),
