@@ -36,6 +36,8 @@ _NOT_IN_JSON = frozenset(
     {"captions", "duplicate_of", "filtered_by", "digest", "error_class", "error_message", "host", "bytes", *MEASURED}
 )
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+
 
 @dataclass
 class IngestTask:
@@ -79,6 +81,7 @@ class _IngestWorker:
         self._facts, self._engine = facts, engine
         self._hash = settings.image.hash
         self._fields = result_fields(self._hash)
+        self._in_json = [column.name for column in self._fields if column.name not in _NOT_IN_JSON]
         self._watch = CollapseWatch(facts.get("witnesses", ())) if settings.stop_on_collapse else None
 
     def run(self, spec: Spec) -> ShardRecord:
@@ -142,10 +145,15 @@ class _IngestWorker:
         """The sample's JSON: img2dataset's, and the captions of the URL's other rows if there are any."""
         result = fetched.result(self._hash)
         values = {name: value for name, value in row.items() if name not in _NOT_IN_JSON}
-        values |= {name: result[name] for name in (field.name for field in self._fields) if name not in _NOT_IN_JSON}
+        for name in self._in_json:
+            values[name] = result[name]
         if row["captions"]:
             values["captions"] = row["captions"]
-        return {name: value if _is_json(value) else str(value) for name, value in values.items()}
+        for name, value in values.items():
+            # By type first: there are a dozen values to every image.
+            if type(value) not in _PLAIN and not _is_json(value):
+                values[name] = str(value)
+        return values
 
 
 class _Spool:
