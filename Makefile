@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance lint types format lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan lint types format lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -25,7 +25,7 @@ test-demo: $(READY)
 test-long: $(READY)
 	$(BIN)/pytest -m long --timeout 900
 
-# Ours against img2dataset and Daft, about 20 minutes on an otherwise idle machine; installs those two on first use.
+# Ours against img2dataset and Daft, about 32 minutes on an otherwise idle machine; installs those two on first use.
 bench-ingest: $(READY)
 	exec $(BIN)/python -m benchmarks.ingest
 
@@ -44,6 +44,10 @@ bench-inheritance: $(READY)
 # The loader beside open_clip's pipeline, torchvision, SPDL and DALI, under 8 minutes, likewise.
 bench-loader: $(READY)
 	exec $(BIN)/python -m benchmarks.loader
+
+# The plan of 20 million rows: first shard, CPU, memory, disk, killed and gone on with; 5 to 15 minutes.
+bench-plan: $(READY)
+	exec $(BIN)/python -m benchmarks.plan
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,12 +17,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingest.faces import Boxes
 from shards import Folder, UserError
 
 CAUSES = (
-    "bad_url",  # not http(s), empty, or a malformed input row
+    "bad_url",  # not http(s), or empty
+    "bad_row",  # the input's row is none: too many fields, an open quote, stray bytes, no JSON
     "no_caption",
     "duplicate",  # the URL stands in an earlier row too, which has the sample
+    "bad_boxes",  # of faces to blur
     "filtered_where",  # by a condition on the input's columns
     "blocked_address",  # private, loopback, link-local and the like
     "robots_txt",
@@ -38,6 +41,7 @@ CAUSES = (
     "not_an_image",
     "truncated",
     "bomb",  # more pixels than allowed, by the header
+    "killed_worker",  # decoding took more time or memory than any image may, or crashed the decoder
     "filtered_size",
     "filtered_area",
     "filtered_aspect",
@@ -46,7 +50,16 @@ CAUSES = (
 """The words a failure's `error_class` may be, besides `http_NNN` for an HTTP status."""
 
 IMAGE_CAUSES = frozenset(
-    {"not_an_image", "truncated", "bomb", "filtered_size", "filtered_area", "filtered_aspect", "hash_mismatch"}
+    {
+        "not_an_image",
+        "truncated",
+        "bomb",
+        "killed_worker",
+        "filtered_size",
+        "filtered_area",
+        "filtered_aspect",
+        "hash_mismatch",
+    }
 )
 """The causes that lie in the bytes, not in getting them."""
 
@@ -88,7 +101,7 @@ def result_fields(hash_name: str) -> list[pa.Field]:
     return [pa.field(name, kind) for name, kind in names]
 
 
-PLAN_COLUMNS = ("key", "url", "caption", "captions", "duplicate_of", "filtered_by", "digest")
+PLAN_COLUMNS = ("key", "url", "caption", "captions", "duplicate_of", "filtered_by", "digest", "fault")
 """The ledger's first columns: the plan's. After them come the columns kept from the input, then the result's."""
 
 RESERVED = frozenset([*PLAN_COLUMNS, *HASHES, *(name for name, _ in _RESULT + _MEASURED)])
@@ -97,10 +110,14 @@ RESERVED = frozenset([*PLAN_COLUMNS, *HASHES, *(name for name, _ in _RESULT + _M
 
 @dataclass(frozen=True)
 class Request:
-    """One URL to fetch. `digest`: the lower-case hex hash that the original must have, if the input promises one."""
+    """One URL to fetch. `digest`: the lower-case hex hash that the original must have, if the input promises one.
+
+    `boxes`: the faces to blur.
+    """
 
     url: str
     digest: str | None = None
+    boxes: Boxes = ()
 
 
 @dataclass(frozen=True)

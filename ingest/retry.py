@@ -1,6 +1,6 @@
 """Fetch again what failed but may pass, into new shards: rounds, each planned before it is fetched.
 
-    ledgers of the last round → rows that may pass → _rounds/NNN.json and its plan → shards after the last ones
+    ledgers since the last retry → rows that may pass → _rounds/NNN.json and its plan → shards after the last ones
 
 A round's plan is published as the dataset's is, so a killed retry goes on where it was. The shards that are there and
 their ledgers are never touched: a row's state is that of its key's last ledger row. A round names the addresses that
@@ -18,12 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import plan
-from ingest.ledger import may_pass, read_ledger, result_fields
+from ingest.ledger import may_pass, read_ledger
 from ingest.run import IngestReport, refuse_early, run_planned
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask
-from shards import Folder, UserError, fingerprint, published_records
-from shards.reader import ROUNDS, is_planned, planned_shards, read_dataset_facts, read_rounds
+from shards import Folder, UserError, fingerprint, sound_records
+from shards.reader import (
+    ROUNDS,
+    is_planned,
+    is_retry,
+    planned_shards,
+    read_dataset_facts,
+    read_rounds,
+    refuse_planning,
+    stage_of,
+)
 from shards.runner import Executor
 
 _WORTH = 0.01
@@ -77,9 +86,10 @@ def _next_round(folder: Folder, facts: dict[str, Any], settings: IngestSettings)
     """The round that an earlier run left unfinished, or a new one, published; None if there is nothing to retry."""
     rounds = read_rounds(folder)
     planned = planned_shards(folder, facts)
-    names = published_records(folder)
+    names = sound_records(folder)
     missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
-    if missing and missing[0] < facts["shards"]:
+    refuse_planning(folder)
+    if missing and not is_retry(stage_of(folder, facts, missing[0])):
         raise UserError(
             f"{len(missing)} of {len(planned)} shards are missing",
             where=str(folder),
@@ -114,29 +124,28 @@ def _retryable(
 ) -> Iterator[pa.Table]:
     """The plan rows of what failed but may pass, from the `stages` so far: the dataset's plan and its rounds.
 
-    Every round has taken along what may pass of the one before, so only the last stage's are left; blocked rows stay
-    where they were blocked. `witnesses` fills with URLs that did answer, one a host: should all of a round fail, they
-    tell whether it is the network's fault.
+    Every retry has taken along what might pass of all before it, so what is left stands in the last one or in rows that
+    were added since; blocked rows stay where they were blocked. `witnesses` fills with URLs that did answer, one a
+    host: should all of a round fail, they tell whether it is the network's fault.
     """
-    results = [field.name for field in result_fields(settings.image.hash)]
     allowed = set(settings.network.allow_addresses)
-    blocked, later = True, set[str]()
+    left, blocked, later = True, bool(allowed), set[str]()
     for stage in reversed(stages):
-        last = stage is stages[-1]
-        # A round that was allowed as much has taken along whatever had been blocked before it.
-        blocked = blocked and not allowed <= set(stage.get("allowed", ()))
-        if not (last or blocked):
+        # A retry that was allowed as much has taken along whatever had been blocked before it.
+        blocked = blocked and not (is_retry(stage) and allowed <= set(stage["allowed"]))
+        if not (left or blocked):
             return
         for shard in range(stage["first"], stage["first"] + stage["shards"]):
             ledger = read_ledger(folder, shard)
             found = filter(None, pc.unique(ledger["error_class"]).to_pylist())
-            causes = [cause for cause in found if (last and may_pass(cause)) or (blocked and cause == _BLOCKED)]
+            causes = [cause for cause in found if (left and may_pass(cause)) or (blocked and cause == _BLOCKED)]
             if causes:
                 failed = ledger.filter(pc.is_in(ledger["error_class"], pa.array(causes)))
                 standing = pa.array([key not in later for key in failed["key"].to_pylist()], pa.bool_())
-                yield failed.filter(standing).drop_columns(results)
-            if blocked and stage["first"]:
+                yield plan.planned_columns(failed.filter(standing))
+            if blocked and is_retry(stage):
                 later.update(ledger["key"].to_pylist())
             if len(witnesses) < _WITNESSES:
                 good = ledger.filter(pc.equal(ledger["status"], "success")).slice(0, _WITNESSES)
                 witnesses.update(zip(good["host"].to_pylist(), good["url"].to_pylist(), strict=True))
+        left = left and not is_retry(stage)

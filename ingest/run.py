@@ -6,14 +6,28 @@ import logging
 from dataclasses import dataclass
 
 from ingest import plan
+from ingest.faces import COLUMN
 from ingest.fetch import Fetcher, make_room
 from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
 from shards import Folder, Summary, UserError, published_records, run_shards
+from shards.places import refuse_other_things
+from shards.reader import DATASET, PLANNING
 from shards.runner import Executor
 
 log = logging.getLogger(__name__)
+
+_HELP = {
+    "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
+    "bad_url": "Only http and https are fetched: check --url-column",
+    "bad_row": "Check --format, --columns, --quoted and --encoding",
+    "no_caption": "Check --caption-column, or take images alone with --no-captions",
+    "dns": "Check the network and its resolver",
+    "connect": "Check the network, then `ingest retry OUT`",
+    "opt_out": "Their owners forbid it",
+    "robots_txt": "Their owners forbid it",
+}
 
 
 @dataclass(frozen=True)
@@ -25,9 +39,20 @@ class IngestReport:
     failed: dict[str, int]
     summary: Summary
 
+    @property
+    def main_cause(self) -> str | None:
+        """If no row became a sample though some should have: the cause of most of them, and what can be done."""
+        failed = {cause: count for cause, count in self.failed.items() if cause not in {"duplicate", "filtered_where"}}
+        if self.samples or not failed:
+            return None
+        cause, count = max(failed.items(), key=lambda item: item[1])
+        return f"{count} are {cause}. {_HELP.get(cause, 'error_message in the ledgers says more of each')}"
+
 
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     """Bring every row of the input to a sample or to a cause in the ledger; goes on where an earlier run stopped.
+
+    Rows are fetched while those after them are planned. Of a list that has grown since, the new rows are added.
 
     Raises:
         UserError: unusable input or settings, a folder that holds another dataset, or nothing that comes through.
@@ -37,13 +62,20 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     if settings.engine == "img2dataset":
         log.warning("ingest: img2dataset's engine refuses no address and has no deadline: only for lists you trust")
     out = Folder(settings.out)
-    with out.alone():
-        facts = plan.make_plan(settings)
-        if settings.network.proxy is None and not published_records(out):
-            warning = resolver_warning(plan.read_rows(out, facts, 0))
+    refuse_other_things(out, "a dataset", {DATASET, PLANNING, plan.PLAN, plan.SEEN})
+    with out.alone(), plan.Planning(settings) as planning:
+        if not published_records(out):
+            first = planning.first_rows()
+            if settings.image.blur_faces is None and COLUMN in first.column_names:
+                log.warning(
+                    "ingest: the list has boxes of faces (%s), which are not blurred without --blur-faces", COLUMN
+                )
+            warning = resolver_warning(first) if settings.network.proxy is None else None
             if warning is not None:
                 log.warning("ingest: %s", warning)
-        return run_planned(IngestTask(settings, facts), executor)
+        report = run_planned(IngestTask(settings, planning.facts, planning=planning), executor)
+        planning.tidy()
+        return report
 
 
 def refuse_early(network: NetworkSettings) -> None:
@@ -71,7 +103,7 @@ def run_planned(task: IngestTask, executor: Executor) -> IngestReport:
         for name, count in sorted(summary.stats.items())
         if name.startswith("failed.")
     }
-    rows, planned = int(summary.stats["rows"]), task.facts["rows"]
+    rows, planned = int(summary.stats["rows"]), task.rows
     if rows != planned or rows != summary.samples + sum(failed.values()):
         raise UserError(
             f"the records account for {summary.samples} samples and {sum(failed.values())} failures of {planned} rows",

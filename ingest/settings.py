@@ -13,7 +13,9 @@ from PIL import Image
 from shards import UserError
 
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
-Format = Literal["auto", "cc3m", "cc12m", "yfcc15m", "laion", "datacomp", "txt", "csv", "tsv", "jsonl", "parquet"]
+Format = Literal[
+    "auto", "cc3m", "cc12m", "yfcc15m", "laion", "datacomp", "txt", "csv", "tsv", "jsonl", "json", "parquet"
+]
 FORMATS: tuple[Format, ...] = get_args(Format)
 OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
 """The words of `X-Robots-Tag` that keep an image out of a dataset; `none` is short for `noindex, nofollow`."""
@@ -28,7 +30,9 @@ class SourceSettings:
     """Where the rows come from. `paths` may hold folders, globs and URLs; their order is the rows' order.
 
     `format`: a published list's ("cc3m", "cc12m", "yfcc15m", "laion", "datacomp"), a kind of file ("txt", "csv",
-    "tsv", "jsonl", "parquet"), or "auto" (by the file's ending). The columns' names are the list's own unless given.
+    "tsv", "jsonl", "json", "parquet"), or "auto" (by the file's ending). The columns' names are the list's own unless
+    given; `columns` names them all, in order, for CSV and TSV that do not begin with them. `quoted`: TSV whose fields
+    may be quoted, as CSV's. `encoding`: of text, by Python's name. Without `captions` there are images alone.
     `keep` names further columns that travel into the ledger and each sample's JSON. `hash_column` holds the hash that
     each original must have. `where` holds conditions on columns, such as `similarity >= 0.3`; rows that do not meet
     them all are not fetched. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files.
@@ -42,6 +46,10 @@ class SourceSettings:
     hash_column: str | None = None
     where: tuple[str, ...] = ()
     subset: str | None = None
+    columns: tuple[str, ...] = ()
+    quoted: bool = False
+    encoding: str = "utf-8"
+    captions: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,7 @@ class ImageSettings:
     JPEG at a reduced scale. `skip_reencode`: store an original that needs no change as it came. Originals with a
     shorter side below `min_size`, more than `max_area` pixels, or sides further apart than `max_aspect_ratio` are
     filtered out; files over `max_bytes` and images over `max_pixels` are refused. `hash`: of the original bytes.
+    `exif`: keep it, as JSON. `blur_faces`: the column with the boxes of faces (`faces.py`), which are blurred.
     """
 
     size: int = 256
@@ -69,6 +78,8 @@ class ImageSettings:
     max_bytes: int = 50_000_000
     max_pixels: int = 100_000_000
     hash: Literal["md5", "sha256", "sha512"] = "sha256"
+    exif: bool = True
+    blur_faces: str | None = None
 
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:
@@ -187,6 +198,8 @@ class IngestSettings:
             raise UserError(f"{self.attempts} tries a shard are too few", do="Allow at least 1")
         if self.engine != "clipstill" and self.network.proxy is not None:
             raise UserError("img2dataset's engine knows no proxy", do="Leave out --engine or --proxy")
+        if self.image.blur_faces is not None and self.engine != "clipstill":
+            raise UserError(f"engine {self.engine!r} blurs no faces", do="Leave --engine or --blur-faces out")
 
     def identity(self) -> dict[str, Any]:
         """What decides the output: a run with another identity is another dataset.

@@ -22,30 +22,33 @@ import pyarrow.parquet as pq
 from ingest import plan
 from ingest.collapse import CollapseWatch
 from ingest.engines.engine import Engine
+from ingest.faces import Boxes, read_boxes
 from ingest.ledger import MEASURED, PLAN_COLUMNS, Fetched, Request, result_fields
 from ingest.settings import IngestSettings
 from shards import Folder, ShardRecord, ShardWriter, Spec
 from shards.publication import Publication
-from shards.reader import read_rounds
+from shards.reader import is_retry, read_rounds
 
 _MOST_OPEN, _LEAST_OPEN, _ROWS_OPEN = 8, 2, 8000
 """Shards open at once, and how many rows they should have. A row that hangs for 30 seconds then costs a worker nothing
 below 270 rows a second, one of 10 seconds below 800."""
 _IN_MEMORY = 1_000_000
 _NOT_IN_JSON = frozenset(
-    {"captions", "duplicate_of", "filtered_by", "digest", "error_class", "error_message", "host", "bytes", *MEASURED}
+    {"duplicate_of", "filtered_by", "digest", "fault", "error_class", "error_message", "host", "bytes", *MEASURED}
 )
-
-_PLAIN = frozenset({str, int, bool, type(None)})
 
 
 @dataclass
 class IngestTask:
-    """Fetches the shards that `facts` plan: those of the dataset (`make_plan`), or of a round, which has a `first`."""
+    """Fetches the shards that `facts` plan, those of a retry's round, or all that a `planning` comes to.
+
+    The planning stays where the task was made: workers find the rows of a shard in the folder.
+    """
 
     settings: IngestSettings
     facts: dict[str, Any]
     name: str = "ingest"
+    planning: plan.Planning | None = None
     overlap: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +56,22 @@ class IngestTask:
         most = _MOST_OPEN if self.settings.engine == "clipstill" else 1
         self.overlap = min(most, max(_LEAST_OPEN, _ROWS_OPEN // self.settings.shard_size))
 
-    def specs(self) -> Iterator[Spec]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "planning": None}
+
+    @property
+    def rows(self) -> int:
+        """The rows that are planned by now."""
+        return int(self.facts["rows"]) if self.planning is None else self.planning.rows
+
+    def outlook(self) -> tuple[int, str]:
+        """How many shards are planned by now, and how far planning has got."""
+        return (self.facts["shards"], "") if self.planning is None else self.planning.outlook()
+
+    def specs(self) -> Iterator[Spec | None]:
+        if self.planning is not None:
+            yield from self.planning.specs()
+            return
         out = Folder(self.settings.out)
         first = self.facts.get("first", 0)
         for shard in range(first, first + self.facts["shards"]):
@@ -80,8 +98,8 @@ class _IngestWorker:
     def __init__(self, settings: IngestSettings, facts: dict[str, Any], engine: Engine) -> None:
         self._facts, self._engine = facts, engine
         self._hash = settings.image.hash
+        self._faces = settings.image.blur_faces
         self._fields = result_fields(self._hash)
-        self._in_json = [column.name for column in self._fields if column.name not in _NOT_IN_JSON]
         self._watch = CollapseWatch(facts.get("witnesses", ())) if settings.stop_on_collapse else None
 
     def run(self, spec: Spec) -> ShardRecord:
@@ -89,12 +107,16 @@ class _IngestWorker:
         with _Spool() as spool:
             results = self._fetch(rows, _in_later_rounds(spec, rows), spool, careful=spec.careful)
             publication = Publication(spec)
+            kinds = {
+                field.name: field.type for field in [*rows.schema, *self._fields] if field.name not in _NOT_IN_JSON
+            }
             with publication.file(".tar") as path, ShardWriter(path) as tar:
                 for place, row in enumerate(_each(rows)):
                     fetched = results[place]
                     if fetched.error_class is None:
                         caption = row["caption"] or ""
-                        tar.add(row["key"], spool.read(place), fetched.extension, caption, self._meta(row, fetched))
+                        meta = self._meta(row, fetched, kinds)
+                        tar.add(row["key"], spool.read(place), fetched.extension, caption, meta)
                 kept = len(tar)
         with publication.file(".index.arrow") as path:
             tar.write_index(path)
@@ -112,12 +134,18 @@ class _IngestWorker:
 
     def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool, *, careful: bool) -> list[Fetched]:
         """What came of each row, its image left in the spool; rows that need no fetch never reach the network."""
-        planned = list(_each(rows.select(list(PLAN_COLUMNS))))
+        more = [self._faces] if self._faces is not None else []
+        planned = list(_each(rows.select([*PLAN_COLUMNS, *more])))
+        faces = [_boxes(row[self._faces]) if self._faces is not None else () for row in planned]
+        boxes = [found if isinstance(found, tuple) else () for found in faces]
         with self._watch.shard() if self._watch is not None else nullcontext() as watch:
             while True:
                 results = [_settled(row, self._facts["captioned"], later) for row in planned]
+                for place, found in enumerate(faces):
+                    if isinstance(found, Fetched) and results[place] is None:
+                        results[place] = found
                 wanted = [place for place, settled in enumerate(results) if settled is None]
-                requests = [Request(planned[place]["url"], planned[place]["digest"]) for place in wanted]
+                requests = [Request(planned[place]["url"], planned[place]["digest"], boxes[place]) for place in wanted]
                 collapsed = False
                 with closing(self._engine.fetch(requests, careful=careful)) as answers:
                     for number, fetched in answers:
@@ -141,19 +169,13 @@ class _IngestWorker:
             rows = rows.append_column(column, pa.array(values, column.type))
         return rows
 
-    def _meta(self, row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
-        """The sample's JSON: img2dataset's, and the captions of the URL's other rows if there are any."""
-        result = fetched.result(self._hash)
-        values = {name: value for name, value in row.items() if name not in _NOT_IN_JSON}
-        for name in self._in_json:
-            values[name] = result[name]
-        if row["captions"]:
-            values["captions"] = row["captions"]
-        for name, value in values.items():
-            # By type first: there are a dozen values to every image.
-            if type(value) not in _PLAIN and not _is_json(value):
-                values[name] = str(value)
-        return values
+    def _meta(self, row: dict[str, Any], fetched: Fetched, kinds: dict[str, pa.DataType]) -> dict[str, Any]:
+        """The sample's JSON: img2dataset's, and the captions of the URL's other rows.
+
+        Every sample has the same fields, and a field the same type or null: readers infer both from a few samples.
+        """
+        values = {**row, "captions": row["captions"] or [], **fetched.result(self._hash)}
+        return {name: _plain(values[name], kind) for name, kind in kinds.items()}
 
 
 class _Spool:
@@ -185,7 +207,7 @@ def _in_later_rounds(spec: Spec, rows: pa.Table) -> set[str]:
     """Keys that stand in a round after this shard: it is being made again, and its round has what became of them."""
     found: set[str] = set()
     for added in read_rounds(spec.folder):
-        if added["first"] > spec.shard:
+        if added["first"] > spec.shard and is_retry(added):
             for part in added["parts"]:
                 for batch in plan.read_part(spec.folder, part, ["key"]):
                     found.update(batch.filter(pc.is_in(batch["key"], rows["key"].combine_chunks()))["key"].to_pylist())
@@ -199,12 +221,21 @@ def _settled(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched |
     if row["filtered_by"] is not None:
         return Fetched(error_class="filtered_where", error_message=f"not {row['filtered_by']}")
     if not row["url"]:
-        return Fetched(error_class="bad_url", error_message="the row is malformed or has no URL")
+        cause = "bad_url" if row["fault"] is None else "bad_row"
+        return Fetched(error_class=cause, error_message=row["fault"] or "the row has no URL")
     if row["duplicate_of"] is not None:
         return Fetched(error_class="duplicate", error_message=f"the same URL as {row['duplicate_of']}")
     if captioned and not (row["caption"] or "").strip():
         return Fetched(error_class="no_caption", error_message="the caption is empty")
     return None
+
+
+def _boxes(value: Any) -> Boxes | Fetched:
+    """The faces to blur, or the cause why the row cannot be fetched."""
+    try:
+        return read_boxes(value)
+    except (ValueError, RecursionError) as error:
+        return Fetched(error_class="bad_boxes", error_message=f"the boxes of faces cannot be read: {error}")
 
 
 def _each(rows: pa.Table) -> Iterator[dict[str, Any]]:
@@ -221,11 +252,24 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
-def _is_json(value: Any) -> bool:
-    # JSON knows no NaN; a table's missing number may be one.
-    if isinstance(value, list):
-        return all(_is_json(part) for part in value)
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A column's value in JSON: a number, a truth value or a text, as the column's type says, or null."""
+    if value is None:
+        return None
+    if pa.types.is_nested(kind):
+        return json.dumps(_finite(value), default=str, ensure_ascii=False)
+    if pa.types.is_floating(kind):
+        return _finite(value)
+    return value if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN; a table's missing number may be one."""
+    if isinstance(value, dict):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _img2dataset_stats(rows: int, statuses: Counter[str], causes: Counter[str]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ class Meter:
 
     def __init__(self, label: str, total: int, *, unit: str, items: str = "samples", done: int = 0) -> None:
         self.label, self.total, self.unit, self.items, self.done = label, total, unit, items, done
-        self._count = 0
+        self._count = self._before = 0
+        self._moved = False
         self._note = ""
         self._began = self._said = time.monotonic()
         self._bar: Progress | None = None
@@ -38,8 +39,16 @@ class Meter:
             self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
         return self
 
+    def expect(self, total: int, before: int) -> None:
+        """Say that there are `total` units by now, of which `before` were done already."""
+        self.done += before - self._before
+        self.total, self._before = total, before
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=self.total, completed=self.done)
+
     def advance(self, units: int = 1, items: int = 0, note: str = "") -> None:
         """Say that `units` more are done, `items` more with them; `note` stands beside the rate."""
+        self._moved = True
         self.done += units
         self._count += items
         self._note = note
@@ -62,5 +71,5 @@ class Meter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if kind is None:
+        if kind is None and self._moved:
             self._line()

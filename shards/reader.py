@@ -18,11 +18,14 @@ import pyarrow as pa
 from shards import copies
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
+from shards.places import what_is_at
 from shards.record import FileEntry, RecordName, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
 DATASET = "dataset.json"
+PLANNING = "planning.json"
 ROUNDS = "_rounds"
+_GO_ON = "Run the same `clipstill ingest` command again; it goes on where it stopped"
 SCHEMA_VERSION = 1
 
 
@@ -39,7 +42,7 @@ def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
             raise UserError(
                 f"{entry.name} {state}, its record says {entry.bytes}",
                 where=str(folder),
-                do=f"Delete the shard's record in _records/ and {remake}; `verify` shows what else is damaged",
+                do=f"{remake}; `verify` shows what else is damaged",
             )
         return mmap.mmap(held, 0, access=mmap.ACCESS_READ)
     finally:
@@ -86,7 +89,7 @@ class Shard:
         return self.record.content
 
     def _map(self, suffix: str) -> mmap.mmap:
-        return map_file(self.folder, self.record.file(suffix), "run the command that made it again")
+        return map_file(self.folder, self.record.file(suffix), "Run the command that made it again")
 
     @cached_property
     def _tar(self) -> mmap.mmap:
@@ -150,10 +153,10 @@ class Shard:
 
 
 class Dataset:
-    """A complete dataset: `name`, and its `shards` in order."""
+    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty."""
 
-    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...]) -> None:
-        self.folder, self.name, self.shards = folder, name, shards
+    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...], *, captioned: bool = True) -> None:
+        self.folder, self.name, self.shards, self.captioned = folder, name, shards, captioned
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self.shards)
@@ -171,12 +174,14 @@ class Dataset:
         """
         folder = Folder(url)
         facts = read_dataset_facts(folder)
+        refuse_planning(folder)
         names = published_records(folder)
         planned = planned_shards(folder, facts)
         missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
         if missing:
             shown = ", ".join(f"{shard:05d}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            command = "`clipstill ingest` command" if missing[0] < facts["shards"] else "`clipstill ingest retry`"
+            retried = is_retry(stage_of(folder, facts, missing[0]))
+            command = "`clipstill ingest retry`" if retried else "`clipstill ingest` command"
             raise UserError(
                 f"{len(missing)} of {len(planned)} shards are missing ({shown})",
                 where=str(folder),
@@ -184,7 +189,7 @@ class Dataset:
             )
         records = read_records(folder, [names[shard] for shard in planned])
         shards = tuple(Shard(folder, record) for record in records.values())
-        dataset = Dataset(folder, facts["name"], shards)
+        dataset = Dataset(folder, facts["name"], shards, captioned=facts.get("captioned", True))
         if len(dataset) == 0:
             raise UserError(
                 "the dataset is empty: none of its input rows became a sample",
@@ -194,44 +199,105 @@ class Dataset:
         return dataset
 
 
-def read_dataset_facts(folder: Folder) -> dict[str, Any]:
-    """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or not of this version."""
-    facts: Any = None
+def read_dataset_facts(folder: Folder, *, unfinished: bool = False) -> dict[str, Any]:
+    """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or not of this version.
+
+    With `unfinished`, of a dataset that is still being planned what is known so far.
+    """
+    planning = read_planning(folder)
     try:
-        with contextlib.suppress(ValueError):
-            facts = json.loads(folder.read(DATASET))
-    except FileNotFoundError:
-        raise UserError(
-            f"no dataset here (there is no {DATASET})",
-            where=str(folder),
-            do="Give the folder that `clipstill ingest` wrote",
-        ) from None
+        facts = _read_facts(folder, DATASET)
+    except (FileNotFoundError, NotADirectoryError):
+        if planning is None:
+            raise UserError(
+                f"no dataset here (there is no {DATASET}): this is {what_is_at(folder)}",
+                where=str(folder),
+                do="Give the folder that `clipstill ingest` wrote",
+            ) from None
+        if not unfinished:
+            raise _still_planned(folder, planning) from None
+        return planning
+    return facts
+
+
+def read_planning(folder: Folder) -> dict[str, Any] | None:
+    """`planning.json`: what is known of a dataset, or of rows that are being added to it, until their plan is whole."""
+    try:
+        return _read_facts(folder, PLANNING)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _read_facts(folder: Folder, name: str) -> dict[str, Any]:
+    facts: Any = None
+    if folder.is_local and folder.path.is_file():
+        raise NotADirectoryError
+    with contextlib.suppress(ValueError):
+        facts = json.loads(folder.read(name))
     if not isinstance(facts, dict) or "schema" not in facts:
         raise UserError(
-            f"{DATASET} is damaged or not ours", where=str(folder), do="Give the folder that `clipstill ingest` wrote"
+            f"{name} is damaged or not ours", where=str(folder), do="Give the folder that `clipstill ingest` wrote"
         )
     if facts["schema"] != SCHEMA_VERSION:
         raise UserError(
-            f"{DATASET} has schema {facts['schema']}, this version reads {SCHEMA_VERSION}",
+            f"{name} has schema {facts['schema']}, this version reads {SCHEMA_VERSION}",
             where=str(folder),
         )
     return facts
 
 
+def refuse_planning(folder: Folder) -> None:
+    """Raise `UserError` if rows are being added to the dataset here and their plan is not whole."""
+    planning = read_planning(folder)
+    if planning is not None:
+        raise _still_planned(folder, planning)
+
+
+def _still_planned(folder: Folder, planning: dict[str, Any]) -> UserError:
+    return UserError(
+        f"this dataset is still being ingested: {planning['rows']:,} rows of its list are planned so far",
+        where=str(folder),
+        do=_GO_ON,
+    )
+
+
 def read_rounds(folder: Folder) -> list[dict[str, Any]]:
-    """What `_rounds/NNN.json` say, in order: shards that were added to the plan, to fetch again what had failed.
+    """What `_rounds/NNN.json` say, in order: shards that were added to the plan, either to fetch again what had failed
+    (`is_retry`) or because the list had grown. Of a list that is growing now, the last one is what is known so far.
 
     Each names its `first` shard and how many `shards` and `rows` it has, and their `fingerprint`.
     """
+    planning = read_planning(folder)
     rounds = folder.child(ROUNDS)
+    names = [name for name in rounds.names() if name.endswith(".json")]
     found = []
-    for name in rounds.names():
-        if name.endswith(".json"):
-            try:
-                found.append(json.loads(rounds.read(name)))
-            except ValueError:
-                raise UserError(f"{ROUNDS}/{name} is damaged", where=str(folder), do="Restore it") from None
-    return found
+    for name in names:
+        try:
+            found.append(json.loads(rounds.read(name)))
+        except ValueError:
+            raise UserError(f"{ROUNDS}/{name} is damaged", where=str(folder), do="Restore it") from None
+    growing = planning is not None and planning["round"] is not None and f"{planning['round']}.json" not in names
+    return [*found, planning] if planning is not None and growing else found
+
+
+def is_retry(added: dict[str, Any]) -> bool:
+    """Whether a stage is a round that fetches rows again; else its rows, from input row `row` on, are new."""
+    return "row" not in added and "schema" not in added
+
+
+def shards_of(stage: dict[str, Any]) -> range:
+    """The shards of a dataset's facts or of a round."""
+    return range(stage.get("first", 0), stage.get("first", 0) + stage["shards"])
+
+
+def stage_of(folder: Folder, facts: dict[str, Any], shard: int) -> dict[str, Any]:
+    """What plans a shard: `facts`, or one of the rounds."""
+    return next(stage for stage in reversed([facts, *read_rounds(folder)]) if shard >= stage.get("first", 0))
+
+
+def planned_rows(folder: Folder, facts: dict[str, Any]) -> int:
+    """The rows of the input: those of the first list and those that it has grown by."""
+    return sum(int(stage["rows"]) for stage in [facts, *read_rounds(folder)] if not is_retry(stage))
 
 
 def planned_shards(folder: Folder, facts: dict[str, Any]) -> dict[int, str | None]:

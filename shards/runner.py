@@ -6,21 +6,24 @@ Where the work runs is an `Executor`'s business: `InProcess` here, Ray in `ray_e
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import logging
+import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
-from shards.errors import IncompleteError, ShardError, UserError
+from shards.errors import IncompleteError, ShardError, UserError, disk_is_full
 from shards.progress import Meter
 from shards.publication import SupersededError
-from shards.record import ShardRecord, compact, published_records
+from shards.record import RECORDS, RecordName, ShardRecord, compact, damaged_shards, published_records
 from shards.storage import Folder
-from shards.task import ShardTask, Spec, Worker
+from shards.task import GrowingTask, ShardTask, Spec, Worker
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,6 @@ R = TypeVar("R")
 
 FAILURES = "_failures"
 _ATTEMPTS = 3
-_ROOM = "Make room there and in $TMPDIR, then run the same command again"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs attempts. Never holds more than `slots` specs at once."""
+    """Runs attempts. Never holds more than `slots` specs at once, a number that is known once it was started.
+
+    Where a worker process died, the outcome's spec is `careful`.
+    """
 
     slots: int
 
@@ -67,18 +72,20 @@ class Executor(Protocol):
 
 
 class Host:
-    """Where a task's worker lives: opened on its first spec, so that a failure to open is an outcome like any other."""
+    """Where a task's worker lives: opened on its first spec, so that a failure to open is an outcome like any other.
+
+    Up to `task.overlap` threads may run specs at a time.
+    """
 
     def __init__(self, task: ShardTask[Any]) -> None:
         self._task = task
         self._worker: Worker[Any] | None = None
+        self._opening = threading.Lock()
 
     def run(self, spec: Spec) -> Outcome:
         """Run one spec and sort what came of it."""
         try:
-            if self._worker is None:
-                self._worker = self._task.open()
-            return Outcome(spec, record=self._worker.run(spec))
+            return Outcome(spec, record=self._opened().run(spec))
         except SupersededError as error:
             return Outcome(spec, record=error.record)
         except UserError as error:
@@ -88,15 +95,21 @@ class Host:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
             return _failed(spec, error)
 
+    def _opened(self) -> Worker[Any]:
+        with self._opening:
+            if self._worker is None:
+                self._worker = self._task.open()
+            return self._worker
+
     def close(self) -> None:
         if self._worker is not None:
             self._worker.close()
 
 
 def _failed(spec: Spec, error: Exception) -> Outcome:
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    full = disk_is_full(error, str(spec.folder))
+    if full is not None:
         # Every other shard would be made, and lost, in the same way.
-        full = UserError(f"the disk is full ({_one_line(error)})", where=str(spec.folder), do=_ROOM)
         return Outcome(spec, kind="user", cause=str(full), error=full)
     cause = f"{type(error).__name__}: {_one_line(error)}"
     return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
@@ -107,40 +120,76 @@ def _one_line(error: Exception) -> str:
 
 
 class InProcess:
-    """One spec after the other in this process: for tests, debugging, and machines without Ray."""
+    """One worker in this process: for tests, debugging, and machines without Ray.
+
+    A task that overlaps shards has them run by threads that end with the process: an interrupt waits for none of them.
+    """
 
     slots = 1
 
     def __init__(self) -> None:
         self._host: Host | None = None
-        self._waiting: deque[Spec] = deque()
+        self._waiting: SimpleQueue[Spec | None] = SimpleQueue()
+        self._ended: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def once(self, function: Callable[..., R], *arguments: Any) -> R:
         return function(*arguments)
 
     def start(self, task: ShardTask[Any]) -> None:
-        self._host = Host(task)
+        host = self._host = Host(task)
+        self.slots = task.overlap
+        self._waiting, self._ended = SimpleQueue(), SimpleQueue()
+        if task.overlap > 1:
+            work = partial(_work, host, self._waiting, self._ended)
+            self._threads = [threading.Thread(target=work, daemon=True) for _ in range(task.overlap)]
+            for thread in self._threads:
+                thread.start()
 
     def submit(self, spec: Spec) -> None:
-        self._waiting.append(spec)
+        self._waiting.put(spec)
 
     def wait(self) -> Outcome:
         assert self._host is not None
-        return self._host.run(self._waiting.popleft())
+        if not self._threads:
+            spec = self._waiting.get()
+            assert spec is not None
+            return self._host.run(spec)
+        ended = self._ended.get()
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
 
     def close(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in self._threads:
+            self._waiting.put(None)
+        self._threads = []
         if self._host is not None:
             self._host.close()
         self._host = None
-        self._waiting.clear()
+
+
+def _work(host: Host, waiting: SimpleQueue[Spec | None], ended: SimpleQueue[Outcome | BaseException]) -> None:
+    while (spec := waiting.get()) is not None:
+        try:
+            ended.put(host.run(spec))
+        except BaseException as error:  # noqa: BLE001 - what would end this process is raised where it is waited for
+            ended.put(error)
 
 
 @dataclass
 class Summary:
-    """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new)."""
+    """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new).
+
+    `remade` says of each shard that was done once, and had to be done again, what was wrong with its files.
+    """
 
     skipped: int = 0
     finished: int = 0
+    remade: list[str] = field(default_factory=list)
     samples: int = 0
     stats: Counter[str] = field(default_factory=Counter)
 
@@ -172,87 +221,174 @@ class _Failures:
 def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATTEMPTS) -> Summary:
     """Bring every spec of `task` to a published record.
 
-    Shards already published with the wanted fingerprint are skipped; a transient failure is tried `attempts`
-    times in all; what fails for good is written to `_failures/NNNNN.json` and does not stop the others.
+    Shards already published with the wanted fingerprint are skipped, unless their files are gone or have another size
+    than recorded; a transient failure is tried `attempts` times in all; what fails for good is written to
+    `_failures/NNNNN.json` and does not stop the others.
 
     Raises:
         UserError: a worker met something that only the user can mend; the run stops.
         IncompleteError: the run ended with shards missing; the message names them and why.
     """
-    specs = list(task.specs())
-    folders = list(dict.fromkeys(spec.folder for spec in specs))
-    done = {folder: published_records(folder) for folder in folders}
-    todo = [spec for spec in specs if not _is_done(spec, done)]
-    failures = _Failures()
-    for folder in folders:
-        failures.look(folder)
-    for spec in specs:
-        if _is_done(spec, done):
-            failures.clear(spec)
-    failed: list[Outcome] = []
-    summary = Summary(skipped=len(specs) - len(todo))
-    if todo:
-        executor.start(task)
-        try:
-            with Meter(task.name, len(specs), unit="shards", done=summary.skipped) as meter:
-                for outcome in _outcomes(todo, executor, failures, attempts):
-                    if outcome.record is None:
-                        failed.append(outcome)
-                        meter.advance(0, note=f"{len(failed)} failed")
-                    else:
-                        summary.finished += 1
-                        meter.advance(1, items=outcome.record.count)
-        finally:
-            executor.close()
-    _add_up(specs, summary)
-    if failed:
-        causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in failed[:5])
-        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+    work = _Work(task)
+    summary = Summary()
+    try:
+        with Meter(task.name, work.total, unit="shards") as meter:
+            for outcome in _outcomes(work, task, executor, meter, attempts):
+                if outcome.record is None:
+                    work.failed.append(outcome)
+                    work.tell(meter)
+                else:
+                    summary.finished += 1
+                    work.tell(meter, 1, outcome.record.count)
+    finally:
+        work.close()
+    summary.skipped, summary.remade = work.skipped, work.withdrawn
+    _add_up(work.wanted, summary)
+    if work.failed:
+        causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in work.failed[:5])
+        more = f" and {len(work.failed) - 5} more" if len(work.failed) > 5 else ""
         raise IncompleteError(
-            f"{task.name}: {len(failed)} of {len(specs)} shards are missing ({causes}{more}). Details are in "
+            f"{task.name}: {len(work.failed)} of {work.total} shards are missing ({causes}{more}). Details are in "
             f"{FAILURES}/ beside the shards; the same command tries only the missing ones again"
         )
-    for folder in folders:
+    for folder in work.wanted:
         folder.sweep()
     return summary
 
 
-def _add_up(specs: list[Spec], into: Summary) -> None:
+class _Work:
+    """The specs of a task as they come, but for those that are done, then those that are to be tried again.
+
+    A task that grows is never looked at whole. Where finding specs ends in a `UserError`, `broken` has it, and the work
+    is over all the same: what is in flight shall end first.
+    """
+
+    def __init__(self, task: ShardTask[Any]) -> None:
+        self._growing = task if isinstance(task, GrowingTask) else None
+        known = [] if self._growing else list(task.specs())
+        self._known = len(known)
+        self._specs: Iterator[Spec | None] = task.specs() if self._growing else iter(known)
+        self._done: dict[Folder, dict[int, RecordName]] = {}
+        self._damaged: dict[Folder, dict[int, str]] = {}
+        self.withdrawn: list[str] = []
+        self._more = True
+        self.again: deque[Spec] = deque()
+        self.wanted: dict[Folder, set[int]] = {}
+        self.skipped = 0
+        self.failed: list[Outcome] = []
+        self.failures = _Failures()
+        self.broken: UserError | None = None
+
+    @property
+    def total(self) -> int:
+        """How many specs there are, as far as is known."""
+        return self._growing.outlook()[0] if self._growing else self._known
+
+    @property
+    def over(self) -> bool:
+        """Whether none is left, as far as is known."""
+        return not self._more and not self.again
+
+    def next(self) -> Spec | None:
+        """The next spec that is to be run; None if there is none now."""
+        # What is new comes first: what has failed may need time to pass.
+        try:
+            while self._more and (spec := next(self._specs)) is not None:
+                if not self._is_done(spec):
+                    return spec
+                self.failures.clear(spec)
+                self.skipped += 1
+        except StopIteration:
+            self._more = False
+        except UserError as error:
+            self._more, self.broken = False, error
+        return None if self._more or not self.again else self.again.popleft()
+
+    def _is_done(self, spec: Spec) -> bool:
+        """Whether the record that `spec` asks for is there; it is withdrawn if its files are not as it says."""
+        folder, shard = spec.folder, spec.shard
+        if folder not in self._done:
+            # In each folder one listing of its records, and one of its files.
+            self._done[folder] = published_records(folder)
+            self._damaged[folder] = damaged_shards(folder, self._done[folder].values())
+            self.wanted[folder] = set()
+            self.failures.look(folder)
+        self.wanted[folder].add(shard)
+        name = self._done[folder].get(shard)
+        if name is None or name.fingerprint != spec.fingerprint:
+            return False
+        if shard in self._damaged[folder]:
+            folder.child(RECORDS).delete(str(name))
+            del self._done[folder][shard]
+            self.withdrawn.append(self._damaged[folder][shard])
+            return False
+        return True
+
+    def tell(self, meter: Meter, units: int = 0, items: int = 0) -> None:
+        """Tell the meter what is done and how much there is, and whatever else is to be known."""
+        total, note = self._growing.outlook() if self._growing else (self._known, "")
+        failed = f"{len(self.failed)} failed" if self.failed else ""
+        meter.expect(total, self.skipped)
+        meter.advance(units, items, note=", ".join(filter(None, [failed, note])))
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        if isinstance(self._specs, Generator):
+            self._specs.close()
+
+
+def _add_up(wanted: dict[Folder, set[int]], into: Summary) -> None:
     """Add every published record of the specs, old and new; also writes the derived manifests."""
-    wanted = {(spec.folder, spec.shard) for spec in specs}
-    for folder in {spec.folder for spec in specs}:
+    for folder, shards in wanted.items():
         for shard, record in compact(folder).items():
-            if (folder, shard) in wanted:
+            if shard in shards:
                 into.samples += record.count
                 into.stats.update(record.stats)
 
 
-def _is_done(spec: Spec, done: dict[Folder, Any]) -> bool:
-    name = done[spec.folder].get(spec.shard)
-    return name is not None and name.fingerprint == spec.fingerprint
+def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Meter, attempts: int) -> Iterator[Outcome]:
+    """Final outcomes in order of completion; retries and the quarantine happen inside.
 
-
-def _outcomes(todo: list[Spec], executor: Executor, failures: _Failures, attempts: int) -> Iterator[Outcome]:
-    """Final outcomes in order of completion; retries and the quarantine happen inside."""
-    waiting = deque(todo)
+    The executor is started for the first spec that is to be run, and closed in the end.
+    """
     tries: Counter[Spec] = Counter()
-    flying = 0
-    while waiting or flying:
-        while waiting and flying < executor.slots:
-            executor.submit(waiting.popleft())
-            flying += 1
-        outcome = executor.wait()
-        flying -= 1
-        spec = outcome.spec
-        tries[spec] += 1
-        if outcome.record is not None:
-            failures.clear(spec)
-            yield outcome
-        elif outcome.error is not None:
-            raise outcome.error
-        elif outcome.kind == "transient" and tries[spec] < attempts:
-            log.warning("%s: attempt %d failed (%s), trying again", spec.label, tries[spec], outcome.cause)
-            waiting.append(spec)
-        else:
-            failures.add(outcome, tries[spec])
-            yield outcome
+    flying, started = 0, False
+    try:
+        while flying or not work.over:
+            while not work.over and (not started or flying < executor.slots):
+                spec = work.next()
+                if spec is None:
+                    if not work.over:
+                        work.tell(meter)
+                    continue
+                if not started:
+                    executor.start(task)
+                    started = True
+                executor.submit(spec)
+                flying += 1
+            if flying:
+                outcome = executor.wait()
+                flying -= 1
+                tries[outcome.spec] += 1
+                if _is_final(outcome, tries[outcome.spec], attempts, work):
+                    yield outcome
+    finally:
+        if started:
+            executor.close()
+    if work.broken is not None:
+        raise work.broken
+
+
+def _is_final(outcome: Outcome, tried: int, attempts: int, work: _Work) -> bool:
+    """Whether the outcome of the attempt number `tried` of `attempts` stands; else its spec is to be tried again."""
+    if outcome.record is not None:
+        work.failures.clear(outcome.spec)
+        return True
+    if outcome.error is not None:
+        raise outcome.error
+    if outcome.kind == "transient" and tried < attempts:
+        log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
+        work.again.append(outcome.spec)
+        return False
+    work.failures.add(outcome, tried)
+    return True

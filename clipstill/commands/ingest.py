@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from shards.errors import IncompleteError
 
 if TYPE_CHECKING:
     from ingest import IngestReport, NetworkSettings
@@ -15,7 +16,8 @@ _SUMMARY = """\
 Download a list of image URLs into webdataset shards.
 
 Every input row ends in a tar or, with its cause, in the Parquet ledger beside it. Shard boundaries and keys are fixed
-by the input alone. Stop it at any moment and start the same command again: it goes on, and the result is the same.
+by the input alone. Stop it at any moment and start the same command again: it goes on, and the result is the same. A
+list that has grown at its end since adds its new rows.
 `clipstill ingest retry OUT` fetches again what failed but may pass; `clipstill ingest report OUT` makes a page of it.
 """
 
@@ -79,6 +81,17 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--caption-column", metavar="NAME", help="the column with the captions (default: the format's, or caption)"
     )
+    source.add_argument("--no-captions", action="store_true", help="take images alone: no column holds captions")
+    source.add_argument(
+        "--columns", default="", metavar="A,B", help="what the columns of a CSV or TSV are called that has no header"
+    )
+    source.add_argument("--quoted", action="store_true", help="the fields of a TSV may be quoted, as those of a CSV")
+    source.add_argument(
+        "--encoding",
+        default="utf-8",
+        metavar="NAME",
+        help="of the text in the list, as Python calls it: latin-1, cp1252",
+    )
     source.add_argument("--keep", default="", metavar="A,B", help="further columns to keep in ledger and JSON")
     source.add_argument("--hash-column", metavar="NAME", help="the column with the hash that each file must have")
     source.add_argument(
@@ -89,7 +102,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help="fetch only rows that meet it, as in 'similarity >= 0.3'; may be given more than once",
     )
     source.add_argument("--subset", metavar="FILE", help="yfcc15m: the list of the photos to take")
-    source.add_argument("--shard-size", type=int, default=1000, metavar="ROWS", help="input rows a shard")
+    source.add_argument("--shard-size", type=int, default=1000, metavar="ROWS", help="rows to fetch a shard")
 
 
 def _add_image(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +129,12 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     image.add_argument(
         "--hash", choices=["md5", "sha256", "sha512"], default="sha256", help="of each file as it came, in the ledger"
     )
+    image.add_argument(
+        "--blur-faces",
+        metavar="COLUMN",
+        help="blur what is in the boxes of this column (DataComp's face_bboxes), and keep it",
+    )
+    image.add_argument("--exif", choices=["on", "off"], default="on", help="keep it, in ledger and JSON")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +201,8 @@ def _network(args: argparse.Namespace) -> NetworkSettings:
 
 def run(args: argparse.Namespace) -> int:
     from ingest import ImageSettings, IngestSettings, SourceSettings, ingest  # noqa: PLC0415 - `--help` stays fast
+    from shards import Folder  # noqa: PLC0415
+    from shards.reader import read_rounds  # noqa: PLC0415
 
     settings = IngestSettings(
         source=SourceSettings(
@@ -189,10 +210,14 @@ def run(args: argparse.Namespace) -> int:
             format=args.format,
             url_column=args.url_column,
             caption_column=args.caption_column,
-            keep=tuple(name for name in args.keep.split(",") if name),
+            keep=tuple(dict.fromkeys(name for name in [*args.keep.split(","), args.blur_faces] if name)),
             hash_column=args.hash_column,
             where=tuple(args.where),
             subset=args.subset,
+            columns=tuple(args.columns.split(",")) if args.columns else (),
+            quoted=args.quoted,
+            encoding=args.encoding,
+            captions=not args.no_captions,
         ),
         out=args.out,
         name=args.name,
@@ -211,6 +236,8 @@ def run(args: argparse.Namespace) -> int:
             max_bytes=args.max_bytes,
             max_pixels=args.max_pixels,
             hash=args.hash,
+            exif=args.exif == "on",
+            blur_faces=args.blur_faces,
         ),
         network=_network(args),
         engine=args.engine,
@@ -220,6 +247,11 @@ def run(args: argparse.Namespace) -> int:
     report = ingest(settings, make_executor(args, workers=cores(), cpus=1))
     _tell(report, args.out)
     show(f"{report.summary.finished} shards made, {report.summary.skipped} were there already, in {args.out}")
+    if remade := report.summary.remade:
+        more = f" and {len(remade) - 5} more" if len(remade) > 5 else ""
+        show(f"{len(remade)} of them made again: {'; '.join(remade[:5])}{more}")
+    if report.main_cause is not None and not read_rounds(Folder(args.out)):
+        raise IncompleteError(f"{args.out}: none of {report.rows} rows became a sample: {report.main_cause}")
     return 0
 
 
@@ -249,6 +281,8 @@ def _tell(report: IngestReport, out: str) -> None:
     show(f"{report.rows} rows: " + ", ".join([f"{report.samples} samples", f"{sum(failed.values())} failed", *parts]))
     for cause, count in sorted(failed.items(), key=lambda item: -item[1]):
         show(f"  {count:>8}  {cause}")
+    if "bad_row" in failed:
+        show("bad_row: error_message in the ledger names each one's line and fault; --encoding helps if it is no UTF-8")
     if "blocked_address" in failed:
         again = f"clipstill ingest retry {shlex.quote(out)} --allow-address ADDRESS"
         show(f"blocked_address: not fetched, as the address is not public. If it is a machine of yours: {again}")

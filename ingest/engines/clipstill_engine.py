@@ -100,6 +100,7 @@ class ClipstillEngine:
         self._wake()
         self._driver.join()
         self._pool.shutdown(cancel_futures=True)
+        self._images.close()
         if "_isolated" in vars(self):
             self._isolated.close()
 
@@ -191,7 +192,8 @@ class ClipstillEngine:
         processor = self._isolated if call.careful else self._images
 
         def decode() -> Fetched:
-            return _fetched(answer, processor.process(answer.read(), call.requests[place].digest))
+            request = call.requests[place]
+            return _fetched(answer, processor.process(answer.read(), request.digest, request.boxes))
 
         def tell(done: Future[Fetched]) -> None:
             if done.cancelled():

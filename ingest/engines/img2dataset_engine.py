@@ -24,7 +24,7 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 
 from ingest.ledger import CAUSES, Fetched, Request
-from ingest.settings import IngestSettings
+from ingest.settings import ImageSettings, IngestSettings
 
 _THREADS = 32
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO", "JPEG2000", "PPM")
@@ -60,7 +60,7 @@ class Img2datasetEngine:
             with pa.ipc.new_file(str(rows), table.schema) as sink:
                 sink.write_table(table)
             downloader = self._downloader_class(
-                sample_writer_class=lambda *_: _Collector(collected, image.hash, image.format),
+                sample_writer_class=lambda *_: _Collector(collected, image),
                 resizer=self._resizer,
                 thread_count=min(_THREADS, network.connections),
                 save_caption=False,
@@ -124,8 +124,8 @@ def _beside(work: Callable[[], None], stop: Callable[[], None]) -> None:
 class _Collector:
     """Stands where img2dataset has its sample writers, which write in order of completion."""
 
-    def __init__(self, into: dict[int, Fetched], hash_name: str, extension: str) -> None:
-        self._into, self._hash, self._extension = into, hash_name, extension
+    def __init__(self, into: dict[int, Fetched], image: ImageSettings) -> None:
+        self._into, self._image = into, image
 
     def write(self, image: bytes | None, key: str, _caption: str | None, meta: dict[str, Any]) -> None:
         # With shard 0 img2dataset's key is the zero-padded row number.
@@ -138,8 +138,9 @@ class _Collector:
                 error_class=cause if known else classify(message), error_message=rest if known else message
             )
         else:
-            exif = meta["exif"] if meta["exif"] not in (None, "{}") else None
-            fetched = Fetched(image=image, extension=self._extension, digest=meta[self._hash], exif=exif, **sizes)
+            exif = (meta["exif"] or "{}") if self._image.exif else "{}"
+            digest = meta[self._image.hash]
+            fetched = Fetched(image=image, extension=self._image.format, digest=digest, exif=exif, **sizes)
         self._into[int(key)] = fetched
 
     def close(self) -> None:

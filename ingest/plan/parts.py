@@ -1,66 +1,64 @@
 """Tables of rows, one a shard, kept in `_plan/` as Arrow files of many shards: a worker maps one and takes a batch.
 
-One file a shard would be millions of small objects on a store; one file for all could be neither cached nor replaced.
+One file a shard would be millions of small objects on a store; one file for all could be neither cached nor read while
+it is written. A part goes once its shards are made and it is none of the newest: its rows stand in the ledgers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from ingest.ledger import PLAN_COLUMNS, RESERVED, read_ledger
+from ingest.plan.stages import Part, find_part
 from shards import Folder, UserError
 from shards.fingerprint import sha256_file
 
 PLAN = "_plan"
-_PART_ROWS = 1_000_000
-_REMAKE = "Restore it, or ingest into another folder"
+PART_ROWS = 1 << 18
+"""The most rows of a part, unless one shard has more."""
+_REMAKE = "Run the same `clipstill ingest` command again, or restore it"
 
-Part = dict[str, Any]
-"""Of one file: `name`, `bytes`, `sha256`, and how many `shards` and `rows` it holds."""
+
+def write_part(folder: Folder, name: str, tables: Sequence[pa.Table]) -> Part:
+    """Publish the tables of some shards, all of one schema, as one part; returns what stands for it in a stage."""
+    with folder.child(PLAN).staged(name) as path:
+        # A shard's buffers are so small that handing them to threads takes longer than to work on them, as in reading.
+        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, tables[0].schema, options=options) as writer:
+            for table in tables:
+                writer.write_table(table.combine_chunks())
+        part = {"name": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return {**part, "shards": len(tables), "rows": sum(table.num_rows for table in tables)}
 
 
 def write_parts(folder: Folder, prefix: str, tables: Iterable[pa.Table]) -> list[Part]:
-    """Publish tables, one for each shard and all with one schema, in parts of at most a million rows or one shard.
+    """Publish tables, one for each shard and all with one schema, in parts of at most `PART_ROWS` rows or one shard.
 
     The parts' names begin with `prefix`. Returns what `read_rows` needs as `parts`; empty if there is no table.
     """
-    source = iter(tables)
-    table = next(source, None)
     parts: list[Part] = []
-    while table is not None:
-        name = f"{prefix}-{len(parts):05d}.arrow".removeprefix("-")
-        rows = shards = 0
-        with folder.child(PLAN).staged(name) as path:
-            with pa.OSFile(str(path), "wb") as file, _new_file(file, table.schema) as writer:
-                while table is not None and (not shards or rows + table.num_rows <= _PART_ROWS):
-                    writer.write_table(table.combine_chunks())
-                    rows, shards = rows + table.num_rows, shards + 1
-                    table = next(source, None)
-            part = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        parts.append({"name": name, **part, "shards": shards, "rows": rows})
+    held: list[pa.Table] = []
+    for table in tables:
+        if held and sum(one.num_rows for one in held) + table.num_rows > PART_ROWS:
+            parts.append(write_part(folder, part_name(prefix, len(parts)), held))
+            held = []
+        held.append(table)
+    if held:
+        parts.append(write_part(folder, part_name(prefix, len(parts)), held))
     return parts
 
 
-def rewrite_part(folder: Folder, part: Part, batches: Iterator[pa.RecordBatch]) -> Part:
-    """Publish a part again with the same shards and other values; returns what is to stand in its place."""
-    first = next(batches)
-    with folder.child(PLAN).staged(part["name"]) as path:
-        with pa.OSFile(str(path), "wb") as file, _new_file(file, first.schema) as writer:
-            writer.write_batch(first)
-            for batch in batches:
-                writer.write_batch(batch)
-        return {**part, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _new_file(file: pa.NativeFile, schema: pa.Schema) -> pa.RecordBatchFileWriter:
-    # A shard's buffers are so small that handing them to threads takes longer than to work on them, as in reading.
-    return pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False))
+def part_name(prefix: str, number: int) -> str:
+    """The file of a stage's part: `00000.arrow`, with a prefix `round-001-00000.arrow`."""
+    return f"{prefix}-{number:05d}.arrow".removeprefix("-")
 
 
 def read_part(folder: Folder, part: Part, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The shards of a part just written, in order. On an object store this is a download that nothing caches."""
+    """The shards of a part, in order. On an object store this is a download that nothing caches."""
     place = folder.child(PLAN)
     source = (
         pa.memory_map(str(place.path / part["name"])) if place.is_local else pa.BufferReader(place.read(part["name"]))
@@ -76,22 +74,17 @@ def read_part(folder: Folder, part: Part, columns: list[str] | None = None) -> I
 def read_rows(folder: Folder, facts: dict[str, Any], shard: int) -> pa.Table:
     """The planned rows of one shard: `ledger.PLAN_COLUMNS`, then the kept columns.
 
-    `facts` are those of `dataset.json`, or of a later round whose shards begin at its `first`. On an object store a
-    part is copied once to the local cache. Raises `UserError` if the part is absent or damaged.
+    `facts` are those of `dataset.json` or of a round, which has a `first`; what has been planned since they were read
+    is found in the folder. On an object store a part is copied once to the local cache. Where a part has been removed
+    the shard's own ledger has the rows. Raises `UserError` if neither is there, or the part is damaged.
     """
-    number = shard - facts.get("first", 0)
-    for part in facts["parts"]:
-        if number < part["shards"]:
-            return _read_shard(folder, part, number)
-        number -= part["shards"]
-    raise ValueError(f"shard {shard} is not in this plan")
-
-
-def _read_shard(folder: Folder, part: Part, number: int) -> pa.Table:
-    path = folder.child(PLAN).fetch(part["name"], part["sha256"])
+    part, number = find_part(folder, facts, shard)
+    path = _local_path(folder, part)
+    if path is None and folder.exists(f"{shard:05d}.parquet"):
+        return planned_columns(read_ledger(folder, shard))
     where = f"{folder}/{PLAN}/{part['name']}"
-    size = path.stat().st_size if path.exists() else None
-    if size != part["bytes"]:
+    size = None if path is None else path.stat().st_size
+    if path is None or size != part["bytes"]:
         state = "is missing" if size is None else f"has {size} bytes"
         raise UserError(f"this part of the plan {state}, it was written with {part['bytes']}", where=where, do=_REMAKE)
     try:
@@ -100,3 +93,20 @@ def _read_shard(folder: Folder, part: Part, number: int) -> pa.Table:
             return pa.Table.from_batches([reader.get_batch(number)])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"this part of the plan is damaged ({error})", where=where, do=_REMAKE) from None
+
+
+def _local_path(folder: Folder, part: Part) -> Path | None:
+    """The part's file, or a copy of it; None if it is not there any more."""
+    place = folder.child(PLAN)
+    try:
+        path = place.fetch(part["name"], part["sha256"])
+    except UserError:
+        if place.exists(part["name"]):
+            raise
+        return None
+    return path if path.exists() else None
+
+
+def planned_columns(ledger: pa.Table) -> pa.Table:
+    """A ledger's rows as they were planned."""
+    return ledger.drop_columns([name for name in ledger.column_names if name in RESERVED.difference(PLAN_COLUMNS)])

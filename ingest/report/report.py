@@ -10,6 +10,7 @@ import heapq
 import io
 import itertools
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
@@ -19,15 +20,18 @@ import fsspec
 import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from ingest.ledger import may_pass, reading
+from ingest.report.causes import GROUPS, explain
+from ingest.report.published import PUBLISHED, ROT, far_below
 from ingest.report.tally import Rates, Spread, Tally, tally
 from shards import Folder, Shard, ShardRecord, UserError, published_records, read_records, seed64
-from shards.quantities import GLUE, said_share, said_size
-from shards.reader import is_planned, planned_shards, read_dataset_facts, read_rounds
+from shards.quantities import said_share, said_size, said_span
+from shards.reader import is_planned, is_retry, planned_rows, planned_shards, read_dataset_facts, read_rounds, shards_of
 
 PAGE = "report.html"
 _SHEET = 24
@@ -57,13 +61,15 @@ def write_report(url: str) -> str:
         UserError: no dataset that `clipstill ingest` wrote, or a damaged one.
     """
     folder = Folder(url)
-    facts = read_dataset_facts(folder)
+    facts = read_dataset_facts(folder, unfinished=True)
     if "settings" not in facts:
         raise UserError("this dataset was not made from a plan", where=url, do="Give what `clipstill ingest` wrote")
     planned = planned_shards(folder, facts)
     names = [name for name in published_records(folder).values() if is_planned(planned, name)]
     records = read_records(folder, names)
-    counted = tally(folder, facts, records)
+    rows, stages = planned_rows(folder, facts), [facts, *read_rounds(folder)]
+    retries = [stage for stage in stages if is_retry(stage)]
+    counted = tally(folder, facts["name"], rows, records, {shard for stage in retries for shard in shards_of(stage)})
     rates = counted.timeline.rates()
     environment = Environment(
         loader=PackageLoader("ingest.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -72,19 +78,26 @@ def write_report(url: str) -> str:
         "count": "{:,}".format,
         "share": said_share,
         "size": said_size,
-        "span": _span,
+        "span": said_span,
         "moment": _moment,
+        "options": _with_options,
     }
     page = environment.get_template("report.html.j2").render(
-        facts=facts,
+        facts={**facts, "rows": rows, "inputs": [stage for stage in stages if not is_retry(stage)][-1]["inputs"]},
         settings=_flat(facts["settings"]),
         place=shlex.quote(url),
-        shards={"planned": len(planned), "first": facts["shards"], "done": len(records)},
+        shards={
+            "planned": len(planned),
+            "first": len(planned) - sum(stage["shards"] for stage in retries),
+            "done": len(records),
+        },
         missing=[shard for shard in planned if shard not in records],
-        rounds=len(read_rounds(folder)),
+        rounds=len(retries),
         tally=counted,
-        outcome=_outcome(counted, facts["rows"]),
+        outcome=_outcome(counted, rows),
         causes=_causes(counted),
+        groups=_groups(counted),
+        normal=_normal(counted, facts["settings"]["source"]),
         failing=_hosts(counted, "failed"),
         largest=_hosts(counted, "rows"),
         stored=sum(record.file(".tar").bytes for record in records.values()),
@@ -127,9 +140,33 @@ def _outcome(counted: Tally, rows: int) -> dict[str, int]:
 def _causes(counted: Tally) -> list[dict[str, Any]]:
     order = sorted(counted.causes.items(), key=lambda item: (-item[1], item[0]))
     return [
-        {"cause": cause, "rows": rows, "retryable": may_pass(cause), "example": counted.examples[cause]}
+        {
+            "cause": cause,
+            "rows": rows,
+            "retryable": may_pass(cause),
+            "words": explain(cause),
+            "example": counted.examples[cause],
+        }
         for cause, rows in order
     ]
+
+
+def _groups(counted: Tally) -> list[tuple[str, int]]:
+    """Failed rows by group of causes, those that there are, the largest first."""
+    sums = Counter(dict.fromkeys(GROUPS, 0))
+    for cause, rows in counted.causes.items():
+        sums[explain(cause).group] += rows
+    return [(group, rows) for group, rows in sums.most_common() if rows]
+
+
+def _normal(counted: Tally, source: dict[str, Any]) -> dict[str, Any] | None:
+    """The yield beside what others published for this list; None where nothing was, or nothing is fetched yet."""
+    published = PUBLISHED.get(source["format"], ())
+    wanted = counted.wanted
+    if not published or not wanted:
+        return None
+    share = counted.statuses["success"] / wanted
+    return {"published": published, "share": share, "below": far_below(share, published), "rot": ROT}
 
 
 def _hosts(counted: Tally, by: str) -> list[dict[str, Any]]:
@@ -170,6 +207,9 @@ def _contact_sheet(folder: Folder, records: dict[int, ShardRecord], name: str) -
 
 
 def _part(folder: Folder, name: str, start: int, size: int) -> bytes:
+    # A sample without a caption: of nothing, a store may send everything.
+    if size == 0:
+        return b""
     # Not through `Folder.fetch`: of a tar on an object store, a few kilobytes are wanted.
     fs, path = fsspec.core.url_to_fs(f"{folder.url}/{name}")
     return bytes(fs.cat_file(path, start=start, end=start + size))
@@ -268,13 +308,9 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _span(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    whole = round(seconds)
-    for unit, smaller, size, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}".replace(" ", GLUE)
-    return f"{seconds:.3g}{GLUE}s"
+def _with_options(text: str) -> Markup:
+    """A text of ours in which command-line options are set as code, and not broken."""
+    return Markup(re.sub(r"--[a-z-]+", r"<code>\g<0></code>", str(escape(text))))
 
 
 def _moment(seconds: float) -> str:

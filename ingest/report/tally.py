@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -172,6 +171,11 @@ class Tally:
     def rows(self) -> int:
         return self.statuses.total()
 
+    @property
+    def wanted(self) -> int:
+        """The rows that were to be fetched: no duplicates, whose captions are kept, and none that was filtered out."""
+        return self.rows - self.statuses["duplicate"] - self.statuses["filtered"]
+
     def add_fetches(self, rows: pa.Table) -> None:
         """Count what the network did for these ledger rows."""
         rows = rows.filter(pc.is_valid(rows["started"]))
@@ -214,25 +218,26 @@ class Tally:
             self.hosts = {name: self.hosts[name] for name in order[: _HOSTS // 2]}
 
 
-def tally(folder: Folder, facts: dict[str, Any], records: dict[int, ShardRecord]) -> Tally:
-    """Read the ledgers and indexes of `records`, published shards of the dataset whose facts are `facts`.
+def tally(folder: Folder, name: str, rows: int, records: dict[int, ShardRecord], retries: Container[int]) -> Tally:
+    """Read the ledgers and indexes of `records`, published shards of the dataset `name` whose list has so many `rows`.
+    Shards among `retries` fetched rows of others again.
 
     Raises `UserError` if one of them is missing or damaged.
     """
     result = Tally()
-    retried = any(shard >= facts["shards"] for shard in records)
-    seen = np.zeros(facts["rows"] if retried else 0, bool)
+    retried = any(shard in retries for shard in records)
+    seen = np.zeros(rows if retried else 0, bool)
     for shard in sorted(records, reverse=True):
-        for rows in _ledger(folder, f"{shard:05d}.parquet"):
-            result.add_fetches(rows)
-            states = rows
+        for batch in _ledger(folder, f"{shard:05d}.parquet"):
+            result.add_fetches(batch)
+            states = batch
             if retried:
-                digits = pc.utf8_slice_codeunits(rows["key"], len(facts["name"]) + 1)
+                digits = pc.utf8_slice_codeunits(batch["key"], len(name) + 1)
                 numbers = digits.cast(pa.int64()).to_numpy()
-                states = rows.filter(pa.array(~seen[numbers]))
+                states = batch.filter(pa.array(~seen[numbers]))
                 seen[numbers] = True
             result.add_states(states)
-            if shard >= facts["shards"]:
+            if shard in retries:
                 result.again += states.num_rows
                 result.recovered += pc.sum(pc.equal(states["status"], "success")).as_py() or 0
         index = records[shard].file(".index.arrow").name

@@ -8,7 +8,7 @@ Memory does not grow with the number of rows.
     → source.py (all of it together; read this first)
 """
 
-from ingest.sources.files import describe_input
+from ingest.sources.files import hash_input
 from ingest.sources.source import Source
 
-__all__ = ["Source", "describe_input"]
+__all__ = ["Source", "hash_input"]

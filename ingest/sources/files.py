@@ -11,7 +11,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from ingest.sources.mistaken import refuse_folder
 from shards import UserError
+from shards.stores import is_of_library, told
 
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 KINDS = {
@@ -20,6 +22,7 @@ KINDS = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
 }
 
@@ -39,21 +42,52 @@ def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[st
     """
     found: list[str] = []
     for path in paths:
-        try:
+        with explained(path):
             fs, plain = fsspec.core.url_to_fs(path)
-            if fs.isfile(plain):
+            kind = _kind(fs, plain)
+            if kind == "file":
                 matches = [plain]
-            elif fs.isdir(plain):
-                matches = [file for file in sorted(fs.find(plain)) if _is_data(file, plain) and belongs(file)]
+            elif kind == "directory":
+                files = [file for file in sorted(fs.find(plain)) if _is_data(file, plain)]
+                matches = [file for file in files if belongs(file)]
+                refuse_folder(path, files, matches)
+            elif kind is not None:
+                raise UserError("this is no file: it can be read only once", where=path, do="Write it to a file first")
             else:
                 matches = sorted(fs.glob(plain)) if any(sign in plain for sign in "*?[") else []
                 matches = [match for match in matches if fs.isfile(match)]
-        except (ValueError, ImportError, OSError) as error:
-            raise UserError(f"cannot be opened ({error})", where=path) from None
         if not matches:
             raise UserError("no such input file", where=path, do="Check the path and --format")
         found += [fs.unstrip_protocol(match) for match in matches]
     return found
+
+
+def _kind(fs: Any, path: str) -> str | None:
+    """What `path` is ("file", "directory" or "other"), None if there is no such thing."""
+    try:
+        kind: str = fs.info(path)["type"]
+    except FileNotFoundError as error:
+        # Over HTTP whatever goes wrong is called so. What it was stands behind it.
+        cause = error.__cause__
+        is_absent = getattr(cause, "status", None) in {404, 410}
+        if path.startswith("http") and cause is not None and is_of_library(cause) and not is_absent:
+            raise cause from None
+        return None
+    return kind
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn what goes wrong in getting at a file, on disk or on a store, into a `UserError` that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        known = told(error)
+        if known is None:
+            raise
+        raise UserError(known[0], where=path, do=known[1]) from None
 
 
 def _is_data(file: str, folder: str) -> bool:
@@ -61,21 +95,43 @@ def _is_data(file: str, folder: str) -> bool:
     return not any(part.startswith((".", "_")) for part in below)
 
 
-def describe_input(path: str, stop: threading.Event) -> dict[str, Any]:
-    """Name, size in bytes and SHA-256 of an input file, or of its beginning once `stop` is set.
+def look_at_input(path: str) -> dict[str, Any]:
+    """An input file's `name`, its `bytes` and when it was last `modified`: text or a number, null if the store does not
+    say. Nothing is read. Raises `UserError` if it cannot be looked at.
+    """
+    try:
+        fs, plain = fsspec.core.url_to_fs(path)
+        info = fs.info(plain)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error})", where=path) from None
+    marks = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"))
+    modified = next((mark if isinstance(mark, int | float) else str(mark) for mark in marks if mark), None)
+    return {"name": path.rsplit("/", 1)[-1], "bytes": info.get("size"), "modified": modified}
 
-    Raises `UserError` if it cannot be read.
+
+def hash_input(path: str, stop: threading.Event, most: int | None = None) -> tuple[int, str]:
+    """The number of bytes of an input file and their SHA-256: of all, or of the first `most`, or of some once `stop` is
+    set. Raises `UserError` if it cannot be read.
     """
     digest = hashlib.sha256()
     size = 0
-    try:
-        with fsspec.open(path, "rb") as file:
-            while not stop.is_set() and (block := file.read(1 << 20)):
-                digest.update(block)
-                size += len(block)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error})", where=path) from None
-    return {"name": path.rsplit("/", 1)[-1], "bytes": size, "sha256": digest.hexdigest()}
+    with explained(path), fsspec.open(path, "rb") as file:
+        while not stop.is_set():
+            block = file.read(1 << 20 if most is None else min(1 << 20, most - size))
+            if not block:
+                break
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+_READING: dict[str, pa.NativeFile] = {}
+
+
+def read_so_far(path: str) -> int:
+    """How many bytes into a file its reader is; 0 if none is at it."""
+    file = _READING.get(path)
+    return 0 if file is None or file.closed else int(file.tell())
 
 
 @contextmanager
@@ -83,11 +139,20 @@ def open_raw(path: str) -> Iterator[pa.NativeFile]:
     """A file as its bytes are."""
     fs, plain = fsspec.core.url_to_fs(path)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        with pa.OSFile(plain) as local:
+        with pa.OSFile(plain) as local, _noted(path, local):
             yield local
     else:
-        with fs.open(plain, "rb") as remote, pa.PythonFile(remote, "r") as wrapped:
+        with fs.open(plain, "rb") as remote, pa.PythonFile(remote, "r") as wrapped, _noted(path, wrapped):
             yield wrapped
+
+
+@contextmanager
+def _noted(path: str, file: pa.NativeFile) -> Iterator[None]:
+    _READING[path] = file
+    try:
+        yield
+    finally:
+        _READING.pop(path, None)
 
 
 @contextmanager

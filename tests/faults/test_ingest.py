@@ -155,6 +155,24 @@ def work(number):
     assert verify_dataset(str(tmp_path / "killed-1")).problems == ()
 
 
+def test_a_second_run_sees_what_is_gone_and_makes_it_again(
+    listing: Path, expected: dict[str, bytes], tmp_path: Path, start: Callable[..., Any], snapshot: Snapshot
+) -> None:
+    out = tmp_path / "undisturbed"
+    (out / "00001.tar").unlink()
+    (out / "00002.index.arrow").write_bytes(b"")
+    (out / "00004.parquet").unlink()
+    status, said, err = start(*command(listing, out, "--in-process")).finish()
+    assert status == 0, err
+    assert said.splitlines()[1:] == [
+        f"3 shards made, 3 were there already, in {out}",
+        "3 of them made again: 00001.tar is missing; 00002.index.arrow has 0 bytes instead of "
+        f"{len(expected['00002.index.arrow'])}; 00004.parquet is missing",
+    ]
+    assert snapshot(out) == expected
+    assert verify_dataset(str(out)).problems == ()
+
+
 def test_two_runs_into_the_same_folder_at_once_agree(
     listing: Path, expected: dict[str, bytes], tmp_path: Path, start: Callable[..., Any], snapshot: Snapshot
 ) -> None:
@@ -205,3 +223,28 @@ print("status", main({[str(word) for word in command(listing, tmp_path / "small"
     assert status == "status 2"
     assert "the disk is full" in said
     assert "Make room there and in $TMPDIR" in said
+
+
+@pytest.mark.parametrize(("size", "full"), [("60k", "/_seen: the disk is full"), ("500k", "/_plan: the disk is full")])
+def test_a_disk_without_room_for_the_plan_is_named(
+    tmp_path: Path, in_own_mounts: Callable[[str], str], size: str, full: str
+) -> None:
+    path = tmp_path / "list.tsv"
+    path.write_text(
+        "".join(f"caption {row * 7919:x}\thttp://a.invalid/{row * 104729:x}.jpg\n" for row in range(20_000))
+    )
+    program = f"""
+import subprocess, sys
+from pathlib import Path
+from clipstill.main import main
+out = Path({str(tmp_path / "small")!r})
+out.mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size={size}", "none", str(out)], check=True)
+sys.stderr = sys.stdout
+print("status", main({[str(word) for word in command(path, tmp_path / "small" / "out", "--in-process")]!r}))
+print(len(list(out.rglob("*.tmp"))), "left")
+"""
+    *_, said, status, left = in_own_mounts(program).splitlines()
+    assert (status, left) == ("status 2", "0 left")
+    assert full in said
+    assert "Make room there and in $TMPDIR, then run the same command again" in said

@@ -10,6 +10,7 @@ import pytest
 import s3fs
 
 from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings, ingest
+from ingest.sources import Source
 from shards import Dataset, Folder, InProcess, UserError, verify_dataset
 
 LOCAL = NetworkSettings(allow_addresses=("127.0.0.1",))
@@ -54,6 +55,20 @@ def test_ingested_to_a_store_and_read_from_there(
         Dataset.open(there.out)
     assert ingest(there, InProcess()).summary.finished == 1
     assert snapshot(download(there.out, tmp_path / "second")) == snapshot(tmp_path / "here")
+
+
+def test_a_list_on_a_store_without_credentials_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(UserError, match=r"^s3://bucket/list\.csv: no usable credentials"):
+            Source(SourceSettings(paths=("s3://bucket/list.csv",)))
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def download(url: str, to: Path) -> Path:

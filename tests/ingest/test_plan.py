@@ -19,8 +19,11 @@ import pytest
 from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.ledger import PLAN_COLUMNS
 from ingest.plan import make_plan, read_rows, write_parts
-from ingest.plan.duplicates import _RECORD, MOST_CAPTIONS, _find_pairs
+from ingest.plan.marking import MOST_CAPTIONS
+from ingest.plan.planner import Planner
+from ingest.plan.seen import Hashes
 from shards import Folder, UserError
+from shards.reader import read_dataset_facts
 
 
 def write(path: Path, rows: range | list[int]) -> Path:
@@ -60,6 +63,7 @@ def test_shards_are_full_but_the_last(tmp_path: Path, rows: int, sizes: list[int
             "duplicate_of": None,
             "filtered_by": None,
             "digest": None,
+            "fault": None,
         }
         for row in range(rows)
     ]
@@ -134,11 +138,18 @@ def test_another_input_is_refused_by_name(tmp_path: Path) -> None:
         return str(raised.value)
 
     assert "input two.tsv is not among the inputs any more" in refusal(one)
-    assert "input three.tsv is new" in refusal(one, two, write(tmp_path / "three.tsv", range(3)))
+    assert "the inputs come in another order" not in refusal(write(tmp_path / "0.tsv", range(3)), one, two)
+    assert "input 0.tsv is new" in refusal(one, tmp_path / "0.tsv", two)
     assert "the inputs come in another order" in refusal(two, one)
     size = two.stat().st_size
-    write(two, [*range(5, 12), 7])
+    write(two, [*range(5, 11)])
     assert f"input two.tsv has changed ({size} bytes, now {two.stat().st_size})" in refusal(one, two)
+    # Longer, but not by rows at its end.
+    write(two, [*range(4, 12), 7])
+    assert "input two.tsv has changed (sha256" in refusal(one, two)
+    write(one, range(6))
+    assert "input one.tsv has changed" in refusal(one, two)
+    write(one, range(5))
     write(two, [*range(5, 11), 12])
     text = refusal(one, two)
     assert "input two.tsv has changed" in text
@@ -330,33 +341,8 @@ def test_a_placeholders_captions_are_bounded(tmp_path: Path) -> None:
     assert got[0]["captions"] == [f"caption {row}" for row in range(1, MOST_CAPTIONS + 1)]
 
 
-def test_duplicates_are_found_across_parts_as_if_there_were_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random = np.random.default_rng(5)
-    urls = [f"http://a/{number}" for number in random.integers(0, 3000, 5000)]
-    rows: list[Row] = [(f"caption {row % 7}" if row % 11 else None, url) for row, url in enumerate(urls)]
-    whole = plan_of(tmp_path, rows, "whole", shard_size=20)
-    # Parts of few shards, and hashes spilled in many pieces.
-    monkeypatch.setattr("ingest.plan.parts._PART_ROWS", 100)
-    monkeypatch.setattr("ingest.plan.duplicates._HELD", 64)
-    monkeypatch.setattr("ingest.sources.parquet._ROWS", 50)
-    cut = plan_of(tmp_path, rows, "cut", shard_size=20)
-    assert len(list((tmp_path / "whole" / "_plan").iterdir())) == 1
-    assert len(list((tmp_path / "cut" / "_plan").iterdir())) == 50
-    assert cut == whole
-
-    places: dict[str, list[int]] = {}
-    for row, url in enumerate(urls):
-        places.setdefault(url, []).append(row)
-    for same in places.values():
-        texts = list(dict.fromkeys(caption for caption in (rows[row][0] for row in same) if caption))
-        assert told([whole[same[0]]]) == [(texts[0] if texts else None, texts[1:] or None, None)]
-        assert told([whole[row] for row in same[1:]]) == [(rows[row][0], None, same[0]) for row in same[1:]]
-
-
 def test_parts_are_of_whole_shards_and_stand_in_the_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.plan.parts._PART_ROWS", 25)
+    monkeypatch.setattr("ingest.plan.planner.PART_ROWS", 25)
     chosen = settings(tmp_path, write(tmp_path / "a.tsv", range(47)))
     facts = make_plan(chosen)
     assert [(part["name"], part["shards"], part["rows"]) for part in facts["parts"]] == [
@@ -397,17 +383,26 @@ def test_a_part_that_is_not_as_it_was_written_is_refused(tmp_path: Path, damage:
         read_rows(Folder(chosen.out), facts, 1)
 
 
-def test_nothing_is_left_of_a_plan_that_failed_but_what_the_next_one_replaces(
-    tmp_path: Path, snapshot: Callable[[str], dict[str, bytes]]
+def test_a_plan_of_which_nothing_was_fetched_makes_room_for_that_of_the_mended_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Callable[[str], dict[str, bytes]]
 ) -> None:
+    monkeypatch.setattr("ingest.plan.planner.PART_ROWS", 25)
     path = tmp_path / "a.tsv"
+    whole = settings(tmp_path, path, out=str(tmp_path / "whole"))
     path.write_bytes(b"".join(b"caption\thttp://a/%d\n" % row for row in range(300_000)) + b"\xff\thttp://b\n")
-    chosen = settings(tmp_path, path, shard_size=1000)
-    with pytest.raises(UserError, match="not UTF-8"):
-        make_plan(chosen)
-    assert snapshot(chosen.out) == {}
-    write(path, range(10))
-    assert make_plan(chosen)["rows"] == 10
+    chosen = settings(tmp_path, path)
+    planner = Planner(chosen)
+    pieces = planner.pieces()
+    next(pieces)
+    next(pieces)
+    pieces.close()
+    assert {"planning.json", "_plan/00001.arrow"} <= snapshot(chosen.out).keys()
+    with pytest.raises(UserError, match="still being ingested: 40 rows of its list are planned so far"):
+        read_dataset_facts(Folder(chosen.out))
+    write(path, range(50))
+    make_plan(whole)
+    make_plan(chosen)
+    assert snapshot(chosen.out) == snapshot(whole.out)
 
 
 def test_a_plan_on_an_object_store_is_that_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,13 +413,14 @@ def test_a_plan_on_an_object_store_is_that_on_a_disk(tmp_path: Path, monkeypatch
     assert facts == make_plan(settings(tmp_path, path))
     rows = [read_rows(Folder(there.out), facts, shard).to_pylist() for shard in range(facts["shards"])]
     assert rows == planned(str(tmp_path / "out"))
-    assert rows[4][4]["duplicate_of"] == "set-000000014"
+    assert rows[-1][-1]["duplicate_of"] == "set-000000014"
     assert make_plan(there) == facts
 
 
 def test_urls_of_which_only_half_the_hash_is_the_same_are_two() -> None:
-    records = np.array([(7, 1, 0), (7, 2, 1), (7, 1, 2), (8, 1, 3), (7, 2, 4), (7, 1, 5)], _RECORD)
-    assert _find_pairs(records).tolist() == [(2, 0), (4, 1), (5, 0)]
+    keys = np.array([7, 7, 7, 8, 7, 7], np.uint64)
+    tags = np.array([1, 2, 1, 1, 2, 1], np.uint64) << np.uint64(48)
+    assert Hashes(keys, tags).firsts().tolist() == [0, 1, 0, 3, 1, 0]
 
 
 MEASURE = """
@@ -468,7 +464,7 @@ def test_a_list_whose_columns_are_swapped_is_refused(tmp_path: Path) -> None:
     """As many rows as make sure of it, and one URL in the captions' place by chance."""
     path = tmp_path / "swapped.tsv"
     path.write_text("".join(f"http://a/{row}\tcaption {row}\n" for row in range(199)) + "x\thttp://b\n")
-    with pytest.raises(UserError, match="1 of 200 rows have a URL that begins with http"):
+    with pytest.raises(UserError, match="1 of 200 rows have a URL: the captions are URLs, so the columns are swapped"):
         make_plan(settings(tmp_path, path))
     assert not (tmp_path / "out" / "dataset.json").exists()
 

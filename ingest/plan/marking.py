@@ -1,0 +1,201 @@
+"""What becomes of a stretch of rows before any fetch: which are duplicates, whose captions go where, where shards end.
+
+Everything here follows from the rows, from those before them and from the settings, never from how they were read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingest.plan.seen import Hashes, Seen
+from shards.keys import sample_key
+
+MOST_CAPTIONS = 1000
+"""Captions of other rows kept with a sample: a placeholder's URL may stand in millions of rows."""
+_MOST_ROWS = 64
+"""A shard has at most so many times the rows that are to be fetched of it: a filter may leave none for long."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of the input: the table that a `Source` gives, and of the rows that may be fetched (they have a
+    URL and are not filtered) their `places` in it, int64, with the `hashes` of URL and promised digest.
+    """
+
+    table: pa.Table
+    places: np.ndarray
+    hashes: Hashes
+
+    @staticmethod
+    def of(table: pa.Table) -> Rows:
+        url, digest = table["url"], table["digest"]
+        wanted = pc.and_(pc.fill_null(pc.not_equal(url, ""), False), pc.is_null(table["filtered_by"]))
+        assert len(wanted) == table.num_rows
+        places = np.flatnonzero(wanted.to_numpy())
+        some = table.select(["url", "digest"]).take(pa.array(places))
+        # Rows that promise different bytes are different files, wherever they lie.
+        named = some["url"]
+        if digest.null_count < len(digest):
+            both = pc.binary_join_element_wise(some["url"], some["digest"], "\n")
+            named = pc.coalesce(both, some["url"])
+        assert len(named) == len(places)
+        assert not named.null_count
+        return Rows(table, places, Hashes.of(named.cast(pa.binary()).to_pylist()))
+
+    @staticmethod
+    def joined(several: Sequence[Rows]) -> Rows:
+        if len(several) == 1:
+            return several[0]
+        starts = np.cumsum([0, *(rows.table.num_rows for rows in several[:-1])])
+        places = [rows.places + start for rows, start in zip(several, starts.tolist(), strict=True)]
+        table = pa.concat_tables([rows.table for rows in several])
+        return Rows(table, np.concatenate(places), Hashes.joined([rows.hashes for rows in several]))
+
+    def slice(self, start: int, end: int) -> Rows:
+        low, high = np.searchsorted(self.places, [start, end])
+        return Rows(self.table.slice(start, end - start), self.places[low:high] - start, self.hashes[slice(low, high)])
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Of each of `rows.places`: the row, numbered over the whole input, that has its URL first, or itself."""
+
+    rows: Rows
+    first_row: int
+    origin: np.ndarray
+
+    @staticmethod
+    def of(rows: Rows, first_row: int, seen: Seen) -> Marks:
+        """Mark rows that follow on all that `seen` knows of before `first_row`, the number of the first of them."""
+        known = seen.find(rows.hashes, first_row)
+        here = rows.places[rows.hashes.firsts()] + first_row
+        return Marks(rows, first_row, np.where(known >= 0, known, here))
+
+    @property
+    def fetched(self) -> np.ndarray:
+        """(n,) bool: which of `rows.places` have no row before them with the same URL."""
+        first: np.ndarray = self.origin == self.rows.places + self.first_row
+        return first
+
+    def slice(self, end: int) -> Marks:
+        """Those of the rows before `end`."""
+        rows = self.rows.slice(0, end)
+        return Marks(rows, self.first_row, self.origin[: len(rows.places)])
+
+    def table(self, dataset: str) -> pa.Table:
+        """The rows with every column that a plan has. A row that others of the stretch duplicate gets their captions as
+        `captions` (each text once, in the order of the rows, at most `MOST_CAPTIONS`), and the first of them as its
+        `caption` if it has none itself.
+        """
+        table, count = self.rows.table, len(self.rows)
+        numbers = np.arange(self.first_row, self.first_row + count)
+        digits = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 9, "0")
+        again = ~self.fetched
+        keys = [sample_key(dataset, row) for row in self.origin[again].tolist()]
+        nothing = pa.nulls(count, pa.string())
+        columns = {
+            "key": pc.binary_join_element_wise(f"{dataset}-", digits, ""),
+            "url": table["url"],
+            **self._captions(),
+            "duplicate_of": _replaced(nothing, self.rows.places[again], keys),
+        }
+        columns |= {name: table[name] for name in table.column_names if name not in columns}
+        assert all(len(column) == count for column in columns.values())
+        return pa.table(columns)
+
+    def _captions(self) -> dict[str, pa.Array]:
+        table = self.rows.table
+        caption = table["caption"].combine_chunks()
+        listed = table["captions"].combine_chunks() if "captions" in table.column_names else None
+        captions = pa.nulls(len(caption), pa.list_(pa.string())) if listed is None else listed
+        # Of rows that are fetched those with more to say than one caption; the others stay as they are.
+        origin = self.origin - self.first_row
+        later = (origin >= 0) & ~self.fetched
+        owners = set(origin[later].tolist())
+        if listed is not None:
+            several = np.zeros(len(caption), np.bool_)
+            several[self.rows.places[self.fetched]] = True
+            owners.update(np.flatnonzero(several & pc.is_valid(listed).to_numpy(zero_copy_only=False)).tolist())
+        if not owners:
+            return {"caption": caption, "captions": captions}
+        first = np.array(sorted(owners), np.int64)
+        texts: dict[int, dict[str, None]] = {}
+        # Owners before the rows that repeat their URL: these come after them.
+        places = np.concatenate([first, self.rows.places[later]])
+        for owner, own, more in zip(
+            [*first.tolist(), *origin[later].tolist()],
+            caption.take(pa.array(places)).to_pylist(),
+            captions.take(pa.array(places)).to_pylist(),
+            strict=True,
+        ):
+            held = texts.setdefault(owner, {})
+            for text in (own, *(more or ())):
+                # An ordered set is a dict of nothing; one more than are kept, as one of them is the `caption`.
+                if text and text.strip() and len(held) <= MOST_CAPTIONS:
+                    held[text] = None
+        own_captions = caption.take(pa.array(first)).to_pylist()
+        chosen = [next(iter(texts[owner]), own) for owner, own in zip(first.tolist(), own_captions, strict=True)]
+        others = [list(texts[owner])[1:] or None for owner in first.tolist()]
+        return {"caption": _replaced(caption, first, chosen), "captions": _replaced(captions, first, others)}
+
+    def entries(self, table: pa.Table, *, captioned: bool) -> tuple[Hashes, np.ndarray]:
+        """What later rows are to be duplicates of: hashes and rows. `table` is that of `table()`.
+
+        In a list with captions a row without one is not fetched, so a later one of its URL, which has one, will be.
+        """
+        first = self.fetched
+        if captioned:
+            first = first & _says_something(table["caption"].take(pa.array(self.rows.places)))
+        return self.rows.hashes[first], self.rows.places[first] + self.first_row
+
+
+def shard_ends(marks: Marks, size: int, most: int, *, ended: bool) -> list[int]:
+    """Where the shards that are complete end, as numbers of rows from the first on.
+
+    A shard has `size` rows to be fetched and those that need no fetch up to the next one that does; but in all at most
+    64 times `size` rows, or `most` if that is less (and more than `size`). The input's end completes the last one.
+    """
+    count, limit = len(marks.rows), max(size, min(_MOST_ROWS * size, most))
+    fetched = marks.rows.places[marks.fetched]
+    ends: list[int] = []
+    start = 0
+    while start < count:
+        next_one = int(np.searchsorted(fetched, start)) + size
+        end = start + limit
+        if next_one < len(fetched):
+            end = min(end, int(fetched[next_one]))
+        if end > count:
+            if ended:
+                ends.append(count)
+            break
+        ends.append(end)
+        start = end
+    return ends
+
+
+def _says_something(captions: pa.ChunkedArray) -> np.ndarray:
+    """(n,) bool: which captions are not null, empty or white space."""
+    sure: np.ndarray = pc.fill_null(pc.match_substring_regex(captions, "[0-9A-Za-z]"), False).to_numpy()
+    # What is white space, Python says, as where it is decided what to fetch.
+    others = captions.filter(pa.array(~sure)).to_pylist()
+    result = sure.copy()
+    result[~sure] = [bool(text and text.strip()) for text in others]
+    return result
+
+
+def _replaced(column: pa.Array, places: np.ndarray, values: Sequence[Any]) -> pa.Array:
+    """The column with other values at some places."""
+    if not len(places):
+        return column
+    from_values = np.arange(len(column))
+    from_values[places] = len(column) + np.arange(len(places))
+    return pa.concat_arrays([column, pa.array(values, column.type)]).take(pa.array(from_values))
