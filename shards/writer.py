@@ -24,11 +24,15 @@ INDEX_SCHEMA = pa.schema(
 """Columns of `NNNNN.index.arrow`: the key, then offset and size in bytes of each member's data within the tar."""
 
 
+_BUFFER = 1 << 20
+"""Bytes of a tar that are written at once: some dozens of usual samples."""
+
+
 class ShardWriter:
     """Writes a tar at `path`; use as a context manager, then `write_index`."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._file = path.open("wb", buffering=_BUFFER)
         self._end = 0
         self._rows: list[tuple[str | int, ...]] = []
         self._keys: set[str] = set()

@@ -23,6 +23,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SAFE = "!$%&'()*+,/:;=?@[\\]^|~"
 """What a path and query may hold as it is, besides letters, digits and `_.-`; browsers do alike."""
+_CLEAN = re.compile(rf"[A-Za-z0-9_.\-{re.escape(_SAFE.replace('%', ''))}]*", re.ASCII)
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -138,6 +139,8 @@ def _host_and_port(place: str) -> tuple[str, str]:
 
 
 def _escaped(text: str) -> str:
+    if _CLEAN.fullmatch(text):
+        return text
     try:
         return quote(_LONE_PERCENT.sub("%25", text), safe=_SAFE)
     except UnicodeError:

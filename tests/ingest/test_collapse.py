@@ -176,9 +176,9 @@ def test_an_outage_spoils_every_open_shard_that_has_rows_of_it() -> None:
         three.see(Request("http://good.example/"), Fetched(host="good.example"))
         assert not fail(one, range(500))
         assert fail(two, range(500, 1000))
-        with pytest.raises(OSError, match="none of 999 rows came through"):
+        with pytest.raises(OSError, match="none of 1000 rows came through"):
             two.confirm(engine)
-        with pytest.raises(OSError, match="none of 999 rows came through"):
+        with pytest.raises(OSError, match="none of 1000 rows came through"):
             one.finish()
         assert not three.finish()
     assert engine.forgotten
