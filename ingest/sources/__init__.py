@@ -1,10 +1,12 @@
-"""Metadata files as one stream of Arrow tables, whatever they are: text, CSV, TSV, JSON lines, Parquet, YFCC100M.
+"""Metadata files as one stream of Arrow tables, whatever they are: text, CSV, TSV, JSON, Parquet, YFCC100M.
 
-Comes in: `SourceSettings`. Goes out: `Source.tables()`, in which every input row is a row, in the input's order.
-Memory does not grow with the number of rows.
+Comes in: `SourceSettings`. Goes out: `Source.tables()`, in which every input row is a row, in the input's order, and
+says itself what is wrong with it. Memory does not grow with the number of rows.
 
-    files.py (what `paths` name) → delimited.py, records.py, parquet.py, yfcc.py (a reader for each kind of file)
-    → columns.py with published.py (which columns are the URL, the caption and those to keep) and conditions.py
+    files.py (what `paths` name; mistaken.py: what is no list) → text.py (bytes → lines, in any encoding)
+    → delimited.py, quoted.py, objects.py, parquet.py, yfcc.py (a reader for each kind of file, as reader.py says)
+    → columns.py with published.py (which columns are the URL, the caption and those to keep), conditions.py,
+    captions.py (several of one row)
     → source.py (all of it together; read this first)
 """
 

@@ -57,6 +57,7 @@ class Condition:
                 f"condition {self.text!r} cannot be put to a column of type {values.type} ({error})",
                 do="Compare it with a value of its type",
             ) from None
+        assert len(met) == len(values)
         return pc.fill_null(met, False)
 
     def _alike(self, values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.Scalar]:

@@ -58,6 +58,8 @@ class YfccReader:
         known = ids.is_valid().to_numpy(zero_copy_only=False)
         lines_at = np.flatnonzero(known)
         numbers = ids.drop_null().to_numpy()
+        assert len(ids) == len(lines)
+        assert len(numbers) == len(lines_at)
         at = np.searchsorted(self._ids, numbers)
         at[at == len(self._ids)] = 0
         hits = (self._ids[at] == numbers) & ~self._found[at] if len(self._ids) else np.zeros(len(at), np.bool_)

@@ -96,7 +96,11 @@ def oracle_of_jsonl(data: bytes, encoding: str) -> Iterator[Row]:
 
 
 def as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # JSON can spell halves of surrogate pairs, which are no text.
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def oracle_of_quoted(data: bytes, encoding: str, sign: str) -> Iterator[Row]:
