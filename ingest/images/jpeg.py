@@ -63,7 +63,7 @@ class Jpeg:
 
     def _decode(self, scale: int, *, fine: bool) -> np.ndarray | None:
         """None if libjpeg-turbo finds fault with it and Pillow, which forgives more, is to judge."""
-        space = {1: "GRAY", 3: "RGBX", 4: "CMYK"}[len(self._header.sampling)]
+        space = {1: "GRAY", 3: "BGR", 4: "CMYK"}[len(self._header.sampling)]
         width, height = -(-self.size[0] // scale), -(-self.size[1] // scale)
         try:
             into = scratch("decoded", 4 * width * height)
@@ -82,7 +82,7 @@ class Jpeg:
         pixels = pixels[: _nearest(self.size[1], scale), : _nearest(self.size[0], scale)]
         if space == "GRAY":
             return pixels[:, :, 0]
-        if space == "RGBX":
+        if space == "BGR":
             return pixels
         inks = np.invert(pixels)
         return rgbx(Image.frombuffer("CMYK", (inks.shape[1], inks.shape[0]), inks).convert("RGB"))

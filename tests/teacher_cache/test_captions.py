@@ -17,7 +17,7 @@ import pytest
 
 from shards import Dataset, Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
 from shards.publication import Publication
-from teacher_cache import TeacherCache
+from teacher_cache import TeacherCache, captions
 from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 
@@ -323,3 +323,18 @@ def test_a_source_travels_to_a_worker(dataset: Dataset, tmp_path: Path) -> None:
     assert there == source
     assert there.identity() == source.identity()
     assert there.texts(dataset.shards[1], [1]) == [["text"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("[]", []),
+        ("[sic] a caption", ["[sic] a caption"]),
+        ("[1995]", ["[1995]"]),
+        (None, []),
+    ],
+)
+def test_a_list_is_several_captions_also_as_the_text_of_its_json(value: Any, texts: list[str]) -> None:
+    assert captions._listed(value) == texts
