@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shards import UserError
@@ -20,17 +21,33 @@ class Embeddings:
     """One global batch's embeddings: `image`, `text` (B, D) of unit norm, row i of both from sample i.
 
     `logit_scale` multiplies cosines (exp of the stored log; 100, not 4.6), `logit_bias` is added to them by the sigmoid
-    losses: scalar tensors or floats.
+    losses: scalar tensors or floats. `raw_image`, `raw_text`: the same rows as the towers gave them, of any length;
+    projections to a teacher's width see these. A teacher's are not needed.
     """
 
     image: Tensor
     text: Tensor
     logit_scale: Tensor | float
     logit_bias: Tensor | float = 0.0
+    raw_image: Tensor | None = None
+    raw_text: Tensor | None = None
+
+    @classmethod
+    def of_raw(
+        cls, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float = 0.0
+    ) -> Embeddings:
+        """A student's, from what its towers gave: the unit rows come of these, with gradient."""
+        return cls(F.normalize(image, dim=-1), F.normalize(text, dim=-1), logit_scale, logit_bias, image, text)
 
     def only(self, samples: Tensor) -> Embeddings:
         """Those of some samples, a batch of their own."""
-        return replace(self, image=self.image[samples], text=self.text[samples])
+        return replace(
+            self,
+            image=self.image[samples],
+            text=self.text[samples],
+            raw_image=None if self.raw_image is None else self.raw_image[samples],
+            raw_text=None if self.raw_text is None else self.raw_text[samples],
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,18 @@ class Loss(nn.Module):
 
     def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
         raise NotImplementedError
+
+
+def product(rows: Tensor, others: Tensor) -> Tensor:
+    """rows·othersᵀ in the wider of their dtypes; nothing is copied where they are the same."""
+    dtype = torch.promote_types(rows.dtype, others.dtype)
+    return rows.to(dtype) @ others.to(dtype).T
+
+
+def mapped(by: nn.Linear, rows: Tensor) -> Tensor:
+    """`by(rows)` in the wider of their dtypes."""
+    dtype = torch.promote_types(rows.dtype, by.weight.dtype)
+    return F.linear(rows.to(dtype), by.weight.to(dtype), by.bias.to(dtype))
 
 
 def one_of(value: str, known: Sequence[str], what: str) -> str:
