@@ -106,6 +106,13 @@ def _add_student(option: Option) -> None:
         metavar="RATE",
         help="of the masks (0.02: none closes before step 300 or so)",
     )
+    option(
+        "prune.removed",
+        "--prune-removed",
+        choices=["gone", "reference"],
+        help="how to count what earlier stages removed (gone); reference: as 4.7%% still there, as in TinyCLIP's code, "
+        "which then removes about 2 points more",
+    )
     option("patch_mask", type=float, metavar="SHARE", help="of its patches that a ViT does not see in training")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clip_models import LoadedModel
 from distill.evaluation.retrieval import recall_of_groups
-from distill.evaluation.zero_shot import Template, class_weights, top_k
+from distill.evaluation.zero_shot import Template, at_least_single, class_weights, top_k
 from shards.errors import UserError
 from shards.reader import Dataset, Shard
 
@@ -37,7 +37,7 @@ def evaluate(
     """Embed every sample with the model's own preprocessing and score it; all results are plain JSON values.
 
     Returns `{"samples": n, "zero_shot": {"top1", "top5", "classes": C} or None, "retrieval": see `recall`}`, accuracy
-    and recall in percent. The model is moved to `device`; it must be in evaluation mode.
+    and recall in percent. The model is moved to `device` and computes in its own dtype; it must be in evaluation mode.
 
     Zero-shot runs if `classes` is given: `label_field` then names the field of a sample's metadata that holds its class
     name. A name that occurs twice in `classes` is one class, as nothing could tell the two apart.
@@ -55,6 +55,7 @@ def evaluate(
     if classes is not None and label_field is None:
         raise UserError("classes were given, but no label field", where="zero-shot", do="Name the metadata field")
     model = loaded.model.to(device)
+    dtype = next(model.parameters()).dtype
     names = list(dict.fromkeys(classes or ()))
     weights = class_weights(model, loaded.tokenizer, names, templates) if classes is not None else None
     numbers = {name: number for number, name in enumerate(names)}
@@ -63,9 +64,10 @@ def evaluate(
     labels: list[int] = []
     image_parts, text_parts = [], []
     for batch in _batches(dataset, loaded.preprocess, batch_size):
-        pixels = torch.stack([image.result() for image in batch.images]).to(device)
-        image_parts.append(model.encode_image(pixels, normalize=True).float().cpu())
-        text_parts.append(model.encode_text(loaded.tokenizer(batch.captions).to(device), normalize=True).float().cpu())
+        pixels = torch.stack([image.result() for image in batch.images]).to(device, dtype)
+        tokens = loaded.tokenizer(batch.captions).to(device)
+        image_parts.append(at_least_single(model.encode_image(pixels, normalize=True)).cpu())
+        text_parts.append(at_least_single(model.encode_text(tokens, normalize=True)).cpu())
         captions += batch.captions
         if weights is not None and label_field is not None:
             labels += [_label(sample, label_field, numbers) for sample in batch.samples]
