@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,8 +33,10 @@ Every command may be interrupted at any moment and started again: it goes on whe
 """
 
 _EPILOG = """\
-exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 interrupted
+exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 interrupted, 143 ended
 """
+
+_INTERRUPTED = "clipstill: interrupted. What was published stays; the same command goes on from there"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IncompleteError as error:
         _say(f"clipstill: incomplete: {error}")
         return 1
-    except KeyboardInterrupt:
-        _say("clipstill: interrupted. What was published stays; the same command goes on from there")
-        return 130
+    except KeyboardInterrupt as interrupt:
+        _say(f"clipstill: {interrupt}" if interrupt.args else _INTERRUPTED)
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -151,8 +151,9 @@ class RunSettings:
     `checkpoint_activations` and `compile` as in torch. `precision`: autocast of the student's forward; fp16 scales the
     loss.
 
-    Record. A log line every `log_every` steps, a checkpoint every `checkpoint_every` of which the newest `keep` stay;
-    `wandb`: also log to this project. `explosion`: the run stops when its loss has grown by this factor, 0 for never.
+    Record. A log line every `log_every` steps, a checkpoint every `checkpoint_every`, and whenever there was none for
+    `checkpoint_minutes` (0: by steps alone), of which the newest `keep` stay; `wandb`: also log to this project.
+    `explosion`: the run stops when its loss has grown by this factor, 0 for never.
     `recipe`: the name of the recipe that the settings began with; nothing is read from it.
     """
 
@@ -187,6 +188,7 @@ class RunSettings:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 10.0
     keep: int = 2
     wandb: str | None = None
     recipe: str | None = None
@@ -202,6 +204,8 @@ class RunSettings:
         _refuse_unless(
             self.explosion == 0 or 1 < self.explosion < math.inf, "explosion", self.explosion, "0 or above 1"
         )
+        minutes = self.checkpoint_minutes
+        _refuse_unless(0 <= minutes < math.inf, "checkpoint_minutes", minutes, "0 or more")
         _refuse_unless(0 <= self.patch_mask < 1, "patch_mask", self.patch_mask, "from 0 to below 1")
         _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         _one_of("text_tower", self.text_tower, ("own", "cache"))
@@ -289,6 +293,7 @@ _ELSEWHERE = (
     "explosion",
     "log_every",
     "checkpoint_every",
+    "checkpoint_minutes",
     "keep",
     "wandb",
     "recipe",

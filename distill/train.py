@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -27,6 +27,7 @@ from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
 from distill.checkpoint import Checkpoints, flatten, unflatten
 from distill.evaluation import InRun
+from distill.interrupt import Interrupted, Interrupts
 from distill.logs import RunLog
 from distill.page import write_run_page
 from distill.pruning import pruning_report
@@ -67,7 +68,7 @@ def train(settings: RunSettings) -> Result:
 
     One process, or one of several that a launcher started: these share the folder, and the first one writes.
     Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
-    finite, or has exploded.
+    finite, or has exploded. Raises `Interrupted` when Ctrl-C or SIGTERM has ended it early, after a checkpoint.
     """
     ranks = Ranks.join()
     training = _Training(settings, ranks)
@@ -84,6 +85,7 @@ class _Training:
         self.out = Path(settings.out)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
+        self.interrupts = Interrupts(ranks, settings.checkpoint_minutes)
         self.evaluation = InRun(settings.evaluation, self.run.config, ranks.device) if settings.evaluation else None
         self.best: dict[str, Any] | None = None
         self.start = 0
@@ -99,6 +101,7 @@ class _Training:
             began = time.monotonic()
             with (
                 _Record(self) as record,
+                self.interrupts,
                 contextlib.closing(run.loader.batches(self.start, run.steps)) as batches,
             ):
                 for batch in batches:
@@ -109,7 +112,10 @@ class _Training:
                         if step % settings.log_every == 0 or step == run.steps:
                             record.line(step)
                         record.advance()
-                        self._evaluate_and_keep(step, checkpoints, record)
+                        wanted = self.interrupts.wanted(step)
+                        self._evaluate_and_keep(step, checkpoints, record, now=wanted.checkpoint)
+                    if wanted.end and step < run.steps:
+                        self._end_early(step, checkpoints)
             seconds = time.monotonic() - began
             trained = run.steps - self.start
             if self.ranks.first:
@@ -185,10 +191,20 @@ class _Training:
             self.best = None
         checkpoints.best = self.best["step"] if self.best else None
 
-    def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: _Record) -> None:
+    def _end_early(self, step: int, checkpoints: Checkpoints) -> NoReturn:
+        checkpoints.wait()
+        # A launcher ends the others when the first of them has ended: none may go before the checkpoint is there.
+        self.ranks.told(None)
+        message = (
+            f"stopped after step {step} of {self.run.steps}, with a checkpoint: the same command goes on from there"
+        )
+        raise Interrupted(message, self.interrupts.signal)
+
+    def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: _Record, *, now: bool) -> None:
+        """`now`: a checkpoint is wanted whatever the step."""
         run, settings = self.run, self.settings
         last = step == run.steps
-        due = step % settings.checkpoint_every == 0 or last
+        due = now or step % settings.checkpoint_every == 0 or last
         is_best = False
         if self.evaluation is not None and (step % self.evaluation.settings.every == 0 or last):
             try:
@@ -207,6 +223,7 @@ class _Training:
 
     def _keep(self, step: int, checkpoints: Checkpoints, *, is_best: bool) -> None:
         run = self.run
+        self.interrupts.kept()
         # Every process looks at its figures: none may go on from weights that another finds useless.
         watched = self.watch.state()
         if self.ranks.first:
@@ -326,7 +343,7 @@ class _Record:
 
     def __exit__(self, *raised: Any) -> None:
         error = raised[1]
-        if self._training.ranks.first and isinstance(error, UserError):
+        if self._training.ranks.first and isinstance(error, UserError | Interrupted):
             self._log.event(self._at, "stopped", str(error))
             write_run_page(self._training.out)
         self._stack.__exit__(*raised)

@@ -184,6 +184,12 @@ def _add_record(option: Option) -> None:
     option("evaluation.best", metavar="FIGURE", help="keep the best checkpoint by it, as logged: eval/zero_shot/top1")
     option("log_every", type=int, metavar="N", help="steps a log line")
     option("checkpoint_every", type=int, metavar="N", help="steps a checkpoint")
+    option(
+        "checkpoint_minutes",
+        type=float,
+        metavar="M",
+        help="and a checkpoint whenever there was none for so long, which is the most that a kill loses; 0: never",
+    )
     option("keep", type=int, metavar="N", help="newest checkpoints that stay")
     option("explosion", type=float, metavar="FACTOR", help="stop when the loss has grown so much; 0: never")
     option("wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
