@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
+from clipstill.parser import Parser
 from shards.errors import IncompleteError, UserError
 
 _COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
@@ -41,7 +42,7 @@ _INTERRUPTED = "clipstill: interrupted. What was published stays; the same comma
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "clipstill",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"clipstill: incomplete: {error}")
         return 1
     except KeyboardInterrupt as interrupt:
-        _say(f"clipstill: {interrupt}" if interrupt.args else _INTERRUPTED)
+        if os.environ.get("RANK", "0") == "0":  # of the processes of one run the first speaks
+            _say(f"clipstill: {interrupt}" if interrupt.args else _INTERRUPTED)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
