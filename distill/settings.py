@@ -12,16 +12,22 @@ from clip_models import Precision
 from distill.losses import LOSSES, LossShape
 from distill.pruning.settings import PruneSettings
 from shards import UserError
+from teacher_cache.captions import CaptionSource
 from teacher_cache.join import Join, Policy
 
 Tower = Literal["image", "text"]
+
+_WARMUP = 500
+WARMUP_WITHIN = 0.1
+"""Of a run: a longer warm-up has to be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSettings:
     """AdamW and the learning rate's course; the defaults are TinyCLIP's.
 
-    `warmup` steps of linear ascent to `lr`, then by `schedule`: a half cosine down to `final_lr`; `constant`; or `wsd`,
+    `warmup` steps of linear ascent to `lr`, the share `warmup_within` of the run at most (None: 500, within a tenth);
+    then by `schedule`: a half cosine down to `final_lr`; `constant`; or `wsd`,
     constant until the last `decay` of the run (a fraction), which descends linearly to `final_lr`. Weight decay is not
     applied to tensors of fewer than two dimensions (norms, biases, scales); losses' own parameters get
     `loss_weight_decay`. `clip_norm`: the global gradient norm is cut to it, 0 for no clipping. `ema`: the decay of an
@@ -30,7 +36,8 @@ class OptimiserSettings:
 
     lr: float = 1e-3
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    warmup: int = 500
+    warmup: int | None = None
+    warmup_within: float = 1.0
     final_lr: float = 0.0
     decay: float = 0.1
     weight_decay: float = 0.2
@@ -45,12 +52,19 @@ class OptimiserSettings:
         for name in ("lr", "eps"):
             _refuse_unless(0 < getattr(self, name) < math.inf, name, getattr(self, name), "positive and finite")
         for name in ("warmup", "weight_decay", "loss_weight_decay", "clip_norm", "final_lr"):
-            _refuse_unless(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+            value = getattr(self, name)
+            _refuse_unless(value is None or 0 <= value < math.inf, name, value, "0 or more")
+        _refuse_unless(0 < self.warmup_within <= 1, "warmup_within", self.warmup_within, "above 0, at most 1")
         _refuse_unless(self.final_lr <= self.lr, "final_lr", self.final_lr, f"at most lr, {self.lr:g}")
         _refuse_unless(0 < self.decay <= 1, "decay", self.decay, "above 0, at most 1")
         _refuse_unless(len(self.betas) == 2, "betas", self.betas, "two numbers")
         _refuse_unless(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "from 0 to below 1")
         _refuse_unless(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
+
+    def warmup_steps(self, steps: int) -> int:
+        """Of a run of so many steps."""
+        wanted, within = (_WARMUP, WARMUP_WITHIN) if self.warmup is None else (self.warmup, self.warmup_within)
+        return min(wanted, int(within * steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +143,8 @@ class RunSettings:
     """A whole training run; everything in it is written to the run folder and compared on resume.
 
     Data. `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`. `teachers`: the folders in the cache to learn
-    from, by default its only one. `captions`: the caption sets of a step; the loss is the sum over them. `join` and
+    from, by default its only one. `captions`: the caption sets of a step; the loss is their mean. Without
+    a cache they are sources as in `teacher_cache.captions`. `join` and
     `join_limit` say what becomes of samples that the cache does not have, as in `teacher_cache.join.Join`. `views`
     only without cached views.
 
@@ -242,11 +257,12 @@ class RunSettings:
             "is a teacher's scale": self.teacher_scale is not None,
             "names teachers": bool(self.teachers),
             "is a text tower from the cache": self.text_tower == "cache",
-            "are captions other than the shards' own": self.captions != ("txt",),
         }
         for what, is_given in given.items():
             if is_given:
                 raise UserError(f"something here {what}, and there is no cache", do="Give --cache")
+        for source in self.captions:
+            CaptionSource.parse(source)
 
     def terms(self) -> dict[str, LossTerm]:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""

@@ -144,6 +144,7 @@ class _Training:
                 )
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
+            self._say_warmup(facts["warmup"])
             body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
             if self.run.device.type == "cpu" and not _has_instructions_for(self.settings.precision):
                 log.warning(
@@ -157,6 +158,13 @@ class _Training:
                 log.info("from %s: %s", self.settings.initial, summary(self.run.inherited))
                 write_inheritance(self.run.inherited, self.out / INHERITANCE)
             Folder(self.out).publish(SETTINGS, json.dumps(body, indent=1).encode())
+
+    def _say_warmup(self, taken: int) -> None:
+        asked = self.settings.optimiser.warmup
+        if asked is not None and taken < asked:
+            share = self.settings.optimiser.warmup_within
+            told = "the warm-up takes %d steps, %g %% of the run, instead of %d: give --warmup for another"
+            log.info(told, taken, 100 * share, asked)
 
     def _done(self) -> dict[str, Any] | None:
         done: dict[str, Any] | None = None
@@ -390,6 +398,7 @@ class _Record:
 
     def evaluated(self, step: int, figures: dict[str, float], seconds: float) -> None:
         self._log.write(step, figures)
+        log.info("after step %d: %s", step, _evaluation_in_words(figures))
         # An evaluation is no part of the training's speed.
         self._since += seconds
 
@@ -400,6 +409,17 @@ class _Record:
             write_run_page(self._training.out)
             ended = time.monotonic()
             self._next_page = ended + 100 * (ended - began)
+
+
+def _evaluation_in_words(figures: dict[str, float]) -> str:
+    """The figures that people look at first."""
+    named = {
+        "eval/zero_shot/top1": "zero-shot top-1",
+        "eval/zero_shot/top5": "top-5",
+        "eval/retrieval/image_to_text/R@1": "image to text R@1",
+        "eval/retrieval/text_to_image/R@1": "text to image R@1",
+    }
+    return ", ".join(f"{words} {figures[name]:.1f} %" for name, words in named.items() if name in figures)
 
 
 def _memory_gb(device: torch.device) -> float:

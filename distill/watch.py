@@ -74,8 +74,7 @@ class Watch:
         if self._skipped == _SKIPPED:
             raise self._not_finite(step, "grad_norm", numbers)
         # Unweighted, since a weight that changes is no explosion.
-        active = tuple(self._active)
-        self._judge(step, sum(n for name, n in numbers.items() if name.partition("/")[0] in active))
+        self._judge(step, sum(number for name, number in numbers.items() if name in self._active))
 
     def _judge(self, step: int, loss: float) -> None:
         self._losses.append(loss)

@@ -125,7 +125,13 @@ def _add_teachers(option: Option) -> None:
         metavar="NAME",
         help="a teacher in the cache; repeatable (its only one)",
     )
-    option("captions", action="append", metavar="SET", help="a caption set of each step; repeatable")
+    option(
+        "captions",
+        action="append",
+        metavar="SET",
+        help="a caption set of each step; repeatable, the loss is their mean. Without "
+        "a cache txt, json:FIELD*N or table:FILE#COLUMN*N",
+    )
     option(
         "join",
         choices=["error", "skip", "none"],
@@ -156,7 +162,12 @@ def _add_optimiser(option: Option) -> None:
     option("batch_size", type=int, metavar="B", help="global batch")
     option("optimiser.lr", type=float, metavar="LR", help="peak learning rate")
     option("optimiser.schedule", choices=["cosine", "constant", "wsd"], help="wsd: constant, then down through --decay")
-    option("optimiser.warmup", type=int, metavar="N", help="steps of linear warm-up")
+    option(
+        "optimiser.warmup",
+        type=int,
+        metavar="N",
+        help="steps of linear warm-up (500, or the recipe's, within a tenth of the run)",
+    )
     option("optimiser.final_lr", type=float, metavar="LR", help="where cosine and wsd end")
     option("optimiser.decay", type=float, metavar="SHARE", help="the last part of the run, for wsd")
     option("optimiser.weight_decay", type=float, metavar="W", help="AdamW's, of matrices")

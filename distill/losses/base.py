@@ -108,7 +108,7 @@ class Pair:
 
 
 class WeightedSum(nn.Module):
-    """Σ weight · loss over losses and caption sets; returns it and each unweighted term, detached, by name.
+    """Σ weight · loss over losses, the mean over caption sets; returns it and each unweighted term, detached, by name.
 
     Losses that project the student share the projections of the first of them, as in CLIP-KD, whose losses all see the
     same projected student: its parameters are listed once, under that loss's name.
@@ -126,14 +126,19 @@ class WeightedSum(nn.Module):
     def forward(
         self, pairs: Mapping[str, Pair], weights: Mapping[str, float], rows: slice = ALL
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`pairs` by caption set. A term is named after its loss; of several caption sets, LOSS/SET."""
+        """`pairs` by caption set. A term is named after its loss; of several caption sets each has one, LOSS/SET."""
         terms, weighted = {}, []
-        for captions, pair in pairs.items():
-            for name, loss in self.losses.items():
+        for name, loss in self.losses.items():
+            found = []
+            for captions, pair in pairs.items():
                 taught = pair.taught if getattr(loss, "needs_teacher", True) else None
                 term = loss(pair.student, pair.teachers, rows) if taught is None else _partly(loss, pair, taught, rows)
-                terms[name if len(pairs) == 1 else f"{name}/{captions}"] = term.detach()
-                weighted.append(weights[name] * term)
+                found.append(term)
+                if len(pairs) > 1:
+                    terms[f"{name}/{captions}"] = term.detach()
+            mean = torch.stack(found).mean()
+            terms[name] = mean.detach()
+            weighted.append(weights[name] * mean)
         return torch.stack(weighted).sum(), terms
 
 

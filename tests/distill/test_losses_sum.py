@@ -66,13 +66,15 @@ def test_it_adds_what_it_reports() -> None:
     assert np.abs(gradient - sum(parts)).max() < 1e-12
 
 
-def test_caption_sets_add_up_under_their_names() -> None:
+def test_caption_sets_count_as_their_mean_and_keep_their_names() -> None:
     total = make()
     pairs = {name: Pair(student(place), teachers(place)) for place, name in enumerate(("txt", "synthetic"))}
     value, terms = total(pairs, WEIGHTS)
-    assert set(terms) == {f"{loss}/{captions}" for loss in LOSSES for captions in pairs}
+    assert set(terms) == set(LOSSES) | {f"{loss}/{captions}" for loss in LOSSES for captions in pairs}
     alone = {captions: total({captions: pair}, WEIGHTS) for captions, pair in pairs.items()}
-    assert float(value.detach()) == pytest.approx(sum(float(v.detach()) for v, _ in alone.values()), rel=1e-12)
+    assert float(value.detach()) == pytest.approx(sum(float(v.detach()) for v, _ in alone.values()) / 2, rel=1e-12)
+    for name in LOSSES:
+        assert float(terms[name]) == pytest.approx(sum(float(own[name]) for _, own in alone.values()) / 2, rel=1e-12)
     for captions, (_, own) in alone.items():
         assert {name: terms[f"{name}/{captions}"] for name in own} == own
 
