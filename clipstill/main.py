@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
+from clipstill.parser import Parser
 from shards.causes import machines_refusal
 from shards.errors import IncompleteError, UserError, one_line
 from shards.scratch import command_scratch
@@ -42,13 +43,15 @@ Every command may be interrupted at any moment and started again: it goes on whe
 
 _EPILOG = """\
 exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input or a machine that
-refuses (a full disk, permissions); 70 a mistake of clipstill's own; 130 or 143 interrupted
+refuses (a full disk, permissions); 70 a mistake of clipstill's own; 130 interrupted, 143 ended
 """
+
+_INTERRUPTED = "clipstill: interrupted. What was published stays; the same command goes on from there"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "clipstill",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -93,9 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IncompleteError as error:
         _say(f"clipstill: incomplete: {error}")
         return 1
-    except KeyboardInterrupt:
-        _say("clipstill: interrupted. What was published stays; the same command goes on from there")
-        return 128 + (told or [signal.SIGINT])[0]
+    except KeyboardInterrupt as interrupt:
+        if os.environ.get("RANK", "0") == "0":  # of the processes of one run the first speaks
+            _say(f"clipstill: {interrupt}" if interrupt.args else _INTERRUPTED)
+        return 128 + (told or [getattr(interrupt, "signal", signal.SIGINT)])[0]
     except BrokenPipeError:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

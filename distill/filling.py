@@ -20,6 +20,7 @@ from torch import Tensor
 from distill.batch import Batch, TeacherRows, Views
 from distill.tokens import Tokenizer, with_memory
 from shards import Dataset, UserError, seed64
+from teacher_cache.captions import CaptionSource
 from teacher_cache.reader import TeacherCache
 from teacher_cache.views import EncodedImage, View, ViewPolicy
 
@@ -71,7 +72,10 @@ class Filler:
         self._viewed = _with_views(self._caches)
         # Views that were drawn are equal as their policies are; what was given may be anything.
         self._compared = [cache for cache in self._caches if cache.views and cache.policy.kind == "given"][1:]
-        self._captions = {name: _with_captions(self._caches, name) for name in captions}
+        # Where no cache knows the captions they are read from their source, under the name that a cache would give it.
+        sources = [] if any(cache.captions for cache in self._caches) else [CaptionSource.parse(x) for x in captions]
+        self._sources = {source.name: source for source in sources}
+        self._captions = {name: _with_captions(self._caches, name) for name in self._sources or captions}
         self._open: dict[int, None] = {}
         self._opening = threading.Lock()
         self._tokenizing = threading.Lock()
@@ -101,7 +105,7 @@ class Filler:
         part.views[rows] = [self._views.index(key, epoch) for key in keys]
         self._fill_pixels(part, rows)
         for name, holders in self._captions.items():
-            count = holders[0].captions[name] if holders else 1
+            count = holders[0].captions[name] if holders else self._sources[name].count
             numbers = [(epoch + seed64("caption turn", key)) % count if count > 1 else 0 for key in keys]
             part.numbers[name][rows] = numbers
             part.captions[name][rows] = self._texts(places, numbers, name)
@@ -154,7 +158,9 @@ class Filler:
     def _texts(self, places: npt.NDArray[np.int64], numbers: list[int], name: str) -> list[str]:
         holders = self._captions[name]
         if not holders:
-            return [self._dataset.shards[place].caption(row) for place, row in places.tolist()]
+            source, shards = self._sources[name], self._dataset.shards
+            pairs = zip(places.tolist(), numbers, strict=True)
+            return [source.texts(shards[place], [row])[number][0] for (place, row), number in pairs]
         return holders[0].texts(places, numbers, name)
 
     def _finish(self, part: Part) -> Batch:
@@ -238,6 +244,4 @@ def _with_captions(caches: Sequence[TeacherCache], name: str) -> list[TeacherCac
                 f"captions {name!r} are {sources[0]} in {having[0].folder}, {source} in {cache.folder}",
                 do="Build both with the same --captions",
             )
-    if not having and name != "txt":
-        raise UserError(f"no cache holds captions {name!r}", do="Give a cache that was built with them, or use txt")
     return having

@@ -41,7 +41,9 @@ class Loader:
     mod N. `image_size` is the student's; `teacher_size` adds `Batch.teacher_pixels`. `waited`: seconds that whoever
     reads `batches` has waited for them so far.
 
-    Raises `UserError` if two caches were built over other views or captions, or none holds one of `captions`.
+    `captions` names sets of the caches; where none has any, they are sources as in `teacher_cache.captions`.
+
+    Raises `UserError` if two caches were built over other views or captions, or one of `captions` is not there.
     """
 
     def __init__(

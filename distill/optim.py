@@ -47,7 +47,7 @@ def make_adamw(
 
 def learning_rate(step: int, steps: int, settings: OptimiserSettings) -> float:
     """The rate at `step` of `steps` (from 0): linear from lr/warmup up to lr, then by the schedule."""
-    warmup = min(settings.warmup, steps)
+    warmup = settings.warmup_steps(steps)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
     through = (step - warmup) / max(1, steps - warmup)

@@ -69,6 +69,13 @@ class Ranks:
         dist.all_reduce(packed)
         return dict(zip(values, (packed / self.size).unbind(), strict=True))
 
+    def most(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The largest over processes of 0-d tensors that every one of them has."""
+        packed = torch.stack([value.detach().double() for value in values.values()]).to(self.device)
+        if self.size > 1:
+            dist.all_reduce(packed, dist.ReduceOp.MAX)
+        return dict(zip(values, packed.unbind(), strict=True))
+
     def mean_gradients(self, modules: Iterable[nn.Module]) -> None:
         """Replace the gradients of small modules by their mean over processes."""
         if self.size == 1:

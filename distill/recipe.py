@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from distill.pruning.settings import PruneSettings
-from distill.settings import EvaluationSettings, LossTerm, OptimiserSettings, RunSettings
+from distill.settings import WARMUP_WITHIN, EvaluationSettings, LossTerm, OptimiserSettings, RunSettings
 from shards import UserError
 
 Recipe = dict[str, Any]
@@ -95,10 +95,14 @@ def merged(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> Recipe:
 def settings_from(recipe: Mapping[str, Any], **given: Any) -> RunSettings:
     """The settings of a run: `given` before `recipe` before the defaults of `RunSettings`.
 
-    `given` has the form of a recipe, and `shards`, `cache` and `out`. A folder that is `initial` is the student too if
+    `given` has the form of a recipe, and `shards`, `cache` and `out`. A recipe's warm-up is of its own number of steps;
+    of any other length it takes a tenth at most. A folder that is `initial` is the student too if
     there is none: the run goes on from that model. Raises `UserError` for what is missing or wrong.
     """
     values = merged(recipe, given)
+    its_own_steps = "steps" in recipe and not _LENGTHS & given.keys()
+    if "warmup" in recipe.get("optimiser", {}) and "warmup" not in given.get("optimiser", {}) and not its_own_steps:
+        values["optimiser"] = {"warmup_within": WARMUP_WITHIN, **values["optimiser"]}
     if values.get("initial") and Path(values["initial"]).is_dir():
         values.setdefault("student", values["initial"])
     for name, kind in _NESTED.items():

@@ -22,8 +22,10 @@ from distill.ranks import Ranks
 from distill.settings import RunSettings
 from distill.step import Gradients, Targets
 from distill.student import Student, make_student, parameters
-from shards import Dataset, UserError, seed64
+from shards import Dataset, Folder, UserError, seed64
+from teacher_cache.captions import CaptionSource
 from teacher_cache.join import Join
+from teacher_cache.layout import teacher_names
 from teacher_cache.reader import TeacherCache
 from teacher_cache.views import ViewPolicy
 
@@ -136,6 +138,8 @@ class Run:
             for cache in self.caches
         ]
         settings = self.settings.identity()
+        if not caches:
+            settings["captions"] = [CaptionSource.parse(source).identity() for source in self.settings.captions]
         found = {"settings": settings, "steps": self.steps, "data": self.dataset.content, "caches": caches}
         whole: dict[str, Any] = json.loads(json.dumps({**found, "student": self.config, "initial": self.initial}))
         return whole
@@ -157,6 +161,7 @@ class Run:
             "dataset": {"name": self.dataset.name, "samples": len(self.dataset), "content": self.dataset.content},
             "teachers": teachers,
             "steps": self.steps,
+            "warmup": self.settings.optimiser.warmup_steps(self.steps),
             "steps_per_epoch": self.order.steps_per_epoch,
             "device": self.device.type,
             "processes": self.ranks.size,
@@ -236,8 +241,12 @@ def _open_caches(settings: RunSettings, dataset: Dataset) -> list[TeacherCache]:
     if settings.cache is None:
         return []
     join = Join(policy=settings.join, limit=settings.join_limit)
-    names: tuple[str | None, ...] = settings.teachers or (None,)
-    caches = [TeacherCache.open(settings.cache, dataset, name, join) for name in names]
+    names = settings.teachers or teacher_names(Folder(settings.cache))
+    if len(names) > 1 and not settings.teachers:
+        raise UserError(
+            f"several teachers: {', '.join(names)}", where=settings.cache, do="Choose with --teacher NAME, repeatable"
+        )
+    caches = [TeacherCache.open(settings.cache, dataset, name, join) for name in names or (None,)]
     for cache in caches:
         for captions in settings.captions:
             if cache.views or captions not in cache.captions:

@@ -12,16 +12,22 @@ from clip_models import Precision
 from distill.losses import LOSSES, LossShape
 from distill.pruning.settings import PruneSettings
 from shards import UserError
+from teacher_cache.captions import CaptionSource
 from teacher_cache.join import Join, Policy
 
 Tower = Literal["image", "text"]
+
+_WARMUP = 500
+WARMUP_WITHIN = 0.1
+"""Of a run: a longer warm-up has to be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSettings:
     """AdamW and the learning rate's course; the defaults are TinyCLIP's.
 
-    `warmup` steps of linear ascent to `lr`, then by `schedule`: a half cosine down to `final_lr`; `constant`; or `wsd`,
+    `warmup` steps of linear ascent to `lr`, the share `warmup_within` of the run at most (None: 500, within a tenth);
+    then by `schedule`: a half cosine down to `final_lr`; `constant`; or `wsd`,
     constant until the last `decay` of the run (a fraction), which descends linearly to `final_lr`. Weight decay is not
     applied to tensors of fewer than two dimensions (norms, biases, scales); losses' own parameters get
     `loss_weight_decay`. `clip_norm`: the global gradient norm is cut to it, 0 for no clipping. `ema`: the decay of an
@@ -30,7 +36,8 @@ class OptimiserSettings:
 
     lr: float = 1e-3
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    warmup: int = 500
+    warmup: int | None = None
+    warmup_within: float = 1.0
     final_lr: float = 0.0
     decay: float = 0.1
     weight_decay: float = 0.2
@@ -45,12 +52,19 @@ class OptimiserSettings:
         for name in ("lr", "eps"):
             _refuse_unless(0 < getattr(self, name) < math.inf, name, getattr(self, name), "positive and finite")
         for name in ("warmup", "weight_decay", "loss_weight_decay", "clip_norm", "final_lr"):
-            _refuse_unless(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+            value = getattr(self, name)
+            _refuse_unless(value is None or 0 <= value < math.inf, name, value, "0 or more")
+        _refuse_unless(0 < self.warmup_within <= 1, "warmup_within", self.warmup_within, "above 0, at most 1")
         _refuse_unless(self.final_lr <= self.lr, "final_lr", self.final_lr, f"at most lr, {self.lr:g}")
         _refuse_unless(0 < self.decay <= 1, "decay", self.decay, "above 0, at most 1")
         _refuse_unless(len(self.betas) == 2, "betas", self.betas, "two numbers")
         _refuse_unless(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "from 0 to below 1")
         _refuse_unless(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
+
+    def warmup_steps(self, steps: int) -> int:
+        """Of a run of so many steps."""
+        wanted, within = (_WARMUP, WARMUP_WITHIN) if self.warmup is None else (self.warmup, self.warmup_within)
+        return min(wanted, int(within * steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +143,8 @@ class RunSettings:
     """A whole training run; everything in it is written to the run folder and compared on resume.
 
     Data. `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`. `teachers`: the folders in the cache to learn
-    from, by default its only one. `captions`: the caption sets of a step; the loss is the sum over them. `join` and
+    from, by default its only one. `captions`: the caption sets of a step; the loss is their mean. Without
+    a cache they are sources as in `teacher_cache.captions`. `join` and
     `join_limit` say what becomes of samples that the cache does not have, as in `teacher_cache.join.Join`. `views`
     only without cached views.
 
@@ -151,8 +166,9 @@ class RunSettings:
     `checkpoint_activations` and `compile` as in torch. `precision`: autocast of the student's forward; fp16 scales the
     loss.
 
-    Record. A log line every `log_every` steps, a checkpoint every `checkpoint_every` of which the newest `keep` stay;
-    `wandb`: also log to this project. `explosion`: the run stops when its loss has grown by this factor, 0 for never.
+    Record. A log line every `log_every` steps, a checkpoint every `checkpoint_every`, and whenever there was none for
+    `checkpoint_minutes` (0: by steps alone), of which the newest `keep` stay; `wandb`: also log to this project.
+    `explosion`: the run stops when its loss has grown by this factor, 0 for never.
     `recipe`: the name of the recipe that the settings began with; nothing is read from it.
     """
 
@@ -187,6 +203,7 @@ class RunSettings:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 10.0
     keep: int = 2
     wandb: str | None = None
     recipe: str | None = None
@@ -202,6 +219,8 @@ class RunSettings:
         _refuse_unless(
             self.explosion == 0 or 1 < self.explosion < math.inf, "explosion", self.explosion, "0 or above 1"
         )
+        minutes = self.checkpoint_minutes
+        _refuse_unless(0 <= minutes < math.inf, "checkpoint_minutes", minutes, "0 or more")
         _refuse_unless(0 <= self.patch_mask < 1, "patch_mask", self.patch_mask, "from 0 to below 1")
         _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
         _one_of("text_tower", self.text_tower, ("own", "cache"))
@@ -238,11 +257,12 @@ class RunSettings:
             "is a teacher's scale": self.teacher_scale is not None,
             "names teachers": bool(self.teachers),
             "is a text tower from the cache": self.text_tower == "cache",
-            "are captions other than the shards' own": self.captions != ("txt",),
         }
         for what, is_given in given.items():
             if is_given:
                 raise UserError(f"something here {what}, and there is no cache", do="Give --cache")
+        for source in self.captions:
+            CaptionSource.parse(source)
 
     def terms(self) -> dict[str, LossTerm]:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""
@@ -289,6 +309,7 @@ _ELSEWHERE = (
     "explosion",
     "log_every",
     "checkpoint_every",
+    "checkpoint_minutes",
     "keep",
     "wandb",
     "recipe",

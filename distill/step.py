@@ -1,6 +1,6 @@
 """The gradients of one step: a process's part of a global batch, whole or in micro-batches.
 
-    pixels, tokens → embeddings of this part → gathered from all processes → Σ weight·loss over this part's rows
+    pixels, tokens → raw embeddings of this part → gathered from all processes → Σ weight·loss over this part's rows
                                                                              → gradients, averaged over processes
 
 In micro-batches it takes two passes (the gradient cache of Gao et al., 2021, arXiv:2101.06983): embed all of them
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,10 @@ class Gradients:
             found = targets.teachers.get(captions, ())
             teachers = tuple(self._whole(teacher, targets, len(encoded["image"]), taught) for teacher in found)
             text = teachers[0].text if self._text_from_cache else ranks.gather(encoded[f"text/{captions}"])
-            student = Embeddings(image, text, encoded["logit_scale"], encoded["logit_bias"])
+            # Raw rows are what is gathered and carried between passes, so that their lengths have gradients too.
+            student = Embeddings.of_raw(image, text, encoded["logit_scale"], encoded["logit_bias"])
+            if self._text_from_cache:
+                student = replace(student, text=text)  # of unit norm already
             pairs[captions] = Pair(student, teachers, taught)
         summed: tuple[Tensor, dict[str, Tensor]] = self._loss(pairs, weights, self._rows)
         return summed

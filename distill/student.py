@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ def tower_parameters(model: nn.Module, tower: Tower) -> list[nn.Parameter]:
 
 
 class Student(nn.Module):
-    """Pixels and tokens → embeddings of unit norm, in the run's precision; the module that processes share."""
+    """Pixels and tokens → raw embeddings, in the run's precision; the module that processes share."""
 
     def __init__(self, model: Any, config: ModelConfig, settings: RunSettings, device: torch.device) -> None:
         super().__init__()
@@ -83,16 +82,15 @@ class Student(nn.Module):
     def forward(self, pixels: Tensor, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(b, S, S, 3) uint8 and, by caption set, (b, context) int64 on the device → the embeddings and the scalars.
 
-        `image` and `text/SET` are (b, D) float32 of unit norm, or float64 of a model in float64; `logit_scale` is the
-        multiplier, `logit_bias` what is added, both 0-d.
+        `image` and `text/SET` are (b, D) float32 as the towers gave them, not normalised, or float64 of a model in
+        float64; `logit_scale` is the multiplier, `logit_bias` what is added, both 0-d.
         """
         with autocast(self._device, self._precision):
             out = {"image": self.model.encode_image(self._normalise(pixels))}
             for captions, ids in tokens.items():
                 out[f"text/{captions}"] = self.model.encode_text(ids)
         wide = {name: rows.to(torch.promote_types(rows.dtype, torch.float32)) for name, rows in out.items()}
-        out = {name: F.normalize(rows, dim=-1) for name, rows in wide.items()}
-        return out | self.scalars()
+        return wide | self.scalars()
 
     def scalars(self) -> dict[str, Tensor]:
         """`logit_scale` and `logit_bias`, with gradient."""

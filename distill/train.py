@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -27,6 +27,7 @@ from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
 from distill.checkpoint import Checkpoints, flatten, unflatten
 from distill.evaluation import InRun, read_classes
+from distill.interrupt import Interrupted, Interrupts
 from distill.logs import RunLog
 from distill.page import write_run_page
 from distill.pruning import pruning_report
@@ -68,7 +69,7 @@ def train(settings: RunSettings) -> Result:
 
     One process, or one of several that a launcher started: these share the folder, and the first one writes.
     Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
-    finite, or has exploded.
+    finite, or has exploded. Raises `Interrupted` when Ctrl-C or SIGTERM has ended it early, after a checkpoint.
     """
     refuse_other_things(Folder(settings.out), "a run", {SETTINGS, INHERITANCE, "ray"})
     ranks = Ranks.join()
@@ -87,6 +88,7 @@ class _Training:
         _look(settings.evaluation)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
+        self.interrupts = Interrupts(ranks, settings.checkpoint_minutes)
         self.evaluation = InRun(settings.evaluation, self.run.config, ranks.device) if settings.evaluation else None
         self.best: dict[str, Any] | None = None
         self.start = 0
@@ -102,6 +104,7 @@ class _Training:
             began = time.monotonic()
             with (
                 _Record(self) as record,
+                self.interrupts,
                 contextlib.closing(run.loader.batches(self.start, run.steps)) as batches,
             ):
                 for batch in batches:
@@ -112,7 +115,10 @@ class _Training:
                         if step % settings.log_every == 0 or step == run.steps:
                             record.line(step)
                         record.advance()
-                        self._evaluate_and_keep(step, checkpoints, record)
+                        wanted = self.interrupts.wanted(step)
+                        self._evaluate_and_keep(step, checkpoints, record, now=wanted.checkpoint)
+                    if wanted.end and step < run.steps:
+                        self._end_early(step, checkpoints)
             seconds = time.monotonic() - began
             trained = run.steps - self.start
             if self.ranks.first:
@@ -141,6 +147,7 @@ class _Training:
                 )
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
+            self._say_warmup(facts["warmup"])
             body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
             if self.run.device.type == "cpu" and not _has_instructions_for(self.settings.precision):
                 log.warning(
@@ -154,6 +161,13 @@ class _Training:
                 log.info("from %s: %s", self.settings.initial, summary(self.run.inherited))
                 write_inheritance(self.run.inherited, self.out / INHERITANCE)
             Folder(self.out).publish(SETTINGS, json.dumps(body, indent=1).encode())
+
+    def _say_warmup(self, taken: int) -> None:
+        asked = self.settings.optimiser.warmup
+        if asked is not None and taken < asked:
+            share = self.settings.optimiser.warmup_within
+            told = "the warm-up takes %d steps, %g %% of the run, instead of %d: give --warmup for another"
+            log.info(told, taken, 100 * share, asked)
 
     def _done(self) -> dict[str, Any] | None:
         done: dict[str, Any] | None = None
@@ -188,10 +202,20 @@ class _Training:
             self.best = None
         checkpoints.best = self.best["step"] if self.best else None
 
-    def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: _Record) -> None:
+    def _end_early(self, step: int, checkpoints: Checkpoints) -> NoReturn:
+        checkpoints.wait()
+        # A launcher ends the others when the first of them has ended: none may go before the checkpoint is there.
+        self.ranks.told(None)
+        message = (
+            f"stopped after step {step} of {self.run.steps}, with a checkpoint: the same command goes on from there"
+        )
+        raise Interrupted(message, self.interrupts.signal)
+
+    def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: _Record, *, now: bool) -> None:
+        """`now`: a checkpoint is wanted whatever the step."""
         run, settings = self.run, self.settings
         last = step == run.steps
-        due = step % settings.checkpoint_every == 0 or last
+        due = now or step % settings.checkpoint_every == 0 or last
         is_best = False
         if self.evaluation is not None and (step % self.evaluation.settings.every == 0 or last):
             try:
@@ -210,6 +234,7 @@ class _Training:
 
     def _keep(self, step: int, checkpoints: Checkpoints, *, is_best: bool) -> None:
         run = self.run
+        self.interrupts.kept()
         # Every process looks at its figures: none may go on from weights that another finds useless.
         watched = self.watch.state()
         if self.ranks.first:
@@ -341,7 +366,7 @@ class _Record:
 
     def __exit__(self, *raised: Any) -> None:
         error = raised[1]
-        if self._training.ranks.first and isinstance(error, UserError):
+        if self._training.ranks.first and isinstance(error, UserError | Interrupted):
             self._log.event(self._at, "stopped", str(error))
             write_run_page(self._training.out)
         self._stack.__exit__(*raised)
@@ -388,6 +413,7 @@ class _Record:
 
     def evaluated(self, step: int, figures: dict[str, float], seconds: float) -> None:
         self._log.write(step, figures)
+        log.info("after step %d: %s", step, _evaluation_in_words(figures))
         # An evaluation is no part of the training's speed.
         self._since += seconds
 
@@ -398,6 +424,17 @@ class _Record:
             write_run_page(self._training.out)
             ended = time.monotonic()
             self._next_page = ended + 100 * (ended - began)
+
+
+def _evaluation_in_words(figures: dict[str, float]) -> str:
+    """The figures that people look at first."""
+    named = {
+        "eval/zero_shot/top1": "zero-shot top-1",
+        "eval/zero_shot/top5": "top-5",
+        "eval/retrieval/image_to_text/R@1": "image to text R@1",
+        "eval/retrieval/text_to_image/R@1": "text to image R@1",
+    }
+    return ", ".join(f"{words} {figures[name]:.1f} %" for name, words in named.items() if name in figures)
 
 
 def _memory_gb(device: torch.device) -> float:

@@ -36,7 +36,7 @@ class Watch:
         self._vital = {"loss"} if settings.precision == "fp16" else {"loss", "grad_norm"}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._waiting: deque[_Figures] = deque()
+        self._waiting: deque[Figures] = deque()
         self._norms: deque[float] = deque(maxlen=_TRAIL)
         self._losses: list[float] = []
         self._best: float | None = None
@@ -52,7 +52,7 @@ class Watch:
             # Another loss: what was lowest before says nothing about it.
             self._fold()
             self._active, self._losses, self._best, self._least = active, [], None, 0.0
-        self._waiting.append(_Figures(step, values))
+        self._waiting.append(Figures(step, values))
         while len(self._waiting) > 1:
             self._read(self._waiting.popleft())
 
@@ -60,7 +60,7 @@ class Watch:
         while self._waiting:
             self._read(self._waiting.popleft())
 
-    def _read(self, figures: _Figures) -> None:
+    def _read(self, figures: Figures) -> None:
         step, numbers = figures.step, figures.numbers()
         broken = [name for name in numbers if name in self._vital and not math.isfinite(numbers[name])]
         if broken:
@@ -74,8 +74,7 @@ class Watch:
         if self._skipped == _SKIPPED:
             raise self._not_finite(step, "grad_norm", numbers)
         # Unweighted, since a weight that changes is no explosion.
-        active = tuple(self._active)
-        self._judge(step, sum(n for name, n in numbers.items() if name.partition("/")[0] in active))
+        self._judge(step, sum(number for name, number in numbers.items() if name in self._active))
 
     def _judge(self, step: int, loss: float) -> None:
         self._losses.append(loss)
@@ -135,12 +134,12 @@ class Watch:
             setattr(self, name, deque(value, _TRAIL) if name == "_norms" else value)
 
 
-class _Figures:
-    """A step's figures on their way from the device; reading them waits for that step and no later one."""
+class Figures:
+    """A step's figures, 0-d, on their way from the device; reading them waits for that step and no later one."""
 
     def __init__(self, step: int, values: Mapping[str, Tensor]) -> None:
         self.step, self._names = step, list(values)
-        device = values["loss"].device
+        device = next(iter(values.values())).device
         packed = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
         self._packed, self._event = packed, None
         if device.type == "cuda":

@@ -71,7 +71,7 @@ class TeacherCache:
         cache = TeacherCache(folder, facts, dataset, opened)
         cache.incomplete = incomplete
         if cache.missing == len(dataset):
-            raise cache._nothing_in_common(opened[0])
+            raise cache._unfinished(opened) or cache._nothing_in_common(opened[0])
         if join.policy == "skip":
             cache._leave_out(join.limit)
         return cache
@@ -221,6 +221,22 @@ class TeacherCache:
         if not self._views:
             raise self._no_views()
         self._caption_layer(source)
+
+    def _unfinished(self, layers: list[Layer]) -> UserError | None:
+        """Of layers of which some have these samples, or have nothing at all yet; None if the keys are others."""
+        counts = [shard.count for shard in self.dataset.shards]
+        held = {
+            layer.facts.name: sum(bool(layer.joined.present(place, count).any()) for place, count in enumerate(counts))
+            for layer in layers
+        }
+        if not any(held.values()) and any(layer.joined.records for layer in layers):
+            return None
+        said = ", ".join(f"{name} of {count} of {len(counts)} shards" for name, count in held.items())
+        return UserError(
+            f"this cache is not finished, and no sample has all of it yet: it holds {said}",
+            where=str(self.folder),
+            do="Run `clipstill cache build` again; it goes on where it stopped",
+        )
 
     def _nothing_in_common(self, layer: Layer) -> UserError:
         here = next(shard.keys[0] for shard in self.dataset.shards if shard.count)

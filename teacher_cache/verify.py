@@ -116,7 +116,15 @@ def _load(opened: TeacherCache, spec: str | None) -> Teacher:
     kinds = {layer.kind for layer in opened.layers}
     precision: Precision = opened.layers[0].settings["precision"]
     towers = "both" if len(kinds) == 2 else "image" if kinds == {"views"} else "text"
-    model = load_teacher(spec, Forward(precision=precision), towers)  # type: ignore[arg-type]
+    try:
+        model = load_teacher(spec, Forward(precision=precision), towers)  # type: ignore[arg-type]
+    except UserError as error:
+        # A folder may have moved since; whatever else it is, this option is the way to another place.
+        raise UserError(
+            f"the teacher cannot be loaded from where the cache has it from: {error.problem}",
+            where=error.where or spec,
+            do="Say where it is now with --teacher",
+        ) from error
     facts = teacher_facts(model, opened.teacher.name)
     if facts.fingerprint != opened.teacher.fingerprint:
         raise UserError(

@@ -275,7 +275,13 @@ def run_report(args: argparse.Namespace) -> int:
     for name in _names(args):
         made = report_cache(args.shards, args.cache, teacher_name=name)
         score = "" if made.score_mean is None else f", mean CLIP score {made.score_mean:.3f}"
-        show(f"{name}: {made.samples} samples{score}, {made.duplicates} near duplicates; {made.page}")
+        has_images = made.exact is not None
+        near = f", {made.duplicates} near duplicates (cosine above {made.threshold:.5g})" if has_images else ""
+        show(f"{name}: {made.samples} samples{score}{near}; {made.page}")
+        if len(made.set_scores) > 1:
+            show(f"by caption set: {', '.join(f'{source} {mean:.3f}' for source, mean in made.set_scores.items())}")
+        if made.doubt and has_images:
+            show(f"nothing is advised by the duplicates: {made.doubt}")
         if made.odd_shards:
             show(f"shards that stand out: {', '.join(f'{shard:05d}' for shard in made.odd_shards)}")
     return 0

@@ -26,7 +26,8 @@ from a recipe, from the options here, or from both: an option overrides the reci
 and `--recipe NAME --smoke` tries one on a few images that it draws itself.
 
 Losses add up. With neither --loss nor a recipe it is affinity with a cache, contrastive without. A run goes on from the
-newest checkpoint in OUT; the student ends in OUT/model, an open_clip folder.
+newest checkpoint in OUT; the student ends in OUT/model, an open_clip folder. Ctrl-C and SIGTERM end a run after the
+step under way, with a checkpoint (with --launcher ray at once, at the last one); the same again ends it at once.
 
 Several processes train one student where `torchrun --nproc-per-node N -m clipstill distill ...` starts them, or with
 --launcher ray. The batch is then dealt out to them, and the gradients are those of one process (but for batch norms,
@@ -106,6 +107,13 @@ def _add_student(option: Option) -> None:
         metavar="RATE",
         help="of the masks (0.02: none closes before step 300 or so)",
     )
+    option(
+        "prune.removed",
+        "--prune-removed",
+        choices=["gone", "reference"],
+        help="how to count what earlier stages removed (gone); reference: as 4.7%% still there, as in TinyCLIP's code, "
+        "which then removes about 2 points more",
+    )
     option("patch_mask", type=float, metavar="SHARE", help="of its patches that a ViT does not see in training")
 
 
@@ -118,7 +126,13 @@ def _add_teachers(option: Option) -> None:
         metavar="NAME",
         help="a teacher in the cache; repeatable (its only one)",
     )
-    option("captions", action="append", metavar="SET", help="a caption set of each step; repeatable")
+    option(
+        "captions",
+        action="append",
+        metavar="SET",
+        help="a caption set of each step; repeatable, the loss is their mean. Without "
+        "a cache txt, json:FIELD*N or table:FILE#COLUMN*N",
+    )
     option(
         "join",
         choices=["error", "skip", "none"],
@@ -149,7 +163,12 @@ def _add_optimiser(option: Option) -> None:
     option("batch_size", type=int, metavar="B", help="global batch")
     option("optimiser.lr", type=float, metavar="LR", help="peak learning rate")
     option("optimiser.schedule", choices=["cosine", "constant", "wsd"], help="wsd: constant, then down through --decay")
-    option("optimiser.warmup", type=int, metavar="N", help="steps of linear warm-up")
+    option(
+        "optimiser.warmup",
+        type=int,
+        metavar="N",
+        help="steps of linear warm-up (500, or the recipe's, within a tenth of the run)",
+    )
     option("optimiser.final_lr", type=float, metavar="LR", help="where cosine and wsd end")
     option("optimiser.decay", type=float, metavar="SHARE", help="the last part of the run, for wsd")
     option("optimiser.weight_decay", type=float, metavar="W", help="AdamW's, of matrices")
@@ -177,6 +196,12 @@ def _add_record(option: Option) -> None:
     option("evaluation.best", metavar="FIGURE", help="keep the best checkpoint by it, as logged: eval/zero_shot/top1")
     option("log_every", type=int, metavar="N", help="steps a log line")
     option("checkpoint_every", type=int, metavar="N", help="steps a checkpoint")
+    option(
+        "checkpoint_minutes",
+        type=float,
+        metavar="M",
+        help="and a checkpoint whenever there was none for so long, which is the most that a kill loses; 0: never",
+    )
     option("keep", type=int, metavar="N", help="newest checkpoints that stay")
     option("explosion", type=float, metavar="FACTOR", help="stop when the loss has grown so much; 0: never")
     option("wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")

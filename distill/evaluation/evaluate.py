@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clip_models import LoadedModel
 from distill.evaluation.retrieval import SHARED, recall_of_groups
-from distill.evaluation.zero_shot import Template, class_weights, top_k
+from distill.evaluation.zero_shot import Template, at_least_single, class_weights, top_k
 from shards.errors import UserError
 from shards.reader import Dataset, Shard
 
@@ -38,7 +38,7 @@ def evaluate(
 
     Returns `{"samples": n, "zero_shot": {"top1", "top5", "classes": C} or None, "retrieval": see `recall`, and
     "shared_captions"}`, accuracy and recall in percent; "retrieval" is None if the dataset has no captions. The model
-    is moved to `device`; it must be in evaluation mode.
+    is moved to `device` and computes in its own dtype; it must be in evaluation mode.
 
     Zero-shot runs if `classes` is given: `label_field` then names the field of a sample's metadata that holds its class
     name. A name that occurs twice in `classes` is one class, as nothing could tell the two apart.
@@ -59,6 +59,7 @@ def evaluate(
         raise UserError("classes were given, but no label field", where="zero-shot", do="Name the metadata field")
     check_captioned(dataset, is_classified=classes is not None)
     model = loaded.model.to(device)
+    dtype = next(model.parameters()).dtype
     names = list(dict.fromkeys(classes or ()))
     weights = class_weights(model, loaded.tokenizer, names, templates) if classes is not None else None
     numbers = {name: number for number, name in enumerate(names)}
@@ -67,11 +68,11 @@ def evaluate(
     labels: list[int] = []
     image_parts, text_parts = [], []
     for batch in _batches(dataset, loaded.preprocess, batch_size):
-        pixels = torch.stack([image.result() for image in batch.images]).to(device)
-        image_parts.append(model.encode_image(pixels, normalize=True).float().cpu())
+        pixels = torch.stack([image.result() for image in batch.images]).to(device, dtype)
+        image_parts.append(at_least_single(model.encode_image(pixels, normalize=True)).cpu())
         if dataset.captioned:
             tokens = loaded.tokenizer(batch.captions).to(device)
-            text_parts.append(model.encode_text(tokens, normalize=True).float().cpu())
+            text_parts.append(at_least_single(model.encode_text(tokens, normalize=True)).cpu())
         captions += batch.captions
         if weights is not None and label_field is not None:
             labels += [_label(sample, label_field, numbers) for sample in batch.samples]

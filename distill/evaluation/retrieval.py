@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,8 +25,10 @@ def recall(image_embeddings: Tensor, text_embeddings: Tensor, text_to_image: Ten
     its rank being that of the best one. A text finds its one image. Images without a caption can be found wrongly
     but ask nothing.
 
-    Returns `{"image_to_text": {"R@1", "R@5", "R@10", "mean_rank", "median_rank"}, "text_to_image": {the same}}`: recall
-    in percent, ranks from 1. Every tie counts against the model, and so does NaN: embeddings that are all the same
+    Returns `{"image_to_text": {"R@1", "R@5", "R@10", "mean_rank", "median_rank", "median_rank_open_clip"},
+    "text_to_image": {the same}}`: recall in percent, ranks from 1. `median_rank_open_clip` is the median as open_clip
+    and CLIP-KD report it, rounded down (2 where the median is 2.5). Every tie counts against the model, and so does
+    NaN: embeddings that are all the same
     rank every right answer behind all wrong ones.
     """
     images = torch.arange(len(image_embeddings), device=text_to_image.device)
@@ -65,8 +69,10 @@ def _ranks(queries: Tensor, candidates: Tensor, query_groups: Tensor, candidate_
 
 def _summary(ranks: Tensor) -> dict[str, float]:
     recalls = {f"R@{k}": 100.0 * (ranks <= k).double().mean().item() for k in _KS}
+    median = float(np.median(ranks.cpu().numpy()))
     return {
         **recalls,
         "mean_rank": ranks.double().mean().item(),
-        "median_rank": float(np.median(ranks.cpu().numpy())),
+        "median_rank": median,
+        "median_rank_open_clip": float(math.floor(median)),
     }

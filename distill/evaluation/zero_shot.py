@@ -21,7 +21,7 @@ _LOGITS_A_BLOCK = 1 << 24
 
 @torch.no_grad()
 def class_weights(model: Any, tokenizer: Tokenizer, classes: Sequence[str], templates: Sequence[Template]) -> Tensor:
-    """The zero-shot classifier: (C, D) float32 on the CPU, rows of unit length.
+    """The zero-shot classifier: (C, D) float32, or float64 of a model in float64, on the CPU, rows of unit length.
 
     Each class's prompt embeddings are normalised, averaged over the templates and normalised again. The model is
     run on its own device, in the mode it is in.
@@ -38,7 +38,7 @@ def class_weights(model: Any, tokenizer: Tokenizer, classes: Sequence[str], temp
     parts = []
     for start in range(0, len(prompts), _PROMPTS_A_FORWARD):
         tokens = tokenizer(prompts[start : start + _PROMPTS_A_FORWARD]).to(device)
-        parts.append(normalize(model.encode_text(tokens).float(), dim=-1).cpu())
+        parts.append(normalize(at_least_single(model.encode_text(tokens)), dim=-1).cpu())
     embeddings = torch.cat(parts).view(len(classes), len(templates), -1)
     return normalize(embeddings.mean(dim=1), dim=-1)
 
@@ -64,6 +64,11 @@ def top_k(image_embeddings: Tensor, weights: Tensor, labels: Tensor, ks: Sequenc
         ranks.append(ahead.sum(dim=1))
     rank = torch.cat(ranks)
     return {f"top{k}": 100.0 * (rank < k).double().mean().item() for k in ks}
+
+
+def at_least_single(rows: Tensor) -> Tensor:
+    """`rows` as float32, or as they are if they are finer."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _prompt(template: Template, name: str) -> str:

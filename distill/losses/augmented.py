@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses.base import ALL, Embeddings, Loss, LossShape
+from distill.losses.base import ALL, Embeddings, Loss, LossShape, mapped
 from distill.losses.contrastive import contrastive_loss
 from distill.losses.feature import Projection
 from distill.losses.scale import LearnedScale
@@ -27,8 +27,8 @@ class Fusion(nn.Module):
 
     def forward(self, image: Tensor, text: Tensor, teacher: Embeddings) -> tuple[Tensor, Tensor]:
         """`image`, `text`: (B, teacher_dim), the projected student's. Returns `fi`, `fx`, (B, student_dim) each."""
-        fused_image = self.image(torch.cat([image, teacher.image], dim=1))
-        fused_text = self.text(torch.cat([text, teacher.text], dim=1))
+        fused_image = mapped(self.image, torch.cat([image, teacher.image], dim=1))
+        fused_text = mapped(self.text, torch.cat([text, teacher.text], dim=1))
         return F.normalize(fused_image, dim=-1), F.normalize(fused_text, dim=-1)
 
 

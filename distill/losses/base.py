@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shards import UserError
@@ -20,17 +21,33 @@ class Embeddings:
     """One global batch's embeddings: `image`, `text` (B, D) of unit norm, row i of both from sample i.
 
     `logit_scale` multiplies cosines (exp of the stored log; 100, not 4.6), `logit_bias` is added to them by the sigmoid
-    losses: scalar tensors or floats.
+    losses: scalar tensors or floats. `raw_image`, `raw_text`: the same rows as the towers gave them, of any length;
+    projections to a teacher's width see these. A teacher's are not needed.
     """
 
     image: Tensor
     text: Tensor
     logit_scale: Tensor | float
     logit_bias: Tensor | float = 0.0
+    raw_image: Tensor | None = None
+    raw_text: Tensor | None = None
+
+    @classmethod
+    def of_raw(
+        cls, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float = 0.0
+    ) -> Embeddings:
+        """A student's, from what its towers gave: the unit rows come of these, with gradient."""
+        return cls(F.normalize(image, dim=-1), F.normalize(text, dim=-1), logit_scale, logit_bias, image, text)
 
     def only(self, samples: Tensor) -> Embeddings:
         """Those of some samples, a batch of their own."""
-        return replace(self, image=self.image[samples], text=self.text[samples])
+        return replace(
+            self,
+            image=self.image[samples],
+            text=self.text[samples],
+            raw_image=None if self.raw_image is None else self.raw_image[samples],
+            raw_text=None if self.raw_text is None else self.raw_text[samples],
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,18 @@ class Loss(nn.Module):
         raise NotImplementedError
 
 
+def product(rows: Tensor, others: Tensor) -> Tensor:
+    """rows·othersᵀ in the wider of their dtypes; nothing is copied where they are the same."""
+    dtype = torch.promote_types(rows.dtype, others.dtype)
+    return rows.to(dtype) @ others.to(dtype).T
+
+
+def mapped(by: nn.Linear, rows: Tensor) -> Tensor:
+    """`by(rows)` in the wider of their dtypes."""
+    dtype = torch.promote_types(rows.dtype, by.weight.dtype)
+    return F.linear(rows.to(dtype), by.weight.to(dtype), by.bias.to(dtype))
+
+
 def one_of(value: str, known: Sequence[str], what: str) -> str:
     """The value of a loss's option `what`. Raises `UserError` unless it is one of the `known`."""
     if value not in known:
@@ -79,7 +108,7 @@ class Pair:
 
 
 class WeightedSum(nn.Module):
-    """Σ weight · loss over losses and caption sets; returns it and each unweighted term, detached, by name.
+    """Σ weight · loss over losses, the mean over caption sets; returns it and each unweighted term, detached, by name.
 
     Losses that project the student share the projections of the first of them, as in CLIP-KD, whose losses all see the
     same projected student: its parameters are listed once, under that loss's name.
@@ -97,14 +126,19 @@ class WeightedSum(nn.Module):
     def forward(
         self, pairs: Mapping[str, Pair], weights: Mapping[str, float], rows: slice = ALL
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`pairs` by caption set. A term is named after its loss; of several caption sets, LOSS/SET."""
+        """`pairs` by caption set. A term is named after its loss; of several caption sets each has one, LOSS/SET."""
         terms, weighted = {}, []
-        for captions, pair in pairs.items():
-            for name, loss in self.losses.items():
+        for name, loss in self.losses.items():
+            found = []
+            for captions, pair in pairs.items():
                 taught = pair.taught if getattr(loss, "needs_teacher", True) else None
                 term = loss(pair.student, pair.teachers, rows) if taught is None else _partly(loss, pair, taught, rows)
-                terms[name if len(pairs) == 1 else f"{name}/{captions}"] = term.detach()
-                weighted.append(weights[name] * term)
+                found.append(term)
+                if len(pairs) > 1:
+                    terms[f"{name}/{captions}"] = term.detach()
+            mean = torch.stack(found).mean()
+            terms[name] = mean.detach()
+            weighted.append(weights[name] * mean)
         return torch.stack(weighted).sum(), terms
 
 

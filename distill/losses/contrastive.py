@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import ALL, Embeddings, Loss
+from distill.losses.base import ALL, Embeddings, Loss, product
 
 
 def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, rows: slice = ALL) -> Tensor:
@@ -23,10 +23,10 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, r
 
 def affinities(image: Tensor, text: Tensor, logit_scale: Tensor | float, rows: slice = ALL) -> tuple[Tensor, Tensor]:
     """τ·i·xᵀ and τ·x·iᵀ, of both the `rows`: (R, B) each."""
-    to_text = logit_scale * image[rows] @ text.T
+    to_text = product(logit_scale * image[rows], text)
     if rows == ALL:
         return to_text, to_text.T
-    return to_text, logit_scale * text[rows] @ image.T
+    return to_text, product(logit_scale * text[rows], image)
 
 
 class Contrastive(Loss):

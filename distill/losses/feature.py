@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses.base import ALL, Embeddings, Loss, LossShape
+from distill.losses.base import ALL, Embeddings, Loss, LossShape, mapped
 
 
 def feature_loss(image: Tensor, text: Tensor, teacher: Embeddings, rows: slice = ALL) -> Tensor:
@@ -26,21 +26,28 @@ def feature_loss(image: Tensor, text: Tensor, teacher: Embeddings, rows: slice =
 class Projection(nn.Module):
     """The student's embeddings in a teacher's width, of unit norm; without parameters where the widths are equal.
 
-    Two linear maps with bias (CLIP-KD). Parameters of the loss that holds it: trained with the student, not part of it
-    afterwards.
+    Two linear maps with bias (CLIP-KD), of the student's *raw* embeddings, as in every published run: of unit vectors a
+    fresh map would be mostly its bias, and unrelated samples lie near each other. Parameters of the loss that holds it:
+    trained with the student, not part of it afterwards.
     """
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:
         super().__init__()
         same = student_dim == teacher_dim
-        self.image = nn.Identity() if same else nn.Linear(student_dim, teacher_dim)
-        self.text = nn.Identity() if same else nn.Linear(student_dim, teacher_dim)
-        self._same = same
+        self.image = None if same else nn.Linear(student_dim, teacher_dim)
+        self.text = None if same else nn.Linear(student_dim, teacher_dim)
 
     def forward(self, student: Embeddings) -> tuple[Tensor, Tensor]:
-        """`image` and `text`, (B, teacher_dim) each."""
-        image, text = self.image(student.image), self.text(student.text)
-        return (image, text) if self._same else (F.normalize(image, dim=-1), F.normalize(text, dim=-1))
+        """`image` and `text`, (B, teacher_dim) each. Raises `ValueError` if raw embeddings are needed and not there."""
+        if self.image is None or self.text is None:
+            return student.image, student.text
+        if student.raw_image is None or student.raw_text is None:
+            raise ValueError(
+                f"a projection to {self.image.out_features} dimensions maps the student's raw embeddings, and these "
+                "Embeddings hold unit rows alone: make them with Embeddings.of_raw"
+            )
+        image, text = mapped(self.image, student.raw_image), mapped(self.text, student.raw_text)
+        return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
 
 
 class FeatureDistillation(Loss):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses.base import ALL, Embeddings, Loss, LossShape, one_of
+from distill.losses.base import ALL, Embeddings, Loss, LossShape, one_of, product
 from distill.losses.feature import Projection
 
 FORMS = ("intended", "reference")
@@ -25,7 +25,7 @@ def contrastive_gradients(
     `queries`, `keys`: (B, D); P = sm(τ·q·kᵀ). Returns those of the `rows`, (R, D) each, themselves differentiable. The
     second takes a column of P from every row, so B x B matrices are built whatever the `rows`.
     """
-    chances = (scale * queries @ keys.T).softmax(dim=1)
+    chances = product(scale * queries, keys).softmax(dim=1)
     factor = scale / len(keys)
     return factor * (chances[rows] @ keys - keys[rows]), factor * (chances.T[rows] @ queries - queries[rows])
 

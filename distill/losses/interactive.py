@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses.base import ALL, Embeddings, Loss, LossShape
+from distill.losses.base import ALL, Embeddings, Loss, LossShape, product
 from distill.losses.feature import Projection
 from distill.losses.scale import LearnedScale
 
@@ -22,8 +22,8 @@ def interactive_loss(
     c, neither the student's nor the teacher's. Returns a scalar.
     """
     own = torch.arange(len(image), device=image.device)[rows]
-    to_text = scale * image[rows] @ teacher.text.T
-    to_image = scale * text[rows] @ teacher.image.T
+    to_text = product(scale * image[rows], teacher.text)
+    to_image = product(scale * text[rows], teacher.image)
     return (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,8 @@ def reinforcement_loss(student: Embeddings, teachers: Sequence[Embeddings], rows
     """
     to_text, to_image = affinities(student.image, student.text, student.logit_scale, rows)
     # Added up teacher by teacher: of large batches not every teacher's matrix fits.
-    text_target, image_target = torch.zeros_like(to_text), torch.zeros_like(to_image)
+    dtype = functools.reduce(torch.promote_types, (teacher.image.dtype for teacher in teachers), to_text.dtype)
+    text_target, image_target = torch.zeros_like(to_text, dtype=dtype), torch.zeros_like(to_image, dtype=dtype)
     for teacher in teachers:
         t_text, t_image = affinities(teacher.image, teacher.text, teacher.logit_scale, rows)
         text_target += t_text.softmax(dim=1) / len(teachers)

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses.base import ALL, Embeddings, Loss
+from distill.losses.base import ALL, Embeddings, Loss, product
 
 
 def pair_logits(of: Embeddings, rows: slice = ALL) -> Tensor:
     """τ·i·xᵀ + b of the images in `rows` with every text: (R, B)."""
-    return of.logit_scale * of.image[rows] @ of.text.T + of.logit_bias
+    return product(of.logit_scale * of.image[rows], of.text) + of.logit_bias
 
 
 def sigmoid_loss(student: Embeddings, rows: slice = ALL) -> Tensor:
@@ -37,7 +37,8 @@ def sigmoid_affinity_loss(student: Embeddings, teacher: Embeddings, rows: slice 
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(logits)
+    dtype = torch.promote_types(logits.dtype, target.dtype)
+    return F.binary_cross_entropy_with_logits(logits.to(dtype), target.to(dtype), reduction="sum") / len(logits)
 
 
 class Sigmoid(Loss):

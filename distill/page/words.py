@@ -42,7 +42,7 @@ def in_short(run: RunFolder) -> dict[str, str]:
         "data": _data(run),
         "losses": ", ".join(_term(name, term) for name, term in losses(run).items()),
         "length": _length(run),
-        "optimiser": _optimiser(_object(settings.get("optimiser"))),
+        "optimiser": _optimiser({**_object(settings.get("optimiser")), **_warmup(run)}),
         "computed": _computed(run),
     }
     return {name: text for name, text in found.items() if text}
@@ -148,6 +148,11 @@ def _length(run: RunFolder) -> str:
     if run.planned and each:
         words.append(f"= {run.planned / each:.3g} epochs of {each:,} steps")
     return " ".join(words)
+
+
+def _warmup(run: RunFolder) -> dict[str, Any]:
+    """The steps that it took, which may be fewer than were set."""
+    return {"warmup": run.facts["warmup"]} if "warmup" in run.facts else {}
 
 
 def _optimiser(settings: Mapping[str, Any]) -> str:

@@ -50,7 +50,10 @@ class Gates(nn.Module):
     """The gates of one tower: `hidden` (d,) for the residual stream, `heads` and `mlp` for all layers' in a row.
 
     `begin` opens them for a forward; `opened` then holds the values that every part of the tower multiplies with.
+    `counts_removed`: what earlier stages removed is counted as the reference does, see `expected`.
     """
+
+    counts_removed = False
 
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
@@ -98,11 +101,18 @@ class Gates(nn.Module):
     def expected(self) -> Tensor:
         """How many prunable parameters are expected to stay: Σhidden·(Σheads·pph/d + 2·Σmlp); 0-d, with gradient.
 
-        Sums are of P(open); d and pph = (4d² + 4d) // H are of the full tower.
+        Sums are of P(open); d and pph = (4d² + 4d) // H are of the full tower. A unit that an earlier stage removed is
+        gone. With `counts_removed` it is what it is in the reference: a gate at log α = −ln 100, where the clamp holds
+        it from the first step's end on, and so 4.7 % open.
         """
-        full = self.shape.full
+        full, depth = self.shape.full, len(self.shape.layers)
         of_head = (4 * full.width**2 + 4 * full.width) // full.heads
         hidden, heads, mlp = (open_probability(row).sum() for row in self._rows())
+        if self.counts_removed:
+            each = open_probability(self.hidden.new_tensor(-LIMIT))
+            hidden = hidden + (full.width - len(self.hidden)) * each
+            heads = heads + (depth * full.heads - len(self.heads)) * each
+            mlp = mlp + (depth * full.mlp - len(self.mlp)) * each
         return hidden * (heads * of_head / full.width + 2 * mlp)
 
     def clamp(self) -> None:

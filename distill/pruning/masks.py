@@ -107,7 +107,8 @@ def mask(model: Any, config: ModelConfig) -> None:
 def _mask_tower(model: Any, kind: TowerKind, shape: TowerShape) -> None:
     transformer, home = transformer_of(model, kind), _home(model, kind)
     like = home.positional_embedding
-    gates = Gates(shape).to(like)
+    # What is new follows what it stands in: a model in evaluation stays in evaluation.
+    gates = Gates(shape).to(like).train(transformer.training)
     blocks = []
     for at, (layer, old) in enumerate(zip(shape.layers, transformer.resblocks, strict=True)):
         block = MaskedBlock(shape, layer, old, gates, at).to(like)
@@ -115,11 +116,13 @@ def _mask_tower(model: Any, kind: TowerKind, shape: TowerShape) -> None:
         trained = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
         for name, parameter in block.named_parameters():
             parameter.requires_grad_(trained[name])
-        blocks.append(block)
+        blocks.append(block.train(old.training))
     transformer.resblocks, transformer.gates = nn.ModuleList(blocks), gates
+    transformer.resblocks.training = transformer.training
     for name in ("ln_pre", "ln_post") if kind == "vision" else ("ln_final",):
         if isinstance(getattr(home, name), nn.LayerNorm):
-            setattr(home, name, MaskedNorm(getattr(home, name), gates))
+            norm = getattr(home, name)
+            setattr(home, name, MaskedNorm(norm, gates).train(norm.training))
     first = home.ln_pre if kind == "vision" else transformer
     first.register_forward_pre_hook(gates.begin)
 

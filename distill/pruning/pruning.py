@@ -42,8 +42,10 @@ class Pruning(nn.Module):
         self._seed = seed
         # In a dictionary they are no children: their parameters are the model's.
         self._towers = {tower.kind: tower.gates for tower in masked_towers(model)}
+        for gates in self.gates:
+            gates.counts_removed = settings.removed == "reference"
         self.settings = settings.begun_at(float(expected_sparsity(self.gates).detach()))
-        self.multipliers = nn.Parameter(torch.tensor(_MULTIPLIERS, device=model.logit_scale.device))
+        self.multipliers = nn.Parameter(model.logit_scale.new_tensor(_MULTIPLIERS))
 
     @property
     def gates(self) -> list[Gates]:

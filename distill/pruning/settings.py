@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from shards import UserError
+
+Removed = Literal["gone", "reference"]
 
 _FARTHEST = 0.1
 """How far from its target a stage may have ended; a student farther off is not that stage's."""
@@ -16,15 +19,22 @@ class PruneSettings:
 
     `target`: relative to the full model that pruning began from, over the towers that are trained. It is asked for
     from `start` on, rising linearly over the first `ramp` steps; None is the share that the student has lost already.
-    `lr` moves masks and multipliers.
+    `lr` moves masks and multipliers. `removed`: units that earlier stages removed are "gone", or counted as in the
+    "reference", where 4.7 % of each is still expected to be there: at its 50 % a stage then asks about 2 points more of
+    what is left. For repeating the reference's schedule.
     """
 
     target: float
     start: float | None = None
     ramp: int = 1000
     lr: float = 0.02
+    removed: Removed = "gone"
 
     def __post_init__(self) -> None:
+        if self.removed not in get_args(Removed):
+            raise UserError(
+                f"removed units are to be counted {self.removed!r}", where="--prune-removed", do="Use gone or reference"
+            )
         if not 0 < self.target < 1:
             raise UserError(f"the sparsity {self.target} is not between 0 and 1", where="--prune")
         if self.start is not None and not 0 <= self.start <= self.target:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from shards import Dataset, Folder, IncompleteError, Summary, UserError, run_shards
 from shards.runner import Executor
 from teacher_cache.build.facts import settle_teacher, teacher_facts
-from teacher_cache.build.settings import BuildSettings
+from teacher_cache.build.settings import BuildSettings, TeacherSpec
 from teacher_cache.build.settling import Settling
 from teacher_cache.build.task import CacheTask, Layer, done_specs
 from teacher_cache.captions import check_captioned
-from teacher_cache.layout import Kind, TeacherFacts, refuse_no_cache
+from teacher_cache.layout import Kind, TeacherFacts, read_teacher, refuse_no_cache, teacher_names
 from teacher_cache.teachers import load_teacher
 from teacher_cache.views import ViewPolicy
+
+log = logging.getLogger(__name__)
 
 _TRIED = 64
 """Samples of which captions are read beforehand."""
@@ -50,6 +53,8 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
         check_captioned(dataset, settings.captions)
     _try_captions(settings, dataset)
     facts, policy = _meet_teachers(settings)
+    settings = _known_again(settings, facts)
+    facts = [replace(one, name=spec.name) for one, spec in zip(facts, settings.teachers, strict=True)]
     folders = [Folder(settings.cache).child(teacher.name) for teacher in facts]
     layers: list[Layer] = []
     with Folder(settings.cache).alone(), contextlib.closing(executor):
@@ -78,6 +83,23 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
         tuple(dict.fromkeys(layer.facts.batch_size for layer in layers)),
         summary,
     )
+
+
+def _known_again(settings: BuildSettings, facts: list[TeacherFacts]) -> BuildSettings:
+    """A teacher that the cache has under another name, its weights having moved, goes on under that one.
+
+    Unless a name was given: then the user has decided.
+    """
+    cache = Folder(settings.cache)
+    standing = {found.fingerprint: name for name in teacher_names(cache) if (found := read_teacher(cache.child(name)))}
+    specs = []
+    for spec, one in zip(settings.teachers, facts, strict=True):
+        name = standing.get(one.fingerprint, spec.name)
+        if not spec.named and name != spec.name:
+            log.info("%s is in this cache already, as %s: its weights are the same", spec.spec, name)
+            spec = TeacherSpec(spec.spec, name)  # noqa: PLW2901
+        specs.append(spec)
+    return replace(settings, teachers=tuple(specs))
 
 
 def _try_captions(settings: BuildSettings, dataset: Dataset) -> None:

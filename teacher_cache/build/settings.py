@@ -21,8 +21,11 @@ class TeacherSpec:
 
     spec: str
     name: str = ""
+    named: bool = field(init=False, default=False, compare=False)
+    """Whether the user gave the name."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "named", bool(self.name))
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise UserError(
                 f"{self.name!r} names no folder of a teacher",
@@ -34,12 +37,24 @@ class TeacherSpec:
         object.__setattr__(self, "spec", absolute_spec(self.spec))
 
 
+_NO_NAMES = {"model", "best", "open_clip_model", "open_clip_pytorch_model", "pytorch_model", "weights"}
+"""What any model's folder or file is called."""
+
+
 def _short_name(spec: str) -> str:
-    """However a path is spelt, the folder's name is the same."""
+    """However a path is spelt, the folder's name is the same; of a run's `model/` it is the run's."""
     kind, colon, rest = spec.partition(":")
     if Path(spec).exists():
-        return slug(Path(spec).resolve().name)
-    return slug(f"{kind}-{Path(rest).resolve().stem}" if colon and rest and Path(rest).exists() else spec)
+        return slug(_name_of(Path(spec).resolve()))
+    return slug(f"{kind}-{_name_of(Path(rest).resolve())}" if colon and rest and Path(rest).exists() else spec)
+
+
+def _name_of(path: Path) -> str:
+    """The last part of a path that names something."""
+    parts = [path.stem if path.is_file() else path.name, *(parent.name for parent in path.parents)]
+    at = next((at for at, part in enumerate(parts) if part and part.lower() not in _NO_NAMES), 0)
+    # A run delivers two models at most; the better one keeps its own name beside the run's.
+    return f"{parts[at]}-best" if "best" in parts[:at] else parts[at]
 
 
 def absolute_spec(spec: str) -> str:

@@ -27,7 +27,7 @@ _WINDOW, _TOGETHER = 256, 32
 _PROBES = 1000
 _ENOUGH, _TABLES = 0.985, 32
 """Tables are added until this share of the probes was found, or there are so many."""
-_BLOCK = 4096
+BLOCK = 4096
 
 Rows = npt.NDArray[np.float16]
 """(n, D) of unit norm before rounding."""
@@ -88,11 +88,11 @@ def nearest(
 
 def _every_pair(rows: Rows, found: _Nearest, advance: Callable[[int], None]) -> None:
     unit = load(rows, "float16")
-    for start in range(0, len(unit), _BLOCK):
-        some = np.arange(start, min(start + _BLOCK, len(unit)))[None]
-        for other in range(start, len(unit), _BLOCK):
-            others = np.arange(other, min(other + _BLOCK, len(unit)))[None]
-            cosines = _product(unit[some], unit[others].swapaxes(1, 2))
+    for start in range(0, len(unit), BLOCK):
+        some = np.arange(start, min(start + BLOCK, len(unit)))[None]
+        for other in range(start, len(unit), BLOCK):
+            others = np.arange(other, min(other + BLOCK, len(unit)))[None]
+            cosines = product(unit[some], unit[others].swapaxes(1, 2))
             if other == start:
                 np.fill_diagonal(cosines[0], -2)
             else:
@@ -104,13 +104,13 @@ def _every_pair(rows: Rows, found: _Nearest, advance: Callable[[int], None]) -> 
 def _windows(rows: Rows, windows: Places, found: _Nearest) -> None:
     """Every pair within each window: `windows` (sets, rows), ascending."""
     unit = load(rows[windows.reshape(-1)], "float16").reshape(*windows.shape, -1)
-    cosines = _product(unit, unit.swapaxes(1, 2))
+    cosines = product(unit, unit.swapaxes(1, 2))
     within = np.arange(windows.shape[1])
     cosines[:, within, within] = -2
     found.offer(windows, windows, cosines)
 
 
-def _product(left: Unit, right: Unit) -> Unit:
+def product(left: Unit, right: Unit) -> Unit:
     # One library's threads for everything: those of another would spin while these work.
     import torch  # noqa: PLC0415 - only when rows are compared
 
@@ -121,7 +121,7 @@ def _product(left: Unit, right: Unit) -> Unit:
 def _by_tables(rows: Rows, found: _Nearest, threshold: float, advance: Callable[[int], None]) -> tuple[float, int]:
     """The share of the probes that were found, and in how many tables."""
     random = np.random.default_rng(0)
-    mean = np.mean([load(rows[at : at + _BLOCK], "float16").mean(axis=0) for at in range(0, len(rows), _BLOCK)], axis=0)
+    mean = np.mean([load(rows[at : at + BLOCK], "float16").mean(axis=0) for at in range(0, len(rows), BLOCK)], axis=0)
     origins = np.sort(random.choice(len(rows), min(_PROBES, len(rows)), replace=False))
     probes = _at_cosine(load(rows[origins], "float16"), threshold, random)
     seen = np.zeros(len(origins), np.bool_)
@@ -130,8 +130,8 @@ def _by_tables(rows: Rows, found: _Nearest, threshold: float, advance: Callable[
         table += 1
         planes = random.standard_normal((rows.shape[1], _BITS), np.float32)
         codes = np.empty(len(rows), np.uint32)
-        for start in range(0, len(rows), _BLOCK):
-            codes[start : start + _BLOCK] = _codes(load(rows[start : start + _BLOCK], "float16"), mean, planes)
+        for start in range(0, len(rows), BLOCK):
+            codes[start : start + BLOCK] = _codes(load(rows[start : start + BLOCK], "float16"), mean, planes)
         order = np.argsort(codes, kind="stable")
         seen |= _same_window(codes, order, origins, _codes(probes, mean, planes))
         whole = len(order) // _WINDOW * _WINDOW
@@ -145,7 +145,7 @@ def _by_tables(rows: Rows, found: _Nearest, threshold: float, advance: Callable[
 
 def _codes(unit: Unit, mean: Unit, planes: Unit) -> npt.NDArray[np.uint32]:
     """(n,): on which side of each hyperplane a row lies, the first plane in the highest bit."""
-    bits = np.packbits(_product(unit - mean, planes) > 0, axis=1)
+    bits = np.packbits(product(unit - mean, planes) > 0, axis=1)
     return np.ascontiguousarray(bits).view(">u4")[:, 0].astype(np.uint32)
 
 

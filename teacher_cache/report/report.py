@@ -26,12 +26,11 @@ from teacher_cache.report.charts import dots, histogram
 from teacher_cache.report.duplicates import EXACT, Neighbours, groups, nearest, work
 from teacher_cache.report.pictures import Pictures
 from teacher_cache.report.scores import BINS, Scores, norms, score
-from teacher_cache.report.shard_drift import Drift, drift
+from teacher_cache.report.shard_drift import drift
+from teacher_cache.report.threshold import Threshold, near_threshold
 from teacher_cache.views import ViewPolicy
 
 PAGE, TABLE = "report.html", "scores.parquet"
-NEAR = 0.95
-"""Images of a higher cosine are near duplicates."""
 _PAIRS, _GROUPS, _ODD = 12, 15, 40
 _SCHEMA = pa.schema(
     [
@@ -49,9 +48,10 @@ class ReportFacts:
     """What the page at `page` and the table at `scores` say in short.
 
     Of `samples`, `missing` have no embeddings and `broken` rows are zero or not finite. `score_mean` and `score_median`
-    are over all pairs, None without pairs. `duplicates` images have another nearer than 0.95, and make `groups`; by
-    comparing all pairs if `exact`, else found with probability `recall` (both None without images). `odd_shards` are
-    the numbers of the shards that are not like the others.
+    are over all pairs, None without pairs; `set_scores` is the mean of each caption set, over all its captions.
+    `duplicates` images have another nearer than the cosine `threshold`, and make `groups`; by comparing all pairs if
+    `exact`, else found with probability `recall` (both None without images). `doubt` says why nothing is advised by
+    them, empty if it is. `odd_shards` are the numbers of the shards that are not like the others.
     """
 
     page: str
@@ -61,7 +61,10 @@ class ReportFacts:
     broken: int
     score_mean: float | None
     score_median: float | None
+    set_scores: dict[str, float]
     duplicates: int
+    threshold: float
+    doubt: str
     groups: int
     exact: bool | None
     recall: float | None
@@ -86,10 +89,10 @@ def report_cache(shards: str, cache: str, *, teacher_name: str | None = None, ou
         with Meter("cache report: scores", len(dataset), unit="samples") as meter:
             scores = score(opened, Path(scratch), lambda count: meter.advance(count, items=count))
         with Meter("cache report: duplicates", work(len(scores.rows)), unit="rows") as meter:
-            near = nearest(scores.rows, NEAR, advance=lambda count: meter.advance(count, items=count))
-    drifting = drift(scores)
+            threshold = near_threshold(scores.rows)
+            near = nearest(scores.rows, threshold.cosine, advance=lambda count: meter.advance(count, items=count))
     _write_table(target, dataset, scores, near)
-    page, facts = _page(opened, scores, near, drifting, target)
+    page, facts = _page(opened, scores, near, threshold, target)
     target.publish(PAGE, page.encode())
     return facts
 
@@ -131,9 +134,9 @@ def _keys(dataset: Dataset, scores: Scores, samples: npt.NDArray[np.int64]) -> p
 
 
 def _page(
-    opened: TeacherCache, scores: Scores, near: Neighbours, drifting: Drift, target: Folder
+    opened: TeacherCache, scores: Scores, near: Neighbours, threshold: Threshold, target: Folder
 ) -> tuple[str, ReportFacts]:
-    dataset = opened.dataset
+    dataset, drifting = opened.dataset, drift(scores)
     pictures = Pictures(opened, scores)
     known = np.flatnonzero(np.isfinite(scores.clip))
     order = known[np.argsort(scores.clip[known], kind="stable")]
@@ -155,6 +158,9 @@ def _page(
         score_mean=float(clip.mean()) if clip.size else None,
         score_median=float(np.median(clip)) if clip.size else None,
         duplicates=int((near.index >= 0).sum()),
+        threshold=threshold.cosine,
+        doubt=threshold.doubt,
+        set_scores={name: found.mean for name, found in scores.sets.items()},
         groups=len(sets),
         exact=near.exact if opened.views else None,
         recall=near.recall if opened.views else None,
@@ -174,7 +180,8 @@ def _page(
         views=opened.views,
         source=scores.source,
         near=near,
-        threshold=NEAR,
+        threshold=threshold,
+        sources=scores.sets,
         exact_up_to=EXACT,
         extra=sum(size - 1 for _, _, size in sets),
         pairs=len(known),

@@ -23,20 +23,48 @@ _ROWS = 8192
 Floats = npt.NDArray[np.float32]
 
 
+@dataclass
+class SetScores:
+    """Of one caption set, over all its `columns`: how many `pairs` there are, their `mean` score (NaN without any), and
+    the share of the images whose own caption scores higher than the next sample's.
+    """
+
+    columns: int
+    pairs: int = 0
+    total: float = 0.0
+    higher: int = 0
+    compared: int = 0
+
+    def add(self, own: Floats, other: Floats) -> None:
+        """The scores of some images with their own captions, and with those of the next samples."""
+        self.pairs, self.total = self.pairs + len(own), self.total + float(own.sum(dtype=np.float64))
+        if len(own) > 1:
+            self.higher, self.compared = self.higher + int((own > other).sum()), self.compared + len(own)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.pairs if self.pairs else float("nan")
+
+    @property
+    def ahead(self) -> float:
+        return self.higher / self.compared if self.compared else float("nan")
+
+
 @dataclass(frozen=True)
 class Scores:
     """Samples stand in the dataset's order, n of them in S shards.
 
-    `clip` (n,): cosine of view 0 and caption 0 of the set `source`, NaN where one is missing. `mismatched` (800,)
-    counts by `BINS` the cosine of every image with the caption of the next sample; `ahead` is the share of the images
-    whose own caption scores higher (NaN without pairs). `samples` (m,): which have a usable image; `rows` (m, D)
-    of them, float16.
+    `sets` has what each caption set scores. `clip` (n,): cosine of view 0 and caption 0 of the set `source`, NaN where
+    one is missing. `mismatched` (800,) counts by `BINS` the cosine of every image with the caption of the next sample;
+    `ahead` is the share of the images whose own caption scores higher (NaN without pairs). `samples` (m,): which have a
+    usable image; `rows` (m, D) of them, float16.
     `means` (S, D): each shard's mean embedding, of images or, without any, of captions; `counts` (S,) over how many.
     `shard_scores` (S,): mean score, NaN where a shard has no pairs; `pairs` (S,) how many it has. `offsets` (S + 1,):
     the sample that each shard begins with.
     """
 
     source: str | None
+    sets: dict[str, SetScores]
     clip: Floats
     mismatched: npt.NDArray[np.int64]
     ahead: float
@@ -70,6 +98,7 @@ def score(cache: TeacherCache, scratch: Path, advance: Callable[[int], None] = l
     means, counts = np.zeros((len(shards), width), np.float32), np.zeros(len(shards), np.int64)
     mismatched = np.zeros(len(BINS) - 1, np.int64)
     ahead = compared = written = 0
+    sets = {name: SetScores(columns) for name, columns in cache.captions.items()} if cache.views else {}
     for place, shard in enumerate(shards):
         total_embedding = np.zeros(width)
         for start in range(0, shard.count, _ROWS):
@@ -90,13 +119,16 @@ def score(cache: TeacherCache, scratch: Path, advance: Callable[[int], None] = l
                 written += kept
                 usable[offsets[place] + at] = seen
             if image is not None and text is not None:
-                both = np.flatnonzero(seen & read)
-                own = np.einsum("nd,nd->n", image[both], text[both])
-                other = np.einsum("nd,nd->n", image[both], np.roll(text[both], -1, axis=0))
+                both, own, other = _compared(image, seen, text, read)
                 clip[offsets[place] + at[both]] = own
                 if len(both) > 1:
                     mismatched += np.histogram(other, BINS)[0]
                     ahead, compared = ahead + int((own > other).sum()), compared + len(both)
+                for name, found in sets.items():
+                    for column in range(found.columns):
+                        with np.errstate(invalid="ignore", over="ignore"):
+                            text = cache.text(places, column, name)
+                        found.add(*_compared(image, seen, text, _usable(text, len(at)))[1:])
             advance(len(at))
         means[place] = total_embedding / max(counts[place], 1)
         shard.release()
@@ -104,6 +136,7 @@ def score(cache: TeacherCache, scratch: Path, advance: Callable[[int], None] = l
     sums = np.array([np.nansum(part, dtype=np.float64) for part in np.split(clip, offsets[1:-1])])
     return Scores(
         source=source,
+        sets=sets,
         clip=clip,
         mismatched=mismatched,
         ahead=ahead / compared if compared else float("nan"),
@@ -115,6 +148,15 @@ def score(cache: TeacherCache, scratch: Path, advance: Callable[[int], None] = l
         pairs=pairs,
         offsets=offsets,
     )
+
+
+def _compared(
+    image: Floats, seen: npt.NDArray[np.bool_], text: Floats, read: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], Floats, Floats]:
+    """Which rows have both, and their images' scores with their own captions and with those of the next of them."""
+    both = np.flatnonzero(seen & read)
+    own = np.einsum("nd,nd->n", image[both], text[both])
+    return both, own, np.einsum("nd,nd->n", image[both], np.roll(text[both], -1, axis=0))
 
 
 def _usable(rows: Floats | None, count: int) -> npt.NDArray[np.bool_]:

@@ -80,6 +80,7 @@ def test_the_mixer_mixes_patches_and_channels_as_the_reference_sizes_them() -> N
     ]
     assert shapes == [((784, 196), (256, 512))] * 6
     assert model.visual.head.proj.weight.shape == (384, 512)
+    assert {module.eps for module in model.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-5}
 
 
 def test_a_student_without_text_tower_is_saved_and_loaded_as_one(tmp_path: Path) -> None:

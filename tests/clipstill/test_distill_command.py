@@ -92,11 +92,14 @@ def test_help_states_the_defaults_of_the_settings(capsys: pytest.CaptureFixture[
     run, optimiser = RunSettings(shards="S", out="O", student="X", steps=1), OptimiserSettings()
     for of, names in (
         (run, ["batch_size", "views", "precision", "log_every", "keep", "explosion", "max_scale", "join_limit"]),
-        (optimiser, ["lr", "warmup", "weight_decay", "clip_norm", "schedule"]),
+        (optimiser, ["lr", "weight_decay", "clip_norm", "schedule"]),
     ):
         for name in names:
             assert stated[name.replace("_", "-")] == str(getattr(of, name)), name
     assert stated["betas"] == "0.9 0.98"
+    assert "within a tenth of the run" in said["warmup"]
+    assert optimiser.warmup_steps(10_000) == 500
+    assert stated["checkpoint-minutes"] == "10.0"
     assert stated["eval-every"] == str(EvaluationSettings(shards="S").every)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,20 @@ Parameters = dict[str, Array]
 
 @dataclass(frozen=True)
 class Side:
-    """What a student or a teacher makes of a batch: rows `image`, `text`, and its scale and bias."""
+    """What a student or a teacher makes of a batch: rows of any length, and its scale and bias."""
 
-    image: Array
-    text: Array
+    raw_image: Array
+    raw_text: Array
     scale: float
     bias: float = 0.0
+
+    @property
+    def image(self) -> Array:
+        return unit(self.raw_image)
+
+    @property
+    def text(self) -> Array:
+        return unit(self.raw_text)
 
     @property
     def logits(self) -> Array:
@@ -76,6 +85,12 @@ def slopes(queries: Array, keys: Array, scale: float) -> list[Array]:
     return found
 
 
+def slopes_by_hand(queries: Array, keys: Array, scale: float) -> list[Array]:
+    """The same by the formula: of large batches complex steps would fill the memory."""
+    error = softmax(scale * queries @ keys.T) - np.eye(len(queries))
+    return [scale * error @ keys / len(queries), scale * error.T @ queries / len(queries)]
+
+
 def slopes_of_the_reference(queries: Array, keys: Array, scale: float) -> list[Array]:
     """CLIP-KD's own: it takes the scale for a temperature, in the softmax and in the factor."""
     error = softmax(queries @ keys.T / scale) - np.eye(len(queries))
@@ -127,12 +142,17 @@ def projected(student: Side, parameters: Parameters, place: int) -> Side:
     rows = []
     for tower in ("image", "text"):
         weight = parameters.get(f"projections.{place}.{tower}.weight")
-        out = getattr(student, tower)
-        rows.append(out if weight is None else unit(out @ weight.T + parameters[f"projections.{place}.{tower}.bias"]))
+        if weight is None:
+            rows.append(getattr(student, tower))
+        else:
+            bias = parameters[f"projections.{place}.{tower}.bias"]
+            rows.append(unit(getattr(student, f"raw_{tower}") @ weight.T + bias))
     return Side(rows[0], rows[1], student.scale, student.bias)
 
 
-def formula(name: str, option: str, student: Side, teachers: Sequence[Side], parameters: Parameters) -> float:
+def formula(
+    name: str, option: str, student: Side, teachers: Sequence[Side], parameters: Parameters, *, by_hand: bool = False
+) -> Any:
     """The loss `name` of a batch, the mean over teachers; `parameters` by the names they have in the loss."""
     if name in ("contrastive", "sigmoid"):
         return contrastive(student) if name == "contrastive" else sigmoid(student)
@@ -142,10 +162,11 @@ def formula(name: str, option: str, student: Side, teachers: Sequence[Side], par
     for place, teacher in enumerate(teachers):
         near = projected(student, parameters, place)
         if name in ("icl", "afd"):
-            stored = float(parameters[f"scales.{place}.logit_scale"])
+            stored = parameters[f"scales.{place}.logit_scale"]
             scale = stored if option == "reference" else np.exp(stored)
         if name == "gd":
-            values.append(gradient(near, teacher, slopes_of_the_reference if option == "reference" else slopes))
+            own = slopes_by_hand if by_hand else slopes
+            values.append(gradient(near, teacher, slopes_of_the_reference if option == "reference" else own))
         elif name == "icl":
             values.append(interactive(near, teacher, scale))
         elif name == "afd":
@@ -155,7 +176,7 @@ def formula(name: str, option: str, student: Side, teachers: Sequence[Side], par
         else:
             plain = {"affinity": affinity, "crd": relational, "sigmoid_affinity": sigmoid_affinity}
             values.append(plain[name](student, teacher))
-    return float(np.mean(values))
+    return np.mean(values)
 
 
 def differences(
@@ -170,4 +191,14 @@ def differences(
                 moved = array.copy()
                 moved[index] += steps * step
                 found[name][index] += weight * value({**at, name: moved}) / (12 * step)
+    return found
+
+
+def slope_along(value: Callable[[dict[str, Array]], Any], at: dict[str, Array], name: str, way: Array) -> float:
+    """The derivative of `value` as the array `name` of `at` moves along `way`, of length 1."""
+    # Of eighth order, so that steps may be long enough for rounding not to matter.
+    step, found = 2e-3 * np.linalg.norm(at[name]), 0.0
+    for steps, weight in ((1, 672), (2, -168), (3, 32), (4, -3)):
+        for sign in (1, -1):
+            found += sign * weight * value({**at, name: at[name] + sign * steps * step * way}) / (840 * step)
     return found

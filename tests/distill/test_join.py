@@ -105,7 +105,8 @@ def test_losses_meet_the_right_rows(part: Any, tmp_path: Path) -> None:
         batch = run.loader.batch(step)
         with torch.no_grad():
             student = run.student(batch.images, batch.tokens)
-        image, text, scale = student["image"].double(), student["text/txt"].double(), float(student["logit_scale"])
+        image, text = (F.normalize(student[name].double(), dim=-1) for name in ("image", "text/txt"))
+        scale = float(student["logit_scale"])
         terms = run.step(batch)
         logits = scale * image @ text.T
         own = torch.arange(8)

@@ -151,8 +151,8 @@ def test_a_text_teacher_alone_leaves_the_views_to_the_policy(several: Several) -
         (("one", "wider"), "txt", r"/one/one has a policy ViewPolicy.*scale=\(0\.5, 1\.0\).*/wider/other .*\(0\.4, 1"),
         (("one", "shorter"), "table-said", r"'table-said' are .*'count': 3.* in \S*/one/one, .*'count': 2.*/shorter"),
         (("fewer",), "table-said", r"/fewer/other: no captions 'table-said'; there are txt"),
-        ((), "json-said", "no cache holds captions 'json-said'"),
-        (("pictures",), "json-said", "no cache holds captions 'json-said'"),
+        ((), "json-said", "json-said: no captions can be read from this.*Write txt, json:FIELD"),
+        (("pictures",), "json-said", "json-said: no captions can be read from this.*Write txt, json:FIELD"),
     ],
 )
 def test_caches_that_do_not_agree_are_refused(

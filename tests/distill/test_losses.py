@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.losses import LOSSES, Embeddings, Loss, LossShape
 from distill.losses.gradient import contrastive_gradients
 from shards import UserError
-from tests.distill.loss_formulas import Array, Side, differences, formula, softmax, unit
+from tests.distill.loss_formulas import Array, Side, differences, formula, slope_along, softmax, unit
 
 B, DS = 8, 3
 TEACHERS = {"as wide": (3,), "wider": (5,), "two": (3, 4)}
@@ -20,6 +20,7 @@ OPTIONS = {"gd": ("form", "intended", "reference")} | dict.fromkeys(
     ("icl", "afd"), ("scale", "exponentiated", "reference")
 )
 CASES = [(name, option) for name in LOSSES for option in OPTIONS.get(name, ("", ""))[1:]]
+PROJECTING = ("fd", "gd", "icl", "afd")
 each_loss = pytest.mark.parametrize(("name", "option"), CASES)
 
 
@@ -29,27 +30,30 @@ def side(seed: int, width: int, scale: float, bias: float) -> Side:
     return Side(image, text, scale, bias)
 
 
-def student() -> Side:
-    return side(1, DS, 9.0, -2.0)
+def student(width: int = DS) -> Side:
+    """Its rows have lengths as a tower gives them, each its own."""
+    random = np.random.default_rng(1)
+    image, text = (unit(random.normal(size=(B, width))) * random.uniform(2, 9, size=(B, 1)) for _ in range(2))
+    return Side(image, text, 9.0, -2.0)
 
 
 def teachers(widths: tuple[int, ...]) -> list[Side]:
     return [side(10 + place, width, 20.0 - 7 * place, -4.0 + place) for place, width in enumerate(widths)]
 
 
-def make(name: str, option: str, widths: tuple[int, ...]) -> Loss:
+def make(name: str, option: str, widths: tuple[int, ...], width: int = DS) -> Loss:
     torch.manual_seed(0)
     options = {OPTIONS[name][0]: option} if option else {}
-    return LOSSES[name](LossShape(DS, widths), **options).double()
+    return LOSSES[name](LossShape(width, widths), **options).double()
 
 
 def embeddings(of: Side, dtype: torch.dtype = torch.float64, *, trained: bool = False) -> Embeddings:
-    values = (of.image, of.text, of.scale, of.bias)
-    return Embeddings(*(torch.tensor(value, dtype=dtype, requires_grad=trained) for value in values))
+    values = (of.raw_image, of.raw_text, of.scale, of.bias)
+    return Embeddings.of_raw(*(torch.tensor(value, dtype=dtype, requires_grad=trained) for value in values))
 
 
 def leaves(of: Embeddings, loss: Loss) -> dict[str, Tensor]:
-    own = {"image": of.image, "text": of.text, "scale": of.logit_scale, "bias": of.logit_bias}
+    own = {"image": of.raw_image, "text": of.raw_text, "scale": of.logit_scale, "bias": of.logit_bias}
     return {**own, **dict(loss.named_parameters())}
 
 
@@ -64,6 +68,11 @@ def run(loss: Loss, student: Side, teachers: list[Side], rows: slice = slice(Non
     return float(value.detach()), {name: g.numpy() for name, g in zip(by, gradients, strict=True)}
 
 
+def places(of: Side) -> dict[str, Array]:
+    """What a loss is differentiated by, beside its own parameters."""
+    return {"image": of.raw_image, "text": of.raw_text, "scale": np.array(of.scale), "bias": np.array(of.bias)}
+
+
 @each_loss
 @pytest.mark.parametrize("widths", TEACHERS.values(), ids=TEACHERS)
 def test_values_and_gradients_are_the_formulas(name: str, option: str, widths: tuple[int, ...]) -> None:
@@ -72,16 +81,48 @@ def test_values_and_gradients_are_the_formulas(name: str, option: str, widths: t
 
     def expected(at: dict[str, Array]) -> float:
         at = dict(at)
-        moved = Side(at.pop("image"), at.pop("text"), float(at.pop("scale")), float(at.pop("bias")))
+        moved = Side(at.pop("image"), at.pop("text"), at.pop("scale"), at.pop("bias"))
         return formula(name, option, moved, theirs, at)
 
-    start = {"image": ours.image, "text": ours.text, "scale": np.array(ours.scale), "bias": np.array(ours.bias)}
+    start = places(ours)
     value, gradients = run(loss, ours, theirs)
     assert value == pytest.approx(expected({**start, **parameters}), rel=1e-10)
     slopes = differences(expected, {**start, **parameters})
     largest = max(np.abs(slope).max() for slope in slopes.values())
     for leaf, slope in slopes.items():
         assert np.abs(gradients[leaf] - slope).max() < 1e-8 * largest, leaf
+
+
+@pytest.mark.parametrize("widths", [(24, 32), (512, 768), (768, 512)], ids=str)
+@pytest.mark.parametrize(("name", "option"), [case for case in CASES if case[0] in PROJECTING])
+def test_projections_map_raw_rows_at_the_widths_of_models(name: str, option: str, widths: tuple[int, int]) -> None:
+    """To 1e-9, the gradient by each leaf along a way drawn at random."""
+    narrow, wide = widths
+    loss, ours, theirs = make(name, option, (wide,), narrow), student(narrow), teachers((wide,))
+    parameters = {name: value.detach().numpy() for name, value in loss.named_parameters()}
+
+    def expected(at: dict[str, Array]) -> Any:
+        at = dict(at)
+        moved = Side(at.pop("image"), at.pop("text"), at.pop("scale"), at.pop("bias"))
+        return formula(name, option, moved, theirs, at, by_hand=True)
+
+    value, gradients = run(loss, ours, theirs)
+    start = {**places(ours), **parameters}
+    assert value == pytest.approx(float(expected(start)), rel=1e-11)
+    random = np.random.default_rng(5)
+    for leaf, array in start.items():
+        way = unit(random.normal(size=(1, array.size))).reshape(array.shape)
+        slope = slope_along(expected, start, leaf, way)
+        assert float((gradients[leaf] * way).sum()) == pytest.approx(slope, rel=1e-9, abs=1e-15), leaf
+
+
+@pytest.mark.parametrize("name", PROJECTING)
+def test_a_projection_without_raw_rows_says_what_is_missing(name: str) -> None:
+    ours, theirs = embeddings(student()), [embeddings(teacher) for teacher in teachers((5,))]
+    units = Embeddings(ours.image, ours.text, ours.logit_scale)
+    with pytest.raises(ValueError, match=r"to 5 dimensions maps the student's raw embeddings.*Embeddings\.of_raw"):
+        make(name, "intended" if name == "gd" else "", (5,))(units, theirs)
+    assert make(name, "", (3,))(units, [embeddings(teacher) for teacher in teachers((3,))]).isfinite()
 
 
 @each_loss
@@ -102,7 +143,7 @@ def test_the_order_of_a_batch_does_not_matter(name: str, option: str) -> None:
     loss, ours, theirs = make(name, option, TEACHERS["two"]), student(), teachers(TEACHERS["two"])
     value, gradients = run(loss, ours, theirs)
     turn = np.random.default_rng(0).permutation(B)
-    turned = [Side(of.image[turn], of.text[turn], of.scale, of.bias) for of in (ours, *theirs)]
+    turned = [Side(of.raw_image[turn], of.raw_text[turn], of.scale, of.bias) for of in (ours, *theirs)]
     turned_value, turned_gradients = run(loss, turned[0], turned[1:])
     assert turned_value == pytest.approx(value, rel=1e-12)
     for tower in ("image", "text"):
@@ -178,6 +219,25 @@ def test_an_option_with_another_value_is_refused(name: str) -> None:
     for wrong in ("exact", None, 1):
         with pytest.raises(UserError, match=rf"{name}'s {option} is {wrong!r}.*Use \w+ or reference"):
             LOSSES[name](LossShape(DS, (DS,)), **{option: wrong})
+
+
+@each_loss
+@pytest.mark.parametrize("wide", ["student", "teachers", "loss"])
+def test_mixed_dtypes_meet_in_the_wider_one(name: str, option: str, wide: str) -> None:
+    """As torch promotes: the value is float64's as far as float32 inputs allow."""
+    widths = (DS, 5)
+    ours, theirs, loss = student(), teachers(widths), make(name, option, widths)
+    exact = run(loss, ours, theirs)[0]
+    kinds = {part: torch.float64 if part == wide else torch.float32 for part in ("student", "teachers", "loss")}
+    mixed = embeddings(ours, kinds["student"], trained=True)
+    value = loss.to(kinds["loss"])(mixed, [embeddings(of, kinds["teachers"]) for of in theirs])
+    value.backward()
+    assert float(value.detach()) == pytest.approx(exact, rel=1e-5)
+    assert mixed.raw_image is not None
+    assert mixed.raw_image.grad is not None
+    assert mixed.raw_image.grad.dtype == kinds["student"]
+    if wide == "student" or (wide == "teachers" and loss.needs_teacher):
+        assert value.dtype == torch.float64
 
 
 def hard_case(kind: str) -> tuple[Side, list[Side]]:

@@ -30,8 +30,14 @@ def unit(seed: int, width: int) -> Tensor:
 
 def student(captions: int = 0) -> Embeddings:
     numbers = (torch.tensor(value, dtype=torch.float64) for value in (9.0, -2.0))
-    values = [unit(1, DS), unit(2 + captions, DS), *numbers]
-    return Embeddings(*(value.requires_grad_() for value in values))
+    values = [5 * unit(1, DS), 3 * unit(2 + captions, DS), *numbers]
+    return Embeddings.of_raw(*(value.requires_grad_() for value in values))
+
+
+def raw(of: Embeddings) -> tuple[Tensor, Tensor]:
+    assert of.raw_image is not None
+    assert of.raw_text is not None
+    return of.raw_image, of.raw_text
 
 
 def teachers(captions: int = 0) -> tuple[Embeddings, ...]:
@@ -39,9 +45,9 @@ def teachers(captions: int = 0) -> tuple[Embeddings, ...]:
 
 
 def slopes(of: Tensor, ours: Embeddings, total: WeightedSum) -> dict[str, npt.NDArray[np.float64]]:
-    by = {"image": ours.image, "text": ours.text, "scale": ours.logit_scale, "bias": ours.logit_bias}
+    by = {"image": ours.raw_image, "text": ours.raw_text, "scale": ours.logit_scale, "bias": ours.logit_bias}
     by |= dict(total.named_parameters())
-    gradients = torch.autograd.grad(of, list(by.values()))
+    gradients = torch.autograd.grad(of, list(by.values()), retain_graph=True)
     return {name: gradient.numpy() for name, gradient in zip(by, gradients, strict=True)}
 
 
@@ -56,17 +62,19 @@ def test_it_adds_what_it_reports() -> None:
     for name, weight in WEIGHTS.items():
         alone = total.losses[name](ours, teachers())
         assert float(alone.detach()) == float(terms[name])
-        parts.append(weight * torch.autograd.grad(alone, ours.image)[0].numpy())
+        parts.append(weight * torch.autograd.grad(alone, ours.raw_image, retain_graph=True)[0].numpy())
     assert np.abs(gradient - sum(parts)).max() < 1e-12
 
 
-def test_caption_sets_add_up_under_their_names() -> None:
+def test_caption_sets_count_as_their_mean_and_keep_their_names() -> None:
     total = make()
     pairs = {name: Pair(student(place), teachers(place)) for place, name in enumerate(("txt", "synthetic"))}
     value, terms = total(pairs, WEIGHTS)
-    assert set(terms) == {f"{loss}/{captions}" for loss in LOSSES for captions in pairs}
+    assert set(terms) == set(LOSSES) | {f"{loss}/{captions}" for loss in LOSSES for captions in pairs}
     alone = {captions: total({captions: pair}, WEIGHTS) for captions, pair in pairs.items()}
-    assert float(value.detach()) == pytest.approx(sum(float(v.detach()) for v, _ in alone.values()), rel=1e-12)
+    assert float(value.detach()) == pytest.approx(sum(float(v.detach()) for v, _ in alone.values()) / 2, rel=1e-12)
+    for name in LOSSES:
+        assert float(terms[name]) == pytest.approx(sum(float(own[name]) for _, own in alone.values()) / 2, rel=1e-12)
     for captions, (_, own) in alone.items():
         assert {name: terms[f"{name}/{captions}"] for name in own} == own
 
@@ -81,7 +89,7 @@ def test_samples_that_no_teacher_knows_are_left_out_of_its_losses(taught: list[i
     results = [total(pair, WEIGHTS, slice(start, start + size)) for start in range(0, B, size)]
     terms = {name: np.mean([float(own[name]) for _, own in results]) for name in LOSSES}
 
-    few = Embeddings(ours.image[known], ours.text[known], ours.logit_scale, ours.logit_bias)
+    few = Embeddings.of_raw(*(rows[known] for rows in raw(ours)), ours.logit_scale, ours.logit_bias)
     expected = {n: w * total.losses[n](ours, ()) for n, w in WEIGHTS.items() if n not in NEEDY}
     if taught:
         expected |= {n: WEIGHTS[n] * total.losses[n](few, theirs) for n in NEEDY}
@@ -89,8 +97,10 @@ def test_samples_that_no_teacher_knows_are_left_out_of_its_losses(taught: list[i
         wanted = float(expected[name].detach()) / WEIGHTS[name] if name in expected else 0.0
         assert terms[name] == pytest.approx(wanted, rel=1e-12, abs=1e-14), name
 
-    by = [ours.image, ours.text, ours.logit_scale, ours.logit_bias, *total.parameters()]
-    wanted = torch.autograd.grad(sum(expected.values()), by, allow_unused=True, materialize_grads=True)
+    by = [*raw(ours), ours.logit_scale, ours.logit_bias, *total.parameters()]
+    wanted = torch.autograd.grad(
+        sum(expected.values()), by, allow_unused=True, materialize_grads=True, retain_graph=True
+    )
     # Every part must have a gradient for everything, if only zeros: processes wait for one another's.
     shares = [slopes(value, ours, total) for value, _ in results]
     for name, gradient in zip(shares[0], wanted, strict=True):
@@ -118,7 +128,9 @@ def test_losses_project_the_student_alike() -> None:
 
     def gradient(weights: Mapping[str, float]) -> npt.NDArray[np.float64]:
         value, _ = total({"txt": Pair(ours, teachers())}, {"crd": 0, "icl": 0, "fd": 0, "gd": 0} | weights)
-        (slope,) = torch.autograd.grad(value, dict(total.named_parameters())["losses.icl.projections.0.image.weight"])
+        (slope,) = torch.autograd.grad(
+            value, dict(total.named_parameters())["losses.icl.projections.0.image.weight"], retain_graph=True
+        )
         return slope.numpy()
 
     each = [gradient({name: 1}) for name in ("icl", "fd", "gd")]

@@ -54,6 +54,29 @@ def test_wsd_stays_and_falls_linearly_in_its_last_part(decay: float, falling: li
     assert rates[12:] == pytest.approx(falling, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "within", "steps", "taken"),
+    [
+        (None, 1.0, 40, 4),
+        (None, 1.0, 5000, 500),
+        (None, 1.0, 100_000, 500),
+        (None, 1.0, 3, 0),
+        (30, 1.0, 40, 30),
+        (30, 1.0, 20, 20),
+        (10_000, 0.1, 187, 18),
+        (10_000, 0.1, 468_000, 10_000),
+    ],
+)
+def test_warm_up_takes_a_tenth_at_most_unless_asked_for(
+    warmup: int | None, within: float, steps: int, taken: int
+) -> None:
+    settings = OptimiserSettings(lr=0.8, schedule="constant", warmup=warmup, warmup_within=within)
+    assert settings.warmup_steps(steps) == taken
+    rates = [learning_rate(step, steps, settings) for step in range(steps)]
+    assert rates[taken:] == [0.8] * (steps - taken)
+    assert rates[:taken] == pytest.approx([0.8 * (step + 1) / taken for step in range(taken)])
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 500), (10, 10), (10, 9), (10, 500), (500, 0)])
 def test_the_rate_is_sane_at_any_length(steps: int, warmup: int) -> None:
     settings = OptimiserSettings(lr=0.5, warmup=warmup)

@@ -191,4 +191,13 @@ def test_the_next_stage_begins_at_the_published_sparsity() -> None:
     limit = float(np.log(100))
     assert ours == pytest.approx(stage_two(None, limit), abs=1e-12)
     assert stage_two(-limit, limit) == pytest.approx(ours - 0.020, abs=1e-3)
+    # On request the removed are counted as there.
+    for gates in towers:
+        gates.counts_removed = True
+    counted = expected_sparsity(towers)
+    assert float(counted.detach()) == pytest.approx(stage_two(-limit, limit), abs=1e-12)
+    counted.backward()
+    gradient = [row.grad for gates in towers for row in gates.parameters() if row.grad is not None]
+    assert len(gradient) == 6
+    assert all((row < 0).all() for row in gradient), "what is left is pulled as ever"
     assert formulas.probability(np.array([-limit]))[0] == pytest.approx(0.0471, abs=1e-4)

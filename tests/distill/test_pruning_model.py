@@ -57,6 +57,22 @@ def inputs() -> tuple[Tensor, Tensor]:
     return torch.tensor(random.normal(size=(3, 3, 16, 16))), torch.tensor(random.integers(1, 50, (3, 10)))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_masks_bring_follows_the_model_it_stands_in(make: Make, training: bool) -> None:
+    """Its mode, and its dtype: gates would else draw in evaluation, and multipliers round in float64."""
+    model, config = make()
+    model.train(training)
+    pruning = Pruning(model, config, PruneSettings(target=0.5), 0)
+    assert {module.training for module in model.modules()} == {training}
+    assert pruning.multipliers.dtype == torch.float64
+    scatter(model)
+    found = []
+    for step in (1, 2):
+        pruning.begin(step)
+        found.append(embeddings(model)[0])
+    assert torch.equal(*found) is not training
+
+
 @torch.no_grad()
 def embeddings(model: Any) -> tuple[Tensor, Tensor]:
     pixels, ids = inputs()

@@ -228,3 +228,16 @@ def test_what_is_missing_is_asked_for(left_out: str, told: str) -> None:
         settings_from({}, **given)
     with pytest.raises(UserError, match=r"evaluation\.shards is missing.*--eval"):
         settings("clip-kd", evaluation={"every": 3})
+
+
+def test_a_recipes_warm_up_fits_the_run_unless_it_is_asked_for() -> None:
+    """A recipe in epochs was written for millions of samples; one in steps brings its own length."""
+    given: dict[str, Any] = {"shards": "s", "cache": "c", "out": "o"}
+    short = settings_from(load_recipe("clip-kd"), **given)
+    assert short.optimiser.warmup_steps(187) == 18
+    assert short.optimiser.warmup_steps(468_000) == 10_000
+    asked = settings_from(load_recipe("clip-kd"), **given, optimiser={"warmup": 100})
+    assert asked.optimiser.warmup_steps(187) == 100
+    prune = load_recipe("tinyclip-auto-vit-63m-32-text-31m-prune")
+    assert settings_from(prune, **given).optimiser.warmup_steps(3000) == 3000
+    assert settings_from(prune, **given, steps=40).optimiser.warmup_steps(40) == 4

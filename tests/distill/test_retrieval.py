@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from distill.evaluation import recall, recall_of_groups
+from distill.evaluation.retrieval import _summary
+
+MEDIANS = ("median_rank", "median_rank_open_clip")
 
 
 def by_hand(images: np.ndarray, texts: np.ndarray, text_to_image: np.ndarray) -> dict[str, dict[str, float]]:
@@ -25,7 +28,10 @@ def by_hand(images: np.ndarray, texts: np.ndarray, text_to_image: np.ndarray) ->
 
     def summary(ranks: list[int]) -> dict[str, float]:
         recalls = {f"R@{k}": 100 * float(np.mean(np.array(ranks) <= k)) for k in (1, 5, 10)}
-        return {**recalls, "mean_rank": float(np.mean(ranks)), "median_rank": float(np.median(ranks))}
+        # As open_clip has it: the median of ranks from 0, rounded down, and 1.
+        theirs = np.floor(np.median(np.array(ranks) - 1)) + 1
+        medians = {"median_rank": float(np.median(ranks)), "median_rank_open_clip": theirs}
+        return {**recalls, "mean_rank": float(np.mean(ranks)), **medians}
 
     return {"image_to_text": summary(image_ranks), "text_to_image": summary(text_ranks)}
 
@@ -50,6 +56,13 @@ def test_equals_the_brute_force_count(captions: int, monkeypatch: pytest.MonkeyP
         assert 0 < got[way]["R@1"] < got[way]["R@5"] < got[way]["R@10"] < 100
 
 
+def test_the_median_of_an_even_number_of_ranks_has_two_names() -> None:
+    """Ranks 1, 1, 2, 3, 3, 4: the median is 2.5, and 2 as open_clip and CLIP-KD report it."""
+    ranks = torch.tensor([3, 1, 4, 1, 3, 2])
+    found = _summary(ranks)
+    assert [found[name] for name in MEDIANS] == [2.5, 2.0]
+
+
 def test_any_caption_of_the_image_is_a_hit() -> None:
     images = torch.eye(3)
     # The first caption of image 0 looks like image 1; its second one is right.
@@ -68,7 +81,7 @@ def test_embeddings_that_say_nothing_find_nothing(value: float, dtype: torch.dty
     constant = torch.full((count, dim), value, dtype=dtype)
     got = recall(constant, constant.clone(), torch.arange(count))
     for way in ("image_to_text", "text_to_image"):
-        assert got[way] == {"R@1": 0, "R@5": 0, "R@10": 0, "mean_rank": count, "median_rank": count}
+        assert got[way] == {"R@1": 0, "R@5": 0, "R@10": 0, "mean_rank": count, **dict.fromkeys(MEDIANS, count)}
 
 
 def test_equal_rows_tie_wherever_they_stand() -> None:

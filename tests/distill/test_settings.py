@@ -42,6 +42,7 @@ def settings(**changes: Any) -> RunSettings:
         ({"text_tower": "none"}, "text_tower is 'none'"),
         ({"captions": ()}, "at least one caption set"),
         ({"join": "drop"}, "'drop'"),
+        ({"cache": None, "losses": {"contrastive": 1}, "captions": ("json-x",)}, "json-x: no captions can be read"),
         ({"out": "s3://bucket/run"}, "s3://bucket/run: a run's folder must be on a local disk"),
         ({"losses": {"affinity": 0.0}}, r"the weight of affinity is 0\.0, it must be positive"),
         ({"losses": {"affinity": LossTerm(weight=((0.5, 1.0), (0.2, 2.0)))}}, "points of ascending 0 to 1"),
@@ -56,7 +57,6 @@ def settings(**changes: Any) -> RunSettings:
                 ({"teacher_scale": 9.0}, "scale"),
                 ({"teachers": ("a",)}, "names teachers"),
                 ({"text_tower": "cache"}, "text tower"),
-                ({"captions": ("txt", "json-x")}, "captions"),
             )
         ),
     ],

@@ -264,6 +264,31 @@ def test_a_run_that_is_done_returns_at_once(
     assert train(replace(settings, out=str(moved))).model == str(moved / "model")
 
 
+def test_evaluations_appear_on_the_console(world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    evaluation = EvaluationSettings(shards=world.shards, every=2)
+    with caplog.at_level("INFO", "distill"):
+        train(world.settings(tmp_path / "run", steps=3, evaluation=evaluation))
+    said = [line for line in caplog.messages if "R@1" in line]
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "eval/retrieval/image_to_text/R@1" in line]
+    assert [line["step"] for line in lines] == [2, 3]
+    for text, line in zip(said, lines, strict=True):
+        to_text, to_image = (line[f"eval/retrieval/{way}/R@1"] for way in ("image_to_text", "text_to_image"))
+        expected = f"image to text R@1 {to_text:.1f} %, text to image R@1 {to_image:.1f} %"
+        assert text == f"after step {line['step']}: {expected}"
+
+
+def test_a_warm_up_that_is_cut_is_said_in_one_line(
+    world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "distill"):
+        optimiser = {"warmup": 2000, "warmup_within": 0.25}
+        train(world.settings(tmp_path / "run", steps=8, optimiser=optimiser))
+    assert [line for line in caplog.messages if "warm-up" in line] == [
+        "the warm-up takes 2 steps, 25 % of the run, instead of 2000: give --warmup for another"
+    ]
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["facts"]["warmup"] == 2
+
+
 @pytest.mark.parametrize("deleted", ["model", "best"])
 def test_a_deleted_student_comes_back(
     world: Any, tmp_path: Path, steps_taken: list[int], snapshot: Snapshot, deleted: str

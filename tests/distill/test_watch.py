@@ -203,13 +203,13 @@ def test_figures_are_read_one_step_late(world: Any, monkeypatch: pytest.MonkeyPa
     from distill import watch as module  # noqa: PLC0415
 
     read: list[int] = []
-    numbers = module._Figures.numbers
+    numbers = module.Figures.numbers
 
     def noted(self: Any) -> dict[str, float]:
         read.append(self.step)
         return numbers(self)
 
-    monkeypatch.setattr(module._Figures, "numbers", noted)
+    monkeypatch.setattr(module.Figures, "numbers", noted)
     watch = Watch(world.settings("R"))
     for step in (1, 2, 3):
         # As of a loss whose weight changes at every step.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,24 @@ def test_class_weights_average_normalised_prompts() -> None:
     np.testing.assert_allclose(weights.numpy(), expected, atol=1e-6)
     assert weights.dtype == torch.float32
     assert not weights.requires_grad
+
+
+def test_a_model_in_float64_is_judged_in_float64(loaded: LoadedModel, tmp_path: Path) -> None:
+    """To the last digits, which float32 would have cut."""
+    names = ["cat", "dog", "fox"]
+    model = PromptTable([f"a {name}" for name in names]).double()
+    table = np.random.default_rng(9).normal(size=(3, 6))
+    model.table.data = torch.tensor(table)
+    weights = class_weights(model, model.tokenizer, names, ["a {}"])
+    assert weights.dtype == torch.float64
+    np.testing.assert_allclose(weights.numpy(), table / np.linalg.norm(table, axis=1, keepdims=True), rtol=1e-14)
+
+    double = replace(loaded, model=copy.deepcopy(loaded.model).double())
+    dataset = make_dataset(tmp_path, [(picture(at, "red"), f"thing {at}", {}) for at in range(3)])
+    seen: list[torch.dtype] = []
+    double.model.visual.register_forward_hook(lambda _, given, out: seen.extend((given[0].dtype, out.dtype)))
+    evaluate(double, dataset, classes=None, templates=(), label_field=None, batch_size=2, device="cpu")
+    assert set(seen) == {torch.float64}
 
 
 def test_class_weights_do_not_depend_on_how_prompts_are_batched() -> None:

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
         "shards",
         "clip_models",
         "teacher_cache.reader",
+        "teacher_cache.captions",
         "teacher_cache.join",
         "teacher_cache.layout",
         "teacher_cache.views",

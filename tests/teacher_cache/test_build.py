@@ -255,6 +255,44 @@ def test_a_changed_teacher_under_the_same_name_is_refused(
     assert build_cache(taught_by(settings, moved), InProcess()).summary.finished == 0
 
 
+def test_the_same_weights_elsewhere_go_on_under_their_name(
+    settings: BuildSettings, built: BuildReport, root: Path
+) -> None:
+    """Not embedded again; unless another name is given, which is a wish."""
+    again = shutil.copytree(settings.teachers[0].spec, root / "somewhere")
+    report = build_cache(replace(settings, teachers=(TeacherSpec(str(again)),)), InProcess())
+    assert report.folders == built.folders
+    assert report.summary.finished == 0
+    named = elsewhere(settings, "two names", views=1)
+    for name in ("first", "second"):
+        report = build_cache(replace(named, teachers=(TeacherSpec(str(again), name),)), InProcess())
+        assert Path(report.folders[0]).name == name
+        assert report.summary.finished > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/ViT-T.16/model", "vit-t-16"),
+        ("runs/vit-t/best", "vit-t-best"),
+        ("runs/vit-t", "vit-t"),
+        ("ViT-B-32:runs/vit-t/model/open_clip_model.safetensors", "vit-b-32-vit-t"),
+        ("ViT-B-32:weights/laion.pt", "vit-b-32-laion"),
+    ],
+)
+def test_a_teacher_is_called_as_its_run_or_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    file = tmp_path / path.rpartition(":")[2]
+    if file.suffix in {".safetensors", ".pt"}:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    else:
+        file.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert TeacherSpec(path).name == name
+
+
 @pytest.mark.usefixtures("built")
 def test_preprocessing_is_part_of_who_the_teacher_is(settings: BuildSettings, root: Path) -> None:
     moved = root / "greyer"

@@ -20,6 +20,7 @@ import pytest
 from shards import Dataset, Folder, InProcess, UserError, read_records
 from teacher_cache import TeacherCache, layer_files
 from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.join import Join
 from teacher_cache.layer_files import LayerFile
 from teacher_cache.layout import read_layer
 
@@ -191,6 +192,16 @@ def test_a_cache_of_other_shards_is_refused(
     longer = make_dataset(tmp_path / "longer", (*COUNTS, 2))
     with pytest.raises(UserError, match=r"1 of 4 shards are not in the cache \(first: 00003\)"):
         TeacherCache.open(original, longer)
+
+
+@pytest.mark.parametrize("there", [("views-000-001/_records/00000",), ()], ids=["some views", "nothing"])
+def test_an_unfinished_cache_is_called_so(cache: str, dataset: Dataset, there: tuple[str, ...]) -> None:
+    """And not one of other samples, however it is joined: its keys do match."""
+    for record in Path(cache, "teach").rglob("_records/*"):
+        if not any(part in str(record) for part in there):
+            record.unlink()
+    with pytest.raises(UserError, match=r"not finished.*views-000-001 of [01] of 3 shards.*cache build` again"):
+        TeacherCache.open(cache, dataset, None, Join(policy="none"))
 
 
 def test_a_missing_shard_is_refused(cache: str, dataset: Dataset) -> None:

@@ -205,6 +205,13 @@ def test_another_teacher_is_refused_and_a_moved_one_is_found(
         verify_cache(original.shards, original.cache, teacher=other)
     moved = str(shutil.copytree(original.teachers[0].spec, tmp_path / "moved"))
     assert verify_cache(original.shards, original.cache, teacher=moved, rows=2).problems == ()
+    kept = Path(original.teachers[0].spec)
+    away = kept.rename(kept.with_name("away"))
+    try:
+        with pytest.raises(UserError, match=r"cannot be loaded from where the cache has it from.*now with --teacher"):
+            verify_cache(original.shards, original.cache, rows=2)
+    finally:
+        away.rename(kept)
 
 
 def test_another_dataset_is_refused(

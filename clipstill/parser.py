@@ -1,0 +1,50 @@
+"""The command line's parser: argparse, but what it half understands is refused, with the nearest that there is."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+_ADDING = (argparse._AppendAction, argparse._HelpAction)
+
+
+class Parser(argparse.ArgumentParser):
+    """Options are written out. One that is given twice adds up if it can be repeated, else it is refused."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; of a parser with commands these look at their own options."""
+        if args is not None and self._subparsers is None:
+            self._check_options(args)
+        return super().parse_known_args(args, namespace)
+
+    def _check_options(self, args: Sequence[str]) -> None:
+        seen: dict[int, str] = {}
+        for word in args:
+            if word == "--":
+                return
+            flag = word.partition("=")[0]
+            action = self._option_string_actions.get(flag)
+            if action is None:
+                if word.startswith("--"):
+                    self.error(f"there is no option {flag}{_nearest(flag, self._option_string_actions)}")
+                continue
+            if id(action) in seen and not isinstance(action, _ADDING):
+                other = seen[id(action)]
+                self.error(f"{flag} is given twice" if other == flag else f"{other} and {flag} are both given")
+            seen[id(action)] = flag
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            near = _nearest(str(value), known) or f"; there are {', '.join(known)}"
+            raise argparse.ArgumentError(action, f"{value!r} is not known{near}")
+
+
+def _nearest(word: str, known: Sequence[str] | Any) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

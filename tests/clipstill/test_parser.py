@@ -1,0 +1,47 @@
+"""What the command line refuses: shortened options, options given twice, words that do not exist."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipstill.main import build_parser, main
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["distil"], "'distil' is not known; did you mean distill?"),
+        (["cache", "biuld"], "'biuld' is not known; did you mean build?"),
+        (["ingst", "list.txt"], "'ingst' is not known; did you mean ingest?"),
+        (["xyz"], "'xyz' is not known; there are ingest, "),
+        (["distill", "d", "--epoch", "3"], "there is no option --epoch; did you mean --epochs?"),
+        (["distill", "d", "--epoch=3"], "there is no option --epoch; did you mean --epochs?"),
+        (
+            ["cache", "build", "d", "--teachr", "x", "--out", "o"],
+            "there is no option --teachr; did you mean --teacher?",
+        ),
+        (["distill", "d", "--epochs", "3", "--epochs", "4"], "--epochs is given twice"),
+        (["distill", "d", "--epochs", "3", "--epochs=4"], "--epochs is given twice"),
+        (["distill", "d", "--compile", "--no-compile"], "--compile and --no-compile are both given"),
+        (["distill", "d", "--smoke", "--smoke"], "--smoke is given twice"),
+        (["distill", "d", "--precision", "fp23"], "'fp23' is not known; did you mean fp32?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_half_understood_is_refused(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_what_can_be_repeated_adds_up() -> None:
+    words = ["distill", "d", "--loss", "fd=2", "--loss", "crd", "--captions", "txt", "--captions", "json-x"]
+    args = build_parser().parse_args(words)
+    assert vars(args)["losses"] == ["fd=2", "crd"]
+    assert args.captions == ["txt", "json-x"]
+
+
+def test_words_after_two_dashes_are_no_options() -> None:
+    args = build_parser().parse_args(["distill", "--epochs", "3", "--", "--epochs"])
+    assert (args.epochs, args.shards) == (3.0, "--epochs")
