@@ -11,8 +11,8 @@ _PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 _MOST_CHUNKS = 50_000
 """Encoders write pieces of 8 kB and more."""
 _MOST_EXIF = 65_536
-_MOST_LINES = 200_000_000
-"""Bytes of a PNG's unpacked lines: two seconds of zlib and filters."""
+_MOST_LINES = 300_000_000
+"""Bytes of a PNG's unpacked lines, 100 megapixels of RGB: up to two seconds of zlib and filters."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _MOST_TILES = 10_000
 """Of a JPEG 2000, whose decoder keeps 12 kB for each: 100 megapixels in tiles of 100x100."""
