@@ -25,7 +25,7 @@ test-demo: $(READY)
 test-long: $(READY)
 	$(BIN)/pytest -m long --timeout 900
 
-# Ours against img2dataset and Daft, about 20 minutes on an otherwise idle machine; installs those two on first use.
+# Ours against img2dataset and Daft, about 32 minutes on an otherwise idle machine; installs those two on first use.
 bench-ingest: $(READY)
 	exec $(BIN)/python -m benchmarks.ingest
 

@@ -31,6 +31,7 @@ def read_config(path: Path) -> ModelConfig:
     if not isinstance(config.get("model_cfg"), dict):
         raise UserError("it has no model_cfg", where=str(path), do=do)
     check_model_cfg(config["model_cfg"], str(path))
+    check_preprocess_cfg(config.get("preprocess_cfg") or {}, str(path))
     chosen = preprocess_cfg(config["model_cfg"], config.get("preprocess_cfg") or {})
     towers = {"towers": ["image"]} if has_no_text(config) else {}
     return {"model_cfg": config["model_cfg"], "preprocess_cfg": chosen, **towers}
@@ -76,6 +77,23 @@ def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
             close = difflib.get_close_matches(unknown[0], known, n=1)
             do = f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}"
             raise UserError(f"{name} has no field {unknown[0]!r}", where=where, do=do)
+
+
+def check_preprocess_cfg(chosen: Any, where: str) -> None:
+    """Raise `UserError` unless it is an object whose fields open_clip's preprocessing can use."""
+    if not isinstance(chosen, dict):
+        raise UserError(f"preprocess_cfg is a {type(chosen).__name__}, not an object", where=where)
+    for name in ("mean", "std"):
+        values = chosen.get(name)
+        if values is not None and not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)):
+            raise UserError(f"preprocess_cfg has {name} {values!r}", where=where, do="Give three numbers")
+    for name, known in (
+        ("interpolation", ("bicubic", "bilinear", "random")),
+        ("resize_mode", ("shortest", "longest", "squash")),
+    ):
+        value = chosen.get(name)
+        if value is not None and value not in known:
+            raise UserError(f"preprocess_cfg has {name} {value!r}", where=where, do=f"It is one of {', '.join(known)}")
 
 
 def unknown_architecture(name: str, where: str, hint: str) -> UserError:

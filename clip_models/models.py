@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,7 @@ def _load(
     try:
         keys = open_clip.load_checkpoint(model, str(weights), strict=False, weights_only=True, device="cpu")
     except Exception as error:  # a damaged file can raise anything
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line.strip() for line in lines if "size mismatch" in line), lines[0])
-        raise UserError(f"the weights cannot be loaded into {spec}: {reason}", where=str(weights)) from error
+        raise _unreadable(error, spec, weights) from error
     for fault, names in (("the file lacks", keys.missing_keys), ("it has no place for", keys.unexpected_keys)):
         if names:
             raise UserError(
@@ -172,6 +171,29 @@ def _load(
             )
     preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
     return LoadedModel(spec, model.to(device).eval(), config, preprocess, tokenizer)
+
+
+def _unreadable(error: Exception, spec: str, weights: Path) -> UserError:
+    """Why weights cannot be loaded, out of what torch and safetensors say, which is several lines and in colours."""
+    text = str(error)
+    asked = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class) (\S+)", text)
+    if asked:
+        there = str(weights)
+        return UserError(
+            f"it holds Python objects beside the weights ({asked[1] or asked[2]}), and none are made out of a file",
+            where=there,
+            do='If you trust it, save the weights alone and give that file: python -c "import torch; c = '
+            f"torch.load({there!r}, weights_only=False); torch.save(c.get('state_dict', c), 'weights.pt')\"",
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    reason = next((line for line in lines if "size mismatch" in line), "")
+    if reason:
+        do = "Name the architecture that the weights were trained with"
+    else:
+        do = "Give weights as torch.save or safetensors wrote them; fetch the file again if it is damaged"
+        said = f" ({lines[0].rstrip('.')})" if "Weights only" not in text and not lines[0].isdigit() else ""
+        reason = f"it is damaged, or of another kind{said}"
+    return UserError(f"the weights cannot be loaded into {spec}: {reason}", where=str(weights), do=do)
 
 
 def _usual_preprocess_cfg(architecture: str, model_cfg: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import shutil
+import signal
 import sys
+import tempfile
+import threading
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
-from shards.errors import IncompleteError, UserError
+from shards.causes import machines_refusal
+from shards.errors import IncompleteError, UserError, one_line
+from shards.scratch import command_scratch
 
 _COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
 
@@ -32,7 +41,8 @@ Every command may be interrupted at any moment and started again: it goes on whe
 """
 
 _EPILOG = """\
-exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input; 130 interrupted
+exit status: 0 done; 1 finished with something missing or found damaged; 2 unusable input or a machine that
+refuses (a full disk, permissions); 70 a mistake of clipstill's own; 130 or 143 interrupted
 """
 
 
@@ -66,36 +76,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch has compiled is for the next run too; in $TMPDIR it would go with this one.
+    with contextlib.suppress(RuntimeError):  # no home
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Where it cannot write to the home folder it uses another, which is removed in the end.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        status: int = args.run(args)
+        with _told_to_end(), command_scratch():
+            status: int = args.run(args)
     except UserError as error:
         _say(f"clipstill: error: {error}")
         return 2
     except IncompleteError as error:
         _say(f"clipstill: incomplete: {error}")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
         _say("clipstill: interrupted. What was published stays; the same command goes on from there")
-        return 130
+        return 128 + (told.number if isinstance(told, _ToldToEnd) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has read enough (`| head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except Exception as error:
+        refusal = machines_refusal(error)
+        if refusal is None:
+            raise
+        _say(f"clipstill: error: {refusal}")
+        return 2
     return status
+
+
+class _ToldToEnd(KeyboardInterrupt):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM (`kill`, `timeout`, a scheduler) and SIGHUP (the terminal is gone) end a command as Ctrl-C does."""
+
+    def end(number: int, _frame: object) -> None:
+        # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
+        signal.signal(number, signal.SIG_IGN)
+        raise _ToldToEnd(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def _tidy() -> None:
+    """Remove matplotlib's folder in $TMPDIR, if it had to make one: it would do so itself at a slower end."""
+    if "matplotlib" in sys.modules:
+        held = Path(sys.modules["matplotlib"].get_cachedir())
+        if held.parent == Path(tempfile.gettempdir()) and held.name.startswith("matplotlib-"):
+            shutil.rmtree(held, ignore_errors=True)
+
+
 def run() -> None:
     """The console script."""
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
     warnings.simplefilter("ignore")
-    status = main()
-    sys.stdout.flush()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be any bytes
+    try:
+        status = main()
+    except Exception as error:  # noqa: BLE001 - a mistake of ours
+        traceback.print_exc()
+        _say(
+            f"clipstill: bug: {type(error).__name__}: {one_line(str(error))}. This is a mistake in clipstill, not in "
+            "what you gave it: please report the lines above to its maintainers, with the command and `pip freeze`"
+        )
+        status = 70
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    _tidy()
     sys.stderr.flush()
     # Ray and loader threads may still be winding down after an interrupt; everything that counts is on disk.
     os._exit(status)

@@ -20,7 +20,7 @@ from distill.settings import RunSettings
 from distill.train import DONE, SETTINGS, Result, train
 from shards import UserError
 from shards.progress import Meter
-from shards.ray_executor import ray_session
+from shards.ray_session import ray_session
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _LOOK_EVERY_S = 1.0
 def train_on_ray(settings: RunSettings, processes: int | None = None, address: str | None = None) -> Result:
     """Train in `processes` workers, by default one a GPU of the cluster, or one; each has a GPU where there are any.
 
-    `address` as in `shards.ray_executor.ray_session`. `settings.out` is a folder that every node sees. Raises
+    `address` as in `shards.ray_session.ray_session`. `settings.out` is a folder that every node sees. Raises
     `UserError` as `train` does, or if the cluster has no room for that many.
     """
     import ray  # noqa: PLC0415 - slow to import, and the loop itself needs none of it

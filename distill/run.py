@@ -43,6 +43,7 @@ class Run:
         self.ranks = ranks or Ranks.join()
         self.device = self.ranks.device
         self.dataset = Dataset.open(settings.shards)
+        _check_captioned(settings, self.dataset)
         self.caches = _open_caches(settings, self.dataset)
         self.model, self.config, self.inherited = make_student(settings)
         self.model.to(self.device)
@@ -217,6 +218,18 @@ class Run:
     def finished(self) -> tuple[Any, ModelConfig]:
         """What is saved: `delivered` with its config; of a pruning run the dense model that it comes to."""
         return materialise(self.delivered, self.config) if self.pruning else (self.delivered, self.config)
+
+
+def _check_captioned(settings: RunSettings, dataset: Dataset) -> None:
+    """Every loss here is of images and captions: all empty, these would teach that any image fits any text."""
+    own = "txt" in settings.captions or settings.join == "none"
+    if own and not dataset.captioned:
+        raise UserError(
+            "this dataset has no captions: its list had none, and a student learns from images with captions",
+            where=settings.shards,
+            do="Give captions made elsewhere: `clipstill cache build --captions table:PATH.parquet#COLUMN`, then "
+            "--cache CACHE --captions table-COLUMN",
+        )
 
 
 def _open_caches(settings: RunSettings, dataset: Dataset) -> list[TeacherCache]:

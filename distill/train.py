@@ -26,16 +26,17 @@ from clip_models import save_model
 from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
 from distill.checkpoint import Checkpoints, flatten, unflatten
-from distill.evaluation import InRun
+from distill.evaluation import InRun, read_classes
 from distill.logs import RunLog
 from distill.page import write_run_page
 from distill.pruning import pruning_report
 from distill.ranks import Ranks
 from distill.run import Run
-from distill.settings import RunSettings
+from distill.settings import EvaluationSettings, RunSettings
 from distill.watch import NotFiniteError, Watch
-from shards import Folder, UserError
+from shards import Dataset, Folder, UserError
 from shards.fingerprint import first_difference
+from shards.places import local_path, refuse_other_things
 from shards.progress import Meter
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def train(settings: RunSettings) -> Result:
     Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
     finite, or has exploded.
     """
+    refuse_other_things(Folder(settings.out), "a run", {SETTINGS, INHERITANCE, "ray"})
     ranks = Ranks.join()
     training = _Training(settings, ranks)
     with Folder(settings.out).alone() if ranks.first else contextlib.nullcontext():
@@ -81,7 +83,8 @@ def train(settings: RunSettings) -> Result:
 class _Training:
     def __init__(self, settings: RunSettings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
-        self.out = Path(settings.out)
+        self.out = local_path(settings.out, "a run's folder")
+        _look(settings.evaluation)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
         self.evaluation = InRun(settings.evaluation, self.run.config, ranks.device) if settings.evaluation else None
@@ -302,6 +305,14 @@ class _Training:
         return None
 
 
+def _look(evaluation: EvaluationSettings | None) -> None:
+    """Refuse what cannot be opened for an evaluation before a student is made for it."""
+    if evaluation is not None:
+        Dataset.open(evaluation.shards)
+        if evaluation.classes:
+            read_classes(evaluation.classes)
+
+
 class _Record:
     """What the first process of a run writes and shows while it trains; of the others, nothing."""
 
@@ -320,6 +331,10 @@ class _Record:
             label = f"distill {training.out.name}"
             self._log = self._stack.enter_context(RunLog(training.out, training.start, settings.wandb))
             self._meter = self._stack.enter_context(Meter(label, run.steps, unit="steps", done=training.start))
+            note = training.evaluation.note if training.evaluation else None
+            if note and not training.start:
+                self._log.event(0, "evaluation", note)
+                log.warning("%s", note)
             if training.start:
                 self._log.event(training.start, "resumed", f"went on from step {training.start}")
         return self

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from shards import Folder, UserError
 
 CAUSES = (
-    "bad_url",  # not http(s), empty, or a malformed input row
+    "bad_url",  # not http(s), or empty
+    "bad_row",  # the input's row is none: too many fields, an open quote, stray bytes, no JSON
     "no_caption",
     "duplicate",  # the URL stands in an earlier row too, which has the sample
     "filtered_where",  # by a condition on the input's columns
@@ -38,6 +39,7 @@ CAUSES = (
     "not_an_image",
     "truncated",
     "bomb",  # more pixels than allowed, by the header
+    "killed_worker",  # decoding took more time or memory than any image may, or crashed the decoder
     "filtered_size",
     "filtered_area",
     "filtered_aspect",
@@ -46,7 +48,16 @@ CAUSES = (
 """The words a failure's `error_class` may be, besides `http_NNN` for an HTTP status."""
 
 IMAGE_CAUSES = frozenset(
-    {"not_an_image", "truncated", "bomb", "filtered_size", "filtered_area", "filtered_aspect", "hash_mismatch"}
+    {
+        "not_an_image",
+        "truncated",
+        "bomb",
+        "killed_worker",
+        "filtered_size",
+        "filtered_area",
+        "filtered_aspect",
+        "hash_mismatch",
+    }
 )
 """The causes that lie in the bytes, not in getting them."""
 
@@ -88,7 +99,7 @@ def result_fields(hash_name: str) -> list[pa.Field]:
     return [pa.field(name, kind) for name, kind in names]
 
 
-PLAN_COLUMNS = ("key", "url", "caption", "captions", "duplicate_of", "filtered_by", "digest")
+PLAN_COLUMNS = ("key", "url", "caption", "captions", "duplicate_of", "filtered_by", "digest", "fault")
 """The ledger's first columns: the plan's. After them come the columns kept from the input, then the result's."""
 
 RESERVED = frozenset([*PLAN_COLUMNS, *HASHES, *(name for name, _ in _RESULT + _MEASURED)])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from ingest.ledger import may_pass, read_ledger
 from ingest.run import IngestReport, refuse_early, run_planned
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask
-from shards import Folder, UserError, fingerprint, published_records
+from shards import Folder, UserError, fingerprint, sound_records
 from shards.reader import (
     ROUNDS,
     is_planned,
@@ -41,7 +42,7 @@ _BLOCKED = "blocked_address"
 
 
 def retry(
-    out: str, network: NetworkSettings, executor: Executor, *, stop_on_collapse: bool = True
+    out: str, network: NetworkSettings, executor: Executor, *, stop_on_collapse: bool = True, attempts: int = 3
 ) -> list[IngestReport]:
     """Fetch the retryable rows of the dataset at `out` again, round after round, until none is left or none comes.
 
@@ -55,7 +56,7 @@ def retry(
     refuse_early(network)
     folder = Folder(out)
     facts = read_dataset_facts(folder)
-    settings = _settings_of(out, facts, network, stop_on_collapse)
+    settings = replace(_settings_of(out, facts, network), stop_on_collapse=stop_on_collapse, attempts=attempts)
     reports: list[IngestReport] = []
     with folder.alone():
         while (added := _next_round(folder, facts, settings)) is not None:
@@ -65,7 +66,7 @@ def retry(
     return reports
 
 
-def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings, stop: bool) -> IngestSettings:
+def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings) -> IngestSettings:
     chosen = facts["settings"]
     source: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in chosen["source"].items()
@@ -78,7 +79,6 @@ def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings, stop
         image=ImageSettings(**chosen["image"]),
         network=network,
         engine=chosen["engine"],
-        stop_on_collapse=stop,
     )
 
 
@@ -86,7 +86,7 @@ def _next_round(folder: Folder, facts: dict[str, Any], settings: IngestSettings)
     """The round that an earlier run left unfinished, or a new one, published; None if there is nothing to retry."""
     rounds = read_rounds(folder)
     planned = planned_shards(folder, facts)
-    names = published_records(folder)
+    names = sound_records(folder)
     missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
     refuse_planning(folder)
     if missing and not is_retry(stage_of(folder, facts, missing[0])):

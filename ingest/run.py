@@ -6,14 +6,27 @@ import logging
 from dataclasses import dataclass
 
 from ingest import plan
-from ingest.fetch import Fetcher
+from ingest.fetch import Fetcher, make_room
 from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
 from shards import Folder, Summary, UserError, published_records, run_shards
+from shards.places import refuse_other_things
+from shards.reader import DATASET, PLANNING
 from shards.runner import Executor
 
 log = logging.getLogger(__name__)
+
+_HELP = {
+    "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
+    "bad_url": "Only http and https are fetched: check --url-column",
+    "bad_row": "Check --format, --columns, --quoted and --encoding",
+    "no_caption": "Check --caption-column, or take images alone with --no-captions",
+    "dns": "Check the network and its resolver",
+    "connect": "Check the network, then `ingest retry OUT`",
+    "opt_out": "Their owners forbid it",
+    "robots_txt": "Their owners forbid it",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,15 @@ class IngestReport:
     samples: int
     failed: dict[str, int]
     summary: Summary
+
+    @property
+    def main_cause(self) -> str | None:
+        """If no row became a sample though some should have: the cause of most of them, and what can be done."""
+        failed = {cause: count for cause, count in self.failed.items() if cause not in {"duplicate", "filtered_where"}}
+        if self.samples or not failed:
+            return None
+        cause, count = max(failed.items(), key=lambda item: item[1])
+        return f"{count} are {cause}. {_HELP.get(cause, 'error_message in the ledgers says more of each')}"
 
 
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
@@ -39,8 +61,9 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
     if settings.engine == "img2dataset":
         log.warning("ingest: img2dataset's engine refuses no address and has no deadline: only for lists you trust")
     out = Folder(settings.out)
+    refuse_other_things(out, "a dataset", {DATASET, PLANNING, plan.PLAN, plan.SEEN})
     with out.alone(), plan.Planning(settings) as planning:
-        if not published_records(out):
+        if settings.network.proxy is None and not published_records(out):
             warning = resolver_warning(planning.first_rows())
             if warning is not None:
                 log.warning("ingest: %s", warning)
@@ -50,13 +73,25 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
 
 
 def refuse_early(network: NetworkSettings) -> None:
-    """Raise `UserError` for what every worker would refuse, before any is started."""
-    Fetcher(network, max_bytes=1).close()
+    """Raise `UserError` for what every worker would refuse, before any is started; warn of what is not as asked for."""
+    room = make_room(network)
+    Fetcher[None](network, max_bytes=1).close()
+    if room.connections < network.connections:
+        log.warning(
+            "ingest: %d connections do not fit into this machine's limit of open files (ulimit -Hn); a worker here "
+            "makes do with %d",
+            network.connections,
+            room.connections,
+        )
+    if network.proxy is not None:
+        log.warning(
+            "ingest: the proxy may fetch from any address, private ones too: nobody here sees which it connects to"
+        )
 
 
 def run_planned(task: IngestTask, executor: Executor) -> IngestReport:
     """As `ingest`, for shards that are planned already."""
-    summary = run_shards(task, executor)
+    summary = run_shards(task, executor, attempts=task.settings.attempts)
     failed = {
         name.removeprefix("failed."): int(count)
         for name, count in sorted(summary.stats.items())

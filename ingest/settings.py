@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from PIL import Image
 
 from shards import UserError
 
 RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
-Format = Literal["auto", "cc3m", "cc12m", "yfcc15m", "laion", "datacomp", "txt", "csv", "tsv", "jsonl", "parquet"]
+Format = Literal[
+    "auto", "cc3m", "cc12m", "yfcc15m", "laion", "datacomp", "txt", "csv", "tsv", "jsonl", "json", "parquet"
+]
 FORMATS: tuple[Format, ...] = get_args(Format)
+OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
+"""The words of `X-Robots-Tag` that keep an image out of a dataset; `none` is short for `noindex, nofollow`."""
+PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 USER_AGENT = "clipstill/0.1 (makes image-text datasets)"
 _PILLOW_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Pillow opens no image with more."""
@@ -23,7 +30,9 @@ class SourceSettings:
     """Where the rows come from. `paths` may hold folders, globs and URLs; their order is the rows' order.
 
     `format`: a published list's ("cc3m", "cc12m", "yfcc15m", "laion", "datacomp"), a kind of file ("txt", "csv",
-    "tsv", "jsonl", "parquet"), or "auto" (by the file's ending). The columns' names are the list's own unless given.
+    "tsv", "jsonl", "json", "parquet"), or "auto" (by the file's ending). The columns' names are the list's own unless
+    given; `columns` names them all, in order, for CSV and TSV that do not begin with them. `quoted`: TSV whose fields
+    may be quoted, as CSV's. `encoding`: of text, by Python's name. Without `captions` there are images alone.
     `keep` names further columns that travel into the ledger and each sample's JSON. `hash_column` holds the hash that
     each original must have. `where` holds conditions on columns, such as `similarity >= 0.3`; rows that do not meet
     them all are not fetched. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files.
@@ -37,6 +46,10 @@ class SourceSettings:
     hash_column: str | None = None
     where: tuple[str, ...] = ()
     subset: str | None = None
+    columns: tuple[str, ...] = ()
+    quoted: bool = False
+    encoding: str = "utf-8"
+    captions: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +62,7 @@ class ImageSettings:
     JPEG at a reduced scale. `skip_reencode`: store an original that needs no change as it came. Originals with a
     shorter side below `min_size`, more than `max_area` pixels, or sides further apart than `max_aspect_ratio` are
     filtered out; files over `max_bytes` and images over `max_pixels` are refused. `hash`: of the original bytes.
+    `exif`: keep it, as JSON.
     """
 
     size: int = 256
@@ -64,6 +78,7 @@ class ImageSettings:
     max_bytes: int = 50_000_000
     max_pixels: int = 100_000_000
     hash: Literal["md5", "sha256", "sha512"] = "sha256"
+    exif: bool = True
 
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:
@@ -93,10 +108,12 @@ class NetworkSettings:
 
     `deadline` is in seconds for one URL with everything: redirects, body, waits and further tries; `connect_timeout`
     for one connection. `retries` are further tries, made only after what may pass. `connections` are open at once in
-    a worker, `per_host` of them to one host. `allow_addresses` are addresses or networks that may be fetched from
-    although they are not public. `opt_outs`: honour `X-Robots-Tag`; `robots_txt`: honour each host's robots.txt.
-    `user_agent` is sent as it is; a site's rules for its first word before "/" apply to us. `ca_file`: certificates to
-    trust instead of the usual ones.
+    a worker, `per_host` of them to one host, and a worker begins `per_host_rate` requests a second to it (0: any
+    number). `allow_addresses` are addresses or networks that may be fetched from although they are not public.
+    `opt_outs`: the words of `X-Robots-Tag` to honour; `robots_txt`: honour each host's robots.txt. `user_agent` is sent
+    as it is; a site's rules for its first word before "/" apply to us. `ca_file`: certificates to trust instead of the
+    usual ones. `proxy`: the URL of what to connect through; it looks names up, and which addresses it connects to
+    nobody checks.
     """
 
     deadline: float = 30.0
@@ -104,12 +121,15 @@ class NetworkSettings:
     retries: int = 2
     connections: int = 128
     per_host: int = 32
-    max_redirects: int = 5
+    per_host_rate: float = 100.0
+    max_redirects: int = 10
     allow_addresses: tuple[str, ...] = ()
-    opt_outs: bool = True
+    opt_outs: tuple[str, ...] = OPT_OUTS
     robots_txt: bool = False
     user_agent: str = USER_AGENT
     ca_file: str | None = None
+    # It may have a password in it, which belongs in no log.
+    proxy: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.connect_timeout <= 3600 or not 0 < self.deadline <= 3600:
@@ -123,15 +143,41 @@ class NetworkSettings:
                 f"{self.max_redirects} is out of range",
                 do="Connections are at least 1, retries and redirects at least 0",
             )
+        if not (self.per_host_rate == 0 or 0.001 <= self.per_host_rate <= 1e6):
+            raise UserError(
+                f"{self.per_host_rate:g} requests a second to a host is out of range",
+                do="Choose 0.001 to 1000000, or 0 for any number",
+            )
         if not self.user_agent.isascii() or not self.user_agent.isprintable() or not self.user_agent.strip():
             raise UserError(f"user agent {self.user_agent!r} cannot be sent", do="Use printable ASCII")
+        for word in self.opt_outs:
+            if not re.fullmatch("[a-z][a-z0-9_-]*", word):
+                raise UserError(
+                    f"{word!r} is no directive of X-Robots-Tag", do=f"Name words such as {', '.join(OPT_OUTS)}"
+                )
+        if self.proxy is not None:
+            _check_proxy(self.proxy)
+
+
+def _check_proxy(url: str) -> None:
+    """Raises `UserError`, which does not repeat what may hold a password."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in PROXIES and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or not url.isascii() or not url.isprintable():
+        raise UserError(
+            "the proxy's URL is not one", do=f"Write it like http://host:port, or with {', '.join(PROXIES[1:])}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSettings:
     """A whole ingest run. `engine`: ours, or img2dataset's downloader and resizer behind checks.
 
-    `stop_on_collapse`: end the run early when nearly nothing is fetched any more.
+    `stop_on_collapse`: end the run early when nearly nothing is fetched any more. `attempts`: tries a shard, until it
+    counts as failed.
     """
 
     source: SourceSettings
@@ -142,10 +188,15 @@ class IngestSettings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     engine: Literal["clipstill", "img2dataset"] = "clipstill"
     stop_on_collapse: bool = True
+    attempts: int = 3
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
             raise UserError(f"shard size {self.shard_size} is not positive")
+        if self.attempts < 1:
+            raise UserError(f"{self.attempts} tries a shard are too few", do="Allow at least 1")
+        if self.engine != "clipstill" and self.network.proxy is not None:
+            raise UserError("img2dataset's engine knows no proxy", do="Leave out --engine or --proxy")
 
     def identity(self) -> dict[str, Any]:
         """What decides the output: a run with another identity is another dataset.

@@ -11,7 +11,8 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -27,9 +28,12 @@ from shards import Folder, ShardRecord, ShardWriter, Spec
 from shards.publication import Publication
 from shards.reader import is_retry, read_rounds
 
-_IN_MEMORY = 16_000_000
+_MOST_OPEN, _LEAST_OPEN, _ROWS_OPEN = 8, 2, 8000
+"""Shards open at once, and how many rows they should have. A row that hangs for 30 seconds then costs a worker nothing
+below 270 rows a second, one of 10 seconds below 800."""
+_IN_MEMORY = 1_000_000
 _NOT_IN_JSON = frozenset(
-    {"captions", "duplicate_of", "filtered_by", "digest", "error_class", "error_message", "host", "bytes", *MEASURED}
+    {"duplicate_of", "filtered_by", "digest", "fault", "error_class", "error_message", "host", "bytes", *MEASURED}
 )
 
 
@@ -44,6 +48,12 @@ class IngestTask:
     facts: dict[str, Any]
     name: str = "ingest"
     planning: plan.Planning | None = None
+    overlap: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # While the last rows of one shard wait, those of the next ones are fetched. img2dataset's engine cannot.
+        most = _MOST_OPEN if self.settings.engine == "clipstill" else 1
+        self.overlap = min(most, max(_LEAST_OPEN, _ROWS_OPEN // self.settings.shard_size))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "planning": None}
@@ -82,6 +92,8 @@ def _open_engine(settings: IngestSettings) -> Engine:
 
 
 class _IngestWorker:
+    """Fetches shards, several at once."""
+
     def __init__(self, settings: IngestSettings, facts: dict[str, Any], engine: Engine) -> None:
         self._facts, self._engine = facts, engine
         self._hash = settings.image.hash
@@ -91,14 +103,18 @@ class _IngestWorker:
     def run(self, spec: Spec) -> ShardRecord:
         rows = plan.read_rows(spec.folder, self._facts, spec.shard)
         with _Spool() as spool:
-            results = self._fetch(rows, _in_later_rounds(spec, rows), spool)
+            results = self._fetch(rows, _in_later_rounds(spec, rows), spool, careful=spec.careful)
             publication = Publication(spec)
+            kinds = {
+                field.name: field.type for field in [*rows.schema, *self._fields] if field.name not in _NOT_IN_JSON
+            }
             with publication.file(".tar") as path, ShardWriter(path) as tar:
                 for place, row in enumerate(_each(rows)):
                     fetched = results[place]
                     if fetched.error_class is None:
                         caption = row["caption"] or ""
-                        tar.add(row["key"], spool.read(place), fetched.extension, caption, self._meta(row, fetched))
+                        meta = self._meta(row, fetched, kinds)
+                        tar.add(row["key"], spool.read(place), fetched.extension, caption, meta)
                 kept = len(tar)
         with publication.file(".index.arrow") as path:
             tar.write_index(path)
@@ -114,46 +130,48 @@ class _IngestWorker:
     def close(self) -> None:
         self._engine.close()
 
-    def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool) -> list[Fetched]:
+    def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool, *, careful: bool) -> list[Fetched]:
         """What came of each row, its image left in the spool; rows that need no fetch never reach the network."""
         planned = list(_each(rows.select(list(PLAN_COLUMNS))))
-        if self._watch is not None:
-            self._watch.begin()
-        while True:
-            results = [_settled(row, self._facts["captioned"], later) for row in planned]
-            wanted = [place for place, settled in enumerate(results) if settled is None]
-            requests = [Request(planned[place]["url"], planned[place]["digest"]) for place in wanted]
-            collapsed = False
-            for number, fetched in self._engine.fetch(requests):
-                place = wanted[number]
-                if fetched.image is not None:
-                    spool.add(place, fetched.image)
-                results[place] = replace(fetched, image=None)
-                if self._watch is not None and (collapsed := self._watch.see(requests[number], fetched)):
-                    break
-            if self._watch is not None and (collapsed or self._watch.finish()):
-                self._watch.confirm(self._engine)
-            if not collapsed:
-                return [result for result in results if result is not None]
+        with self._watch.shard() if self._watch is not None else nullcontext() as watch:
+            while True:
+                results = [_settled(row, self._facts["captioned"], later) for row in planned]
+                wanted = [place for place, settled in enumerate(results) if settled is None]
+                requests = [Request(planned[place]["url"], planned[place]["digest"]) for place in wanted]
+                collapsed = False
+                with closing(self._engine.fetch(requests, careful=careful)) as answers:
+                    for number, fetched in answers:
+                        place = wanted[number]
+                        if fetched.image is not None:
+                            spool.add(place, fetched.image)
+                        results[place] = replace(fetched, image=None)
+                        if watch is not None and (collapsed := watch.see(requests[number], fetched)):
+                            break
+                if watch is not None and (collapsed or watch.finish()):
+                    watch.confirm(self._engine)
+                if not collapsed:
+                    return [result for result in results if result is not None]
+                if watch is not None:
+                    watch.restart()
 
     def _ledger(self, rows: pa.Table, results: list[Fetched]) -> pa.Table:
         columns = [fetched.result(self._hash) for fetched in results]
-        for field in self._fields:
-            rows = rows.append_column(field, pa.array([values[field.name] for values in columns], field.type))
+        for column in self._fields:
+            values = [fetched[column.name] for fetched in columns]
+            rows = rows.append_column(column, pa.array(values, column.type))
         return rows
 
-    def _meta(self, row: dict[str, Any], fetched: Fetched) -> dict[str, Any]:
-        """The sample's JSON: img2dataset's, and the captions of the URL's other rows if there are any."""
-        result = fetched.result(self._hash)
-        values = {name: value for name, value in row.items() if name not in _NOT_IN_JSON}
-        values |= {name: result[name] for name in (field.name for field in self._fields) if name not in _NOT_IN_JSON}
-        if row["captions"]:
-            values["captions"] = row["captions"]
-        return {name: value if _is_json(value) else str(value) for name, value in values.items()}
+    def _meta(self, row: dict[str, Any], fetched: Fetched, kinds: dict[str, pa.DataType]) -> dict[str, Any]:
+        """The sample's JSON: img2dataset's, and the captions of the URL's other rows.
+
+        Every sample has the same fields, and a field the same type or null: readers infer both from a few samples.
+        """
+        values = {**row, "captions": row["captions"] or [], **fetched.result(self._hash)}
+        return {name: _plain(values[name], kind) for name, kind in kinds.items()}
 
 
 class _Spool:
-    """Encoded images in order of completion; on disk beyond `_IN_MEMORY`, so that large ones do not fill memory."""
+    """Encoded images in order of completion; on disk beyond `_IN_MEMORY`, for several shards are open at once."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, prefix="clipstill-")  # noqa: SIM115 - closed on exit
@@ -195,7 +213,8 @@ def _settled(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched |
     if row["filtered_by"] is not None:
         return Fetched(error_class="filtered_where", error_message=f"not {row['filtered_by']}")
     if not row["url"]:
-        return Fetched(error_class="bad_url", error_message="the row is malformed or has no URL")
+        cause = "bad_url" if row["fault"] is None else "bad_row"
+        return Fetched(error_class=cause, error_message=row["fault"] or "the row has no URL")
     if row["duplicate_of"] is not None:
         return Fetched(error_class="duplicate", error_message=f"the same URL as {row['duplicate_of']}")
     if captioned and not (row["caption"] or "").strip():
@@ -217,11 +236,24 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
-def _is_json(value: Any) -> bool:
-    # JSON knows no NaN; a table's missing number may be one.
-    if isinstance(value, list):
-        return all(_is_json(part) for part in value)
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    """A column's value in JSON: a number, a truth value or a text, as the column's type says, or null."""
+    if value is None:
+        return None
+    if pa.types.is_nested(kind):
+        return json.dumps(_finite(value), default=str, ensure_ascii=False)
+    if pa.types.is_floating(kind):
+        return _finite(value)
+    return value if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN; a table's missing number may be one."""
+    if isinstance(value, dict):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _img2dataset_stats(rows: int, statuses: Counter[str], causes: Counter[str]) -> dict[str, Any]:

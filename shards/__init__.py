@@ -11,7 +11,7 @@ Nothing here imports torch or ray at module level.
 from shards.errors import IncompleteError, ShardError, UserError
 from shards.fingerprint import fingerprint, seed64
 from shards.reader import Dataset, Shard
-from shards.record import FileEntry, ShardRecord, published_records, read_records
+from shards.record import FileEntry, ShardRecord, published_records, read_records, sound_records
 from shards.runner import InProcess, Summary, run_shards
 from shards.storage import Folder
 from shards.task import ShardTask, Spec, Worker
@@ -38,5 +38,6 @@ __all__ = [
     "read_records",
     "run_shards",
     "seed64",
+    "sound_records",
     "verify_dataset",
 ]

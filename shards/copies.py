@@ -24,7 +24,10 @@ _RECENT = 4
 
 def root() -> Path:
     """`$CLIPSTILL_CACHE`, `~/.cache/clipstill` unless set."""
-    return Path(os.environ.get("CLIPSTILL_CACHE") or Path.home() / ".cache" / "clipstill")
+    try:
+        return Path(os.environ.get("CLIPSTILL_CACHE") or Path.home() / ".cache" / "clipstill")
+    except RuntimeError:
+        raise UserError("this user has no home folder for copies", do="Set $CLIPSTILL_CACHE to a folder") from None
 
 
 def limit() -> int:

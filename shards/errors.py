@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
+
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+def one_line(text: str) -> str:
+    """A text in one line that no terminal obeys: libraries colour what they say, and data may hold anything."""
+    return " ".join(_CONTROL.sub(" ", _SEQUENCE.sub("", text)).split())
 
 
 class UserError(Exception):
@@ -16,7 +25,7 @@ class UserError(Exception):
     def __init__(self, problem: str, *, where: str = "", do: str = "") -> None:
         self.problem, self.where, self.do = problem, where, do
         line = f"{where}: {problem}" if where else problem
-        super().__init__(" ".join(f"{line}. {do}".split()) if do else " ".join(line.split()))
+        super().__init__(one_line(f"{line}. {do}" if do else line))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _user_error, (self.problem, self.where, self.do)

@@ -29,6 +29,13 @@ def sample_key(dataset: str, row: int) -> str:
     return f"{dataset}-{row:09d}"
 
 
+def sample_row(dataset: str, key: str) -> int | None:
+    """The row that `sample_key` made this key of, None if it is no key of this dataset."""
+    digits = key.removeprefix(f"{dataset}-")
+    row = int(digits) if digits.isascii() and digits.isdigit() else None
+    return row if row is not None and key == sample_key(dataset, row) else None
+
+
 def is_key(key: str) -> bool:
     """Whether `key` is 1 to 90 ASCII letters, digits, '-' or '_' (no dot, no slash; fits a USTAR name)."""
     return _KEY.fullmatch(key) is not None

@@ -32,6 +32,7 @@ class Publication:
     def __init__(self, spec: Spec, parent: str = "") -> None:
         self._spec, self._parent = spec, parent
         self._files: list[FileEntry] = []
+        self._others: list[str] = []
         self._withdrawn = False
 
     def standing(self) -> ShardRecord | None:
@@ -44,17 +45,23 @@ class Publication:
 
         Raises `SupersededError` if this very spec has a record by then.
         """
-        with self.beside(suffix) as path:
+        with self._beside(suffix) as path:
             yield path
             entry = FileEntry(f"{self._spec.shard:05d}{suffix}", path.stat().st_size, sha256_file(path))
         self._files.append(entry)
 
     @contextlib.contextmanager
     def beside(self, suffix: str) -> Iterator[Path]:
-        """As `file`, for a file that the record does not name: one with times in it, which no second run repeats.
+        """As `file`, for one whose bytes the record does not name: it has times in it, which no second run repeats.
 
         Of two workers at the same shard the last one's stays, whichever of them publishes the record.
         """
+        with self._beside(suffix) as path:
+            yield path
+        self._others.append(f"{self._spec.shard:05d}{suffix}")
+
+    @contextlib.contextmanager
+    def _beside(self, suffix: str) -> Iterator[Path]:
         with self._spec.folder.staged(f"{self._spec.shard:05d}{suffix}") as path:
             yield path
             self._withdraw()
@@ -62,7 +69,9 @@ class Publication:
     def finish(self, count: int, stats: Mapping[str, float]) -> ShardRecord:
         """Publish and return the record."""
         spec = self._spec
-        record = ShardRecord(spec.shard, spec.fingerprint, self._parent, count, tuple(self._files), dict(stats))
+        record = ShardRecord(
+            spec.shard, spec.fingerprint, self._parent, count, tuple(self._files), dict(stats), tuple(self._others)
+        )
         spec.folder.child(RECORDS).publish(str(record.name), record.to_json().encode())
         return record
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from shards import copies
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
+from shards.places import what_is_at
 from shards.record import FileEntry, RecordName, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
@@ -41,7 +42,7 @@ def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
             raise UserError(
                 f"{entry.name} {state}, its record says {entry.bytes}",
                 where=str(folder),
-                do=f"Delete the shard's record in _records/ and {remake}; `verify` shows what else is damaged",
+                do=f"{remake}; `verify` shows what else is damaged",
             )
         return mmap.mmap(held, 0, access=mmap.ACCESS_READ)
     finally:
@@ -88,7 +89,7 @@ class Shard:
         return self.record.content
 
     def _map(self, suffix: str) -> mmap.mmap:
-        return map_file(self.folder, self.record.file(suffix), "run the command that made it again")
+        return map_file(self.folder, self.record.file(suffix), "Run the command that made it again")
 
     @cached_property
     def _tar(self) -> mmap.mmap:
@@ -152,10 +153,10 @@ class Shard:
 
 
 class Dataset:
-    """A complete dataset: `name`, and its `shards` in order."""
+    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty."""
 
-    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...]) -> None:
-        self.folder, self.name, self.shards = folder, name, shards
+    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...], *, captioned: bool = True) -> None:
+        self.folder, self.name, self.shards, self.captioned = folder, name, shards, captioned
 
     def __len__(self) -> int:
         return sum(shard.count for shard in self.shards)
@@ -188,7 +189,7 @@ class Dataset:
             )
         records = read_records(folder, [names[shard] for shard in planned])
         shards = tuple(Shard(folder, record) for record in records.values())
-        dataset = Dataset(folder, facts["name"], shards)
+        dataset = Dataset(folder, facts["name"], shards, captioned=facts.get("captioned", True))
         if len(dataset) == 0:
             raise UserError(
                 "the dataset is empty: none of its input rows became a sample",
@@ -209,7 +210,7 @@ def read_dataset_facts(folder: Folder, *, unfinished: bool = False) -> dict[str,
     except FileNotFoundError:
         if planning is None:
             raise UserError(
-                f"no dataset here (there is no {DATASET})",
+                f"no dataset here (there is no {DATASET}): this is {what_is_at(folder)}",
                 where=str(folder),
                 do="Give the folder that `clipstill ingest` wrote",
             ) from None
@@ -228,6 +229,8 @@ def read_planning(folder: Folder) -> dict[str, Any] | None:
 
 
 def _read_facts(folder: Folder, name: str) -> dict[str, Any]:
+    if folder.is_local and not folder.path.is_dir():
+        raise FileNotFoundError
     facts: Any = None
     with contextlib.suppress(ValueError):
         facts = json.loads(folder.read(name))

@@ -43,7 +43,8 @@ class ShardRecord:
     """What one shard task published.
 
     `fingerprint` names what was asked for, `parent` the content of the shard it was made from ("" for none),
-    `count` the samples inside, `stats` numbers that add up over shards.
+    `count` the samples inside, `stats` numbers that add up over shards. `beside` names files that belong to it, but
+    whose bytes differ from run to run.
     """
 
     shard: int
@@ -52,6 +53,7 @@ class ShardRecord:
     count: int
     files: tuple[FileEntry, ...]
     stats: Mapping[str, float] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:
@@ -74,6 +76,7 @@ class ShardRecord:
     def from_json(text: str | bytes) -> ShardRecord:
         data: dict[str, Any] = json.loads(text)
         data["files"] = tuple(FileEntry(**entry) for entry in data["files"])
+        data["beside"] = tuple(data["beside"])
         return ShardRecord(**data)
 
 
@@ -136,6 +139,39 @@ def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> 
                 )
             held[name] = record
     return {name.shard: held[name] for name in names}
+
+
+def damaged_shards(folder: Folder, names: Iterable[RecordName]) -> dict[int, str]:
+    """Of these published shards those whose files are not as recorded: shard number → `00001.tar is missing`.
+
+    Gone, or of another size: one listing tells, however many there are. No byte is read; that is `verify`'s.
+    """
+    sizes = folder.sizes()
+    found: dict[int, str] = {}
+    for shard, record in read_records(folder, names).items():
+        wanted: dict[str, int | None] = dict.fromkeys(record.beside)
+        wanted |= {file.name: file.bytes for file in record.files}
+        for name, expected in wanted.items():
+            size = sizes.get(name)
+            if size is None:
+                found[shard] = f"{name} is missing"
+            elif expected is not None and size != expected:
+                found[shard] = f"{name} has {size} bytes instead of {expected}"
+    return found
+
+
+def sound_records(folder: Folder) -> dict[int, RecordName]:
+    """As `published_records`, without those whose files are gone or have another size."""
+    names = published_records(folder)
+    damaged = damaged_shards(folder, names.values())
+    return {shard: name for shard, name in names.items() if shard not in damaged}
+
+
+def withdraw_damaged(folder: Folder) -> None:
+    """Delete the records of shards whose files are gone or have another size: they are not done."""
+    names = published_records(folder)
+    for shard in damaged_shards(folder, names.values()):
+        folder.child(RECORDS).delete(str(names[shard]))
 
 
 def compact(folder: Folder) -> dict[int, ShardRecord]:

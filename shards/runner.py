@@ -6,18 +6,22 @@ Where the work runs is an `Executor`'s business: `InProcess` here, Ray in `ray_e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import IncompleteError, ShardError, UserError, disk_is_full
 from shards.progress import Meter
 from shards.publication import SupersededError
-from shards.record import RecordName, ShardRecord, compact, published_records
+from shards.record import RECORDS, RecordName, ShardRecord, compact, damaged_shards, published_records
 from shards.storage import Folder
 from shards.task import GrowingTask, ShardTask, Spec, Worker
 
@@ -42,7 +46,10 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs attempts. Never holds more than `slots` specs at once."""
+    """Runs attempts. Never holds more than `slots` specs at once, a number that is known once it was started.
+
+    Where a worker process died, the outcome's spec is `careful`.
+    """
 
     slots: int
 
@@ -65,18 +72,20 @@ class Executor(Protocol):
 
 
 class Host:
-    """Where a task's worker lives: opened on its first spec, so that a failure to open is an outcome like any other."""
+    """Where a task's worker lives: opened on its first spec, so that a failure to open is an outcome like any other.
+
+    Up to `task.overlap` threads may run specs at a time.
+    """
 
     def __init__(self, task: ShardTask[Any]) -> None:
         self._task = task
         self._worker: Worker[Any] | None = None
+        self._opening = threading.Lock()
 
     def run(self, spec: Spec) -> Outcome:
         """Run one spec and sort what came of it."""
         try:
-            if self._worker is None:
-                self._worker = self._task.open()
-            return Outcome(spec, record=self._worker.run(spec))
+            return Outcome(spec, record=self._opened().run(spec))
         except SupersededError as error:
             return Outcome(spec, record=error.record)
         except UserError as error:
@@ -85,6 +94,12 @@ class Host:
             return Outcome(spec, kind="permanent", cause=_one_line(error), trace=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
             return _failed(spec, error)
+
+    def _opened(self) -> Worker[Any]:
+        with self._opening:
+            if self._worker is None:
+                self._worker = self._task.open()
+            return self._worker
 
     def close(self) -> None:
         if self._worker is not None:
@@ -105,40 +120,76 @@ def _one_line(error: Exception) -> str:
 
 
 class InProcess:
-    """One spec after the other in this process: for tests, debugging, and machines without Ray."""
+    """One worker in this process: for tests, debugging, and machines without Ray.
+
+    A task that overlaps shards has them run by threads that end with the process: an interrupt waits for none of them.
+    """
 
     slots = 1
 
     def __init__(self) -> None:
         self._host: Host | None = None
-        self._waiting: deque[Spec] = deque()
+        self._waiting: SimpleQueue[Spec | None] = SimpleQueue()
+        self._ended: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def once(self, function: Callable[..., R], *arguments: Any) -> R:
         return function(*arguments)
 
     def start(self, task: ShardTask[Any]) -> None:
-        self._host = Host(task)
+        host = self._host = Host(task)
+        self.slots = task.overlap
+        self._waiting, self._ended = SimpleQueue(), SimpleQueue()
+        if task.overlap > 1:
+            work = partial(_work, host, self._waiting, self._ended)
+            self._threads = [threading.Thread(target=work, daemon=True) for _ in range(task.overlap)]
+            for thread in self._threads:
+                thread.start()
 
     def submit(self, spec: Spec) -> None:
-        self._waiting.append(spec)
+        self._waiting.put(spec)
 
     def wait(self) -> Outcome:
         assert self._host is not None
-        return self._host.run(self._waiting.popleft())
+        if not self._threads:
+            spec = self._waiting.get()
+            assert spec is not None
+            return self._host.run(spec)
+        ended = self._ended.get()
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
 
     def close(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in self._threads:
+            self._waiting.put(None)
+        self._threads = []
         if self._host is not None:
             self._host.close()
         self._host = None
-        self._waiting.clear()
+
+
+def _work(host: Host, waiting: SimpleQueue[Spec | None], ended: SimpleQueue[Outcome | BaseException]) -> None:
+    while (spec := waiting.get()) is not None:
+        try:
+            ended.put(host.run(spec))
+        except BaseException as error:  # noqa: BLE001 - what would end this process is raised where it is waited for
+            ended.put(error)
 
 
 @dataclass
 class Summary:
-    """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new)."""
+    """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new).
+
+    `remade` says of each shard that was done once, and had to be done again, what was wrong with its files.
+    """
 
     skipped: int = 0
     finished: int = 0
+    remade: list[str] = field(default_factory=list)
     samples: int = 0
     stats: Counter[str] = field(default_factory=Counter)
 
@@ -167,17 +218,18 @@ class _Failures:
             self.known[spec.folder].discard(name)
 
 
-def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
+def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATTEMPTS) -> Summary:
     """Bring every spec of `task` to a published record.
 
-    Shards already published with the wanted fingerprint are skipped; a transient failure is tried three times in
-    all; what fails for good is written to `_failures/NNNNN.json` and does not stop the others.
+    Shards already published with the wanted fingerprint are skipped, unless their files are gone or have another size
+    than recorded; a transient failure is tried `attempts` times in all; what fails for good is written to
+    `_failures/NNNNN.json` and does not stop the others.
 
     Raises:
         UserError: a worker met something that only the user can mend; the run stops.
         IncompleteError: the run ended with shards missing; the message names them and why.
     """
-    work = _Work(task)
+    work = _Work(task, attempts)
     summary = Summary()
     try:
         with Meter(task.name, work.total, unit="shards") as meter:
@@ -190,7 +242,7 @@ def run_shards(task: ShardTask[Any], executor: Executor) -> Summary:
                     work.tell(meter, 1, outcome.record.count)
     finally:
         work.close()
-    summary.skipped = work.skipped
+    summary.skipped, summary.remade = work.skipped, work.published.withdrawn
     _add_up(work.wanted, summary)
     if work.failed:
         causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in work.failed[:5])
@@ -211,12 +263,13 @@ class _Work:
     is over all the same: what is in flight shall end first.
     """
 
-    def __init__(self, task: ShardTask[Any]) -> None:
+    def __init__(self, task: ShardTask[Any], attempts: int) -> None:
+        self.attempts = attempts
         self._growing = task if isinstance(task, GrowingTask) else None
         known = [] if self._growing else list(task.specs())
         self._known = len(known)
         self._specs: Iterator[Spec | None] = task.specs() if self._growing else iter(known)
-        self._done: dict[Folder, dict[int, RecordName]] = {}
+        self.published = _Published()
         self._more = True
         self.again: deque[Spec] = deque()
         self.wanted: dict[Folder, set[int]] = {}
@@ -251,14 +304,11 @@ class _Work:
         return None if self._more or not self.again else self.again.popleft()
 
     def _is_done(self, spec: Spec) -> bool:
-        folder = spec.folder
-        if folder not in self._done:
-            self._done[folder] = published_records(folder)
-            self.wanted[folder] = set()
-            self.failures.look(folder)
-        self.wanted[folder].add(spec.shard)
-        name = self._done[folder].get(spec.shard)
-        return name is not None and name.fingerprint == spec.fingerprint
+        if spec.folder not in self.wanted:
+            self.wanted[spec.folder] = set()
+            self.failures.look(spec.folder)
+        self.wanted[spec.folder].add(spec.shard)
+        return self.published.has(spec)
 
     def tell(self, meter: Meter, units: int = 0, items: int = 0) -> None:
         """Tell the meter what is done and how much there is, and whatever else is to be known."""
@@ -322,9 +372,34 @@ def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
         return True
     if outcome.error is not None:
         raise outcome.error
-    if outcome.kind == "transient" and tried < _ATTEMPTS:
+    if outcome.kind == "transient" and tried < work.attempts:
         log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
         work.again.append(outcome.spec)
         return False
     work.failures.add(outcome, tried)
     return True
+
+
+class _Published:
+    """What is done already: in each folder one listing of its records, and one of its files."""
+
+    def __init__(self) -> None:
+        self._names: dict[Folder, dict[int, RecordName]] = {}
+        self._damaged: dict[Folder, dict[int, str]] = {}
+        self.withdrawn: list[str] = []
+
+    def has(self, spec: Spec) -> bool:
+        """Whether the record that `spec` asks for is there; it is withdrawn if its files are not as it says."""
+        folder, shard = spec.folder, spec.shard
+        if folder not in self._names:
+            self._names[folder] = published_records(folder)
+            self._damaged[folder] = damaged_shards(folder, self._names[folder].values())
+        name = self._names[folder].get(shard)
+        if name is None or name.fingerprint != spec.fingerprint:
+            return False
+        if shard in self._damaged[folder]:
+            folder.child(RECORDS).delete(str(name))
+            del self._names[folder][shard]
+            self.withdrawn.append(self._damaged[folder][shard])
+            return False
+        return True

@@ -24,8 +24,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards import copies
 from shards.errors import UserError
+from shards.stores import CREDENTIALS, UNREACHABLE
 
 log = logging.getLogger(__name__)
+
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+"""What fsspec needs for a scheme, beside itself."""
 
 
 class Folder:
@@ -37,7 +41,7 @@ class Folder:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
-        self.url = text if "://" in text else str(Path(text).expanduser().absolute())
+        self.url = text if "://" in text else _absolute(text)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -60,9 +64,20 @@ class Folder:
 
     @cached_property
     def _located(self) -> tuple[Any, str]:
+        if "://" not in self.url:
+            return LocalFileSystem(), self.url
+        if "::" in self.url:
+            raise UserError(
+                "storages behind each other (::) are not read", where=self.url, do="Give one URL, or a path"
+            )
         try:
             fs, path = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
+        except ImportError as error:
+            package = _PACKAGES.get(self.url.partition("://")[0], "what it names")
+            raise UserError(
+                f"cannot be opened ({error})", where=self.url, do=f"Install it: pip install {package}"
+            ) from None
+        except ValueError as error:
             raise UserError(f"cannot open storage {self.url!r} ({error})", do="Check the URL's scheme") from None
         return fs, str(path)
 
@@ -98,6 +113,22 @@ class Folder:
             except FileNotFoundError:
                 return []
             return sorted(name for name in found if name.startswith(prefix) and not name.startswith("."))
+
+    def sizes(self) -> dict[str, int]:
+        """Name → size in bytes of every file directly here, hidden ones left out, from one listing; empty if absent."""
+        fs, path = self._located
+        with _explained(self.url, absent_is_error=False):
+            try:
+                if self.is_local:
+                    with os.scandir(path) as entries:
+                        found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                else:
+                    fs.invalidate_cache()
+                    listed = [entry for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+                    found = {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in listed}
+            except FileNotFoundError:
+                return {}
+            return {name: size for name, size in found.items() if not name.startswith(".")}
 
     def exists(self, name: str) -> bool:
         fs, _ = self._located
@@ -238,6 +269,13 @@ class Folder:
                 raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
 
 
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise UserError(f"there is no such home folder ({error})", where=path, do="Give the whole path") from None
+
+
 def _wait_for(descriptor: int, url: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -295,10 +333,9 @@ def _explained(url: str, *, absent_is_error: bool = True) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise UserError(f"cannot be used ({reason})", where=url, do="Check the path and credentials") from error
     except Exception as error:
-        # Raised by the S3 client before any answer; its package is optional, so they are known by name only.
         kind = type(error).__name__
-        if kind in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
+        if kind in CREDENTIALS:
             raise UserError(f"no usable credentials ({error})", where=url, do="Set the store's credentials") from error
-        if kind in {"EndpointConnectionError", "ConnectTimeoutError"}:
+        if kind in UNREACHABLE:
             raise UserError(f"cannot be reached ({error})", where=url, do="Check the endpoint and network") from error
         raise

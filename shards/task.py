@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from shards.record import ShardRecord
@@ -15,11 +15,14 @@ class Spec:
     """One unit of work: which shard, the folder its record goes to, and the fingerprint that makes it done.
 
     Stages subclass it with what their workers need. A spec crosses processes, so it holds names, never pixels.
+    `careful` is set once a worker process died while it was at this spec: the worker then takes no risk. Such a spec
+    has its worker to itself, so that one of several that died together is not taken along again.
     """
 
     shard: int
     folder: Folder
     fingerprint: str
+    careful: bool = field(default=False, compare=False, kw_only=True)
 
     @property
     def label(self) -> str:
@@ -31,7 +34,7 @@ S = TypeVar("S", bound=Spec)
 
 
 class Worker(Protocol[S_contra]):
-    """What runs in a worker process; made once there, used for many shards."""
+    """What runs in a worker process; made once there, used for many shards, by up to `overlap` threads at a time."""
 
     def run(self, spec: S_contra) -> ShardRecord:
         """Do the work, publish payload then record, return the record.
@@ -42,7 +45,10 @@ class Worker(Protocol[S_contra]):
         ...
 
     def close(self) -> None:
-        """Let go of what it holds; called once, unless its process dies first."""
+        """Let go of what it holds; called once, unless its process dies first.
+
+        After an interrupt `run` may still be under way in other threads: it then ends soon, by any exception.
+        """
         ...
 
 
@@ -59,6 +65,8 @@ class ShardTask(Protocol, Generic[S]):
     """A stage's work. The task object itself travels to the workers: keep it small and picklable."""
 
     name: str
+    overlap: int
+    """How many specs a worker may be at, at once: 1 where a shard keeps a worker busy, more where it mostly waits."""
 
     def specs(self) -> Iterator[S | None]:
         """Every spec of the stage, done or not, in order. A task that grows gives None where the next is not known yet,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import tarfile
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,22 +18,23 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from shards.fingerprint import sha256_file
-from shards.keys import is_key, sample_key
+from shards.keys import is_key, sample_key, sample_row
 from shards.progress import Meter
 from shards.reader import Shard, is_planned, planned_shards, read_dataset_facts, read_rounds
-from shards.record import ShardRecord, published_records, read_records
+from shards.record import RECORDS, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify_dataset` saw. `problems` is empty for a sound dataset."""
+    """What `verify_dataset` saw. `problems` is empty for a sound dataset, else `mend` says what mends it."""
 
     shards: int
     rows: int
     samples: int
     bytes: int
     problems: tuple[str, ...]
+    mend: str = ""
 
 
 def verify_dataset(url: str) -> Report:
@@ -38,7 +42,8 @@ def verify_dataset(url: str) -> Report:
 
     Checked: every planned shard is published; sizes and SHA-256 of every file; tar members (names, order, no key
     twice, none missing) against the index; every image decodes; ledger rows and successes against plan and tar;
-    keys unique over the dataset. Raises `UserError` if there is no dataset at `url`.
+    keys unique over the dataset. A bad shard casts no doubt on the others. Memory grows by one bit a row.
+    Raises `UserError` if there is no dataset at `url`.
     """
     folder = Folder(url)
     facts = read_dataset_facts(folder)
@@ -50,8 +55,11 @@ def verify_dataset(url: str) -> Report:
         for shard, name in sorted(names.items())
         if not is_planned(planned, name)
     ]
+    unmade = {shard for shard in planned if not is_planned(planned, names.get(shard))}
+    damaged = {shard for shard in names if shard not in planned}
     records = read_records(folder, names.values())
-    seen: dict[str, int] = {}
+    wanted = facts["rows"] + sum(added["rows"] for added in read_rounds(folder))
+    expected = _Rows(facts, wanted, unmade)
     rows = samples = size = 0
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -63,36 +71,138 @@ def verify_dataset(url: str) -> Report:
         for record, found in zip(
             records.values(), pool.map(lambda r: _check(folder, r), records.values()), strict=True
         ):
-            problems += [f"shard {record.shard:05d}: {problem}" for problem in found.problems]
-            if "parts" in facts and record.shard < facts["shards"]:
-                problems += _check_rows(facts["name"], record.shard, rows, found.ledger)
-            for key in found.keys:
-                if seen.setdefault(key, record.shard) != record.shard:
-                    problems.append(f"key {key} is in shards {seen[key]:05d} and {record.shard:05d}")
-            rows += len(found.ledger)
+            told = [*found.problems, *expected.check(record, found)] if record.shard in planned else found.problems
+            problems += [f"shard {record.shard:05d}: {problem}" for problem in told]
+            # Ingest itself looks at what is there and how large it is; what is wrong inside, only who reads it sees.
+            if len(told) > len(found.absent):
+                damaged.add(record.shard)
+            elif told:
+                unmade.add(record.shard)
+            rows += len(found.ledger or ())
             samples += record.count
             size += sum(file.bytes for file in record.files)
             meter.advance(1, items=record.count)
-    wanted = facts["rows"] + sum(added["rows"] for added in read_rounds(folder))
     if not problems and rows != wanted:
         problems.append(f"the ledgers hold {rows} rows, the plan {wanted}")
-    return Report(len(records), rows, samples, size, tuple(problems))
+        damaged |= {facts["shards"] - 1, max(planned)}
+    mend = _mend(folder, facts, unmade & planned.keys(), damaged) if problems else ""
+    return Report(len(records), rows, samples, size, tuple(problems), mend)
+
+
+class _Rows:
+    """Which rows each ledger must have: those of the plan's shards follow on each other; a round's are known already
+    and fetched again, or new and follow on the last.
+
+    Shards are checked in order. Where one is missing, or its ledger, its record tells how many rows it has, else the
+    first row of the next one tells.
+    """
+
+    def __init__(self, facts: dict[str, Any], most: int, missing: Iterable[int]) -> None:
+        self._name, self._shards, self._most = facts["name"], facts["shards"], most
+        self._rows = facts["rows"]
+        self._missing = sorted(missing)
+        # Datasets that were written without an input have no rows but their samples.
+        self._ordered = "settings" in facts
+        self._next: int | None = 0
+        self._before = 0
+        self._shard = 0
+        self._sampled = bytearray(most // 8 + 1)
+        self._others: set[str] = set()
+
+    def check(self, record: ShardRecord, found: _Found) -> list[str]:
+        """What is wrong with the rows of a shard."""
+        if any(self._shard <= shard < record.shard for shard in self._missing):
+            self._next = None
+        self._shard = record.shard + 1
+        problems = []
+        if self._ordered and record.shard < self._shards:
+            problems = self._check_planned(found, record.stats.get("rows"))
+        elif self._ordered:
+            problems = self._check_added(found.ledger)
+        return problems + [f"key {key} is in an earlier shard too" for key in found.samples if self._is_held(key)][:5]
+
+    def _check_planned(self, found: _Found, told: float | None) -> list[str]:
+        ledger, first = found.ledger, self._next
+        if ledger is None:
+            self._next = None if first is None or told is None else first + int(told)
+            return []
+        if first is None:
+            if found.problems:
+                return []  # not one to be believed
+            own = sample_row(self._name, ledger[0]) if ledger else None
+            first = self._before if own is None else max(own, self._before)
+        for place, key in enumerate(ledger):
+            if key != sample_key(self._name, first + place):
+                self._next = None  # nobody knows which of the two is right, so the next one is believed
+                return [f"ledger row {place} is {key}, the plan's is {sample_key(self._name, first + place)}"]
+        self._next = self._before = first + len(ledger)
+        if told is not None and told != len(ledger):
+            self._next = None
+            return [f"the ledger has {len(ledger)} rows, the record says {told:g}"]
+        return []
+
+    def _check_added(self, ledger: list[str] | None) -> list[str]:
+        if ledger is None:
+            self._next = None
+        for place, key in enumerate(ledger or ()):
+            row = sample_row(self._name, key)
+            if row is None or row >= self._most or (row > self._rows and self._next is not None):
+                return [f"ledger row {place} is {key}, the input has {self._rows} rows"]
+            if row >= self._rows:
+                self._rows = row + 1
+        return []
+
+    def _is_held(self, key: str) -> bool:
+        """Whether a sample of this key was seen before; it has been from now on."""
+        row = sample_row(self._name, key)
+        if row is None or row >= self._most:
+            held = key in self._others
+            self._others.add(key)
+            return held
+        held = bool(self._sampled[row >> 3] >> (row & 7) & 1)
+        self._sampled[row >> 3] |= 1 << (row & 7)
+        return held
+
+
+def _mend(folder: Folder, facts: dict[str, Any], unmade: set[int], damaged: set[int]) -> str:
+    """The command that makes again what is missing, and what must go before, so that it is seen to be."""
+    if "settings" not in facts:
+        return f"restore the files from where they came: {folder} was not made by `clipstill ingest`, which could again"
+    out = shlex.quote(folder.url)
+    numbers = ",".join(f"{shard:05d}" for shard in sorted(damaged))
+    records = f"{out}/{RECORDS}/{f'{{{numbers}}}' if len(damaged) > 1 else numbers}.*"
+    again = [f"rm {records}"] if damaged and folder.is_local else [f"delete {records}"] if damaged else []
+    last = max(planned_shards(folder, facts))
+    if any(shard < facts["shards"] for shard in unmade | damaged):
+        names = [entry["name"] for entry in facts.get("inputs", [])]
+        inputs = " ".join(map(shlex.quote, names[:3])) + (" ..." if len(names) > 3 else "")
+        again.append(f"clipstill ingest {inputs} --name {facts['name']} --out {out} (with the options it had)")
+    if any(facts["shards"] <= shard <= last for shard in unmade | damaged):
+        again.append(f"clipstill ingest retry {out}")
+    return "; then ".join(again)
 
 
 @dataclass(frozen=True)
 class _Found:
-    keys: list[str]
-    ledger: list[str]
+    """Of one shard: the keys in its ledger, None if it cannot be read; those of its samples; what is wrong.
+
+    `absent` are the problems that a look at names and sizes shows.
+    """
+
+    ledger: list[str] | None
+    samples: list[str]
     problems: list[str]
+    absent: list[str]
 
 
 def _check(folder: Folder, record: ShardRecord) -> _Found:
     problems: list[str] = []
+    absent: list[str] = []
     for file in record.files:
         size = folder.size(file.name)
         if size != file.bytes:
             state = "is missing" if size is None else f"has {size} bytes"
-            problems.append(f"{file.name} {state}, the record says {file.bytes}")
+            absent.append(f"{file.name} {state}, the record says {file.bytes}")
             continue
         try:
             got = sha256_file(folder.fetch(file.name, file.sha256, fresh=True))
@@ -102,26 +212,19 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
         if got != file.sha256:
             problems.append(f"{file.name} hashes to {got[:16]}..., the record says {file.sha256[:16]}...")
     name = f"{record.shard:05d}.parquet"
+    ledger = None
     try:
         # All of it: its pages carry checksums. It has times in it, so the record does not name its hash.
         ledger = pq.read_table(io.BytesIO(folder.read(name)), page_checksum_verification=True)
+        keys, kept = ledger["key"].to_pylist(), ledger.filter(pc.equal(ledger["status"], "success"))["key"].to_pylist()
     except FileNotFoundError:
         problems.append(f"{name} is missing")
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, KeyError) as error:
         problems.append(f"{name} cannot be read ({error})")
-    if problems:
-        return _Found([], [], problems)
+    if absent or problems:
+        return _Found(None if ledger is None else keys, [], absent + problems, absent)
     shard = Shard(folder, record)
-    problems += _check_tar(shard) + _check_ledger(shard, ledger)
-    return _Found(shard.keys, ledger["key"].to_pylist(), problems)
-
-
-def _check_rows(name: str, shard: int, first: int, ledger: list[str]) -> list[str]:
-    """Every row of the input stands in the ledgers once, in order; this shard's begin with row `first`."""
-    for place, key in enumerate(ledger):
-        if key != sample_key(name, first + place):
-            return [f"shard {shard:05d}: ledger row {place} is {key}, the plan's is {sample_key(name, first + place)}"]
-    return []
+    return _Found(keys, shard.keys, _check_tar(shard) + _check_ledger(shard, kept), [])
 
 
 def _check_tar(shard: Shard) -> list[str]:
@@ -157,8 +260,7 @@ def _check_tar(shard: Shard) -> list[str]:
     return problems
 
 
-def _check_ledger(shard: Shard, ledger: pa.Table) -> list[str]:
-    kept = ledger.filter(pc.equal(ledger["status"], "success"))["key"].to_pylist()
+def _check_ledger(shard: Shard, kept: list[str]) -> list[str]:
     if len(kept) != len(shard.keys):
         return [f"the ledger counts {len(kept)} successes, the tar holds {shard.count} samples"]
     if kept != shard.keys:

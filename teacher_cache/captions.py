@@ -12,13 +12,15 @@ Without one a source is called txt, json-FIELD or table-COLUMN, so two tables wi
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shards import Shard, UserError
+from shards import Dataset, Shard, UserError
 from teacher_cache.caption_table import CaptionTable
 
 _FORMS = (
@@ -115,11 +117,27 @@ class CaptionSource:
         return [[captions[number % len(captions)] for captions in found] for number in range(self.count)]
 
 
+def check_captioned(dataset: Dataset, sources: Sequence[CaptionSource]) -> None:
+    """Raise `UserError` if a source is the shards' own captions, and they have none."""
+    if not dataset.captioned and any(source.kind == "txt" for source in sources):
+        raise UserError(
+            "this dataset has no captions: its list had none",
+            where=str(dataset.folder),
+            do="Embed its images alone with --towers image, or captions made elsewhere with "
+            "--captions table:PATH.parquet#COLUMN",
+        )
+
+
 def source_of(identity: dict[str, Any], path: str = "") -> CaptionSource:
     """The source of a layer, from its `identity`; of a table the caller knows the path."""
     return CaptionSource(identity["kind"], identity.get("column", ""), path, identity["count"])
 
 
 def _listed(value: Any) -> list[str]:
+    if isinstance(value, str) and value.startswith("["):
+        # A list that a sample's JSON has as the JSON of itself.
+        with contextlib.suppress(ValueError):
+            listed = json.loads(value)
+            value = listed if all(isinstance(text, str) for text in listed) else value
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str) and text.strip()]

@@ -35,7 +35,7 @@ class LayerFile:
 
     def __init__(self, folder: Folder, layer: LayerFacts, record: ShardRecord, width: int) -> None:
         entry = record.file(".arrow")
-        mapped = map_file(folder, entry, "run `clipstill cache build` again")
+        mapped = map_file(folder, entry, "Run `clipstill cache build` again")
         table = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
         meta = table.schema.metadata or {}
         self.keys_digest = meta.get(b"keys", b"").decode()

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ import pyarrow as pa
 
 from shards import Folder, UserError, fingerprint
 from shards.fingerprint import first_difference
+from shards.places import refuse_other_things, what_is_at
 from teacher_cache.dtypes import Dtype, Stored, arrow_type
 
 CACHE_SCHEMA = 2
@@ -137,8 +138,23 @@ def publish_facts(folder: Folder, name: str, facts: TeacherFacts | LayerFacts) -
 
 
 def teacher_names(cache: Folder) -> list[str]:
-    """The teachers of a cache, by their folders."""
+    """The teachers of a cache, by their folders; none of a dataset, which is not looked through."""
+    if (cache.is_local and cache.path.is_file()) or cache.exists("dataset.json"):
+        return []
     return [name for name in cache.names() if cache.child(name).exists(TEACHER)]
+
+
+def no_cache(folder: Folder) -> UserError:
+    """That no cache is at a folder where one is to be read."""
+    told = f"no teacher cache here: this is {what_is_at(folder)}"
+    return UserError(told, where=str(folder), do="Give what `clipstill cache build` wrote")
+
+
+def refuse_no_cache(cache: Folder, names: Iterable[str] = ()) -> None:
+    """Raise `UserError` unless a cache can be written here: nothing is here, or a cache, or what a killed build of
+    teachers with these names has begun.
+    """
+    refuse_other_things(cache, "a cache", {"_sources", *names, *teacher_names(cache)})
 
 
 def read_teacher(folder: Folder) -> TeacherFacts | None:

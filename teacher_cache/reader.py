@@ -17,7 +17,7 @@ from teacher_cache.captions import source_of
 from teacher_cache.dtypes import load, numpy_type
 from teacher_cache.join import Join
 from teacher_cache.layer_files import Layer, Places, Values
-from teacher_cache.layout import TEACHER, LayerFacts, TeacherFacts, read_layers, read_teacher, teacher_names
+from teacher_cache.layout import TEACHER, LayerFacts, TeacherFacts, no_cache, read_layers, read_teacher, teacher_names
 from teacher_cache.views import VIEWS_VERSION, View, ViewPolicy
 
 log = logging.getLogger(__name__)
@@ -309,7 +309,7 @@ def _without_incomplete(
 def _teacher_folder(cache: Folder, teacher: str | None) -> Folder:
     found = teacher_names(cache)
     if not found:
-        raise UserError("no teacher cache here", where=str(cache), do="Make one with `clipstill cache build`")
+        raise no_cache(cache)
     if teacher is not None and teacher not in found:
         raise UserError(f"no teacher {teacher!r}; there are {', '.join(found)}", where=str(cache))
     if teacher is None and len(found) > 1:

@@ -28,12 +28,16 @@ _LIMIT = 600.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where contenders run: a scratch folder, the server's process, the certificates to trust, rows a shard."""
+    """Where contenders run: a scratch folder, the server's process, the certificates to trust, rows a shard.
+
+    `enter`: what to put before a command, if it runs in a network of our own.
+    """
 
     work: Path
     server: int
     trusted: Path
     shard_size: int
+    enter: tuple[str, ...] = ()
 
     def run(self, command: list[str], **env: str) -> Usage:
         """Raises `RuntimeError` with the end of its output if the command fails."""
@@ -41,7 +45,7 @@ class Place:
         # img2dataset asks a package registry for versions at import unless told not to.
         env = {**usual, "NO_ALBUMENTATIONS_UPDATE": "1", **env}
         log = self.work / "log"
-        usage = measured(command, env=env, log=log, watch=self.server, limit=_LIMIT)
+        usage = measured([*self.enter, *command], env=env, log=log, watch=self.server, limit=_LIMIT)
         if usage.status != 0:
             raise RuntimeError(f"{command[:3]} ended with {usage.status}:\n{log.read_text(errors='replace')[-3000:]}")
         return usage
@@ -61,11 +65,14 @@ class Run:
     images: int
     stored: int
 
-    def figures(self) -> dict[str, float]:
-        """Images a second, CPU in ms an image, memory in MB."""
+    def figures(self, rows: int, good: int) -> dict[str, float]:
+        """Images and rows a second, good rows that were lost, CPU in ms an image, memory in MB."""
         milliseconds = 1000 / self.images
         return {
             "images": self.images,
+            "lost": good - self.images,
+            "rows_rate": rows / (self.end - self.start),
+            "rows_rate_whole": rows / self.usage.seconds,
             "rate": self.images / (self.end - self.start),
             "rate_whole": self.images / self.usage.seconds,
             "seconds": self.end - self.start,
@@ -138,8 +145,11 @@ def read_ledgers(out: Path) -> tuple[dict[str, int], float]:
     return causes, min(started)
 
 
-def img2dataset(environment: Path, threads: int, *options: str) -> Contender:
-    """img2dataset as it comes (or `--shared-tls`), from an environment of its own, with so many threads a process."""
+def img2dataset(environment: Path, threads: int, *options: str, shard_size: int | None = None) -> Contender:
+    """img2dataset as it comes (or `--shared-tls`), from an environment of its own, with so many threads a process.
+
+    `shard_size`: rows a shard, the place's unless given.
+    """
 
     def run(place: Place, urls: Path) -> Run:
         out = _empty(place.work / "out")
@@ -157,7 +167,7 @@ def img2dataset(environment: Path, threads: int, *options: str) -> Contender:
             "encode_quality": 95,
             "extract_exif": True,
             "compute_hash": "sha256",
-            "number_sample_per_shard": place.shard_size,
+            "number_sample_per_shard": shard_size or place.shard_size,
             "enable_wandb": False,
             "distributor": "multiprocessing",
             "retries": 0,

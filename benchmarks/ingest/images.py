@@ -6,23 +6,37 @@ import hashlib
 import io
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+SIDES = (192, 400, 800, 1600)
+KINDS = ("jpeg", "progressive", "png", "webp", "gif")
+
 
 def make(folder: Path) -> Path:
     """Make all that is missing; returns the folder inside, which is another when this file changes.
 
-    `photo`: 200 of 800x600, about 142 kB; `large`: 48 of 2048x1536, about 700 kB; a third of both with EXIF. `heavy`:
-    4 of 12 megapixels and 5 MB; `hostile`: bodies of 50 MB and images of 100 megapixels.
+    `photo`: 200 of 800x600, about 142 kB; `progressive`, `png` and `webp`: the same pictures, of the last two the first
+    48; `large`: 48 of 2048x1536, about 700 kB; a third of all JPEGs with EXIF. `SIDE_KIND`: 8 pictures each with a
+    longer side of SIDE pixels, by `SIDES` and `KINDS`. `heavy`: 4 of 12 megapixels and 5 MB; `hostile`: bodies of 50 MB
+    and images of 100 megapixels.
     """
     folder = folder / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    wanted = [(folder, "photo", 800, 600, 91, number) for number in range(200)]
-    wanted += [(folder, "large", 2048, 1536, 91, number) for number in range(48)]
-    wanted += [(folder, "heavy", 4000, 3000, 97, number) for number in range(4)]
+    wanted = [_Wanted(folder, "photo", 800, 600, number) for number in range(200)]
+    wanted += [_Wanted(folder, "progressive", 800, 600, number, "progressive") for number in range(200)]
+    wanted += [_Wanted(folder, kind, 800, 600, number, kind) for kind in ("png", "webp") for number in range(48)]
+    wanted += [_Wanted(folder, "large", 2048, 1536, number) for number in range(48)]
+    wanted += [
+        _Wanted(folder, f"{side}_{kind}", side, side * 3 // 4, number, kind)
+        for side in SIDES
+        for kind in KINDS
+        for number in range(8)
+    ]
+    wanted += [_Wanted(folder, "heavy", 4000, 3000, number, "fine") for number in range(4)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         list(pool.map(_write_photo, wanted))
     for name, make_one in _HOSTILE.items():
@@ -49,8 +63,8 @@ def photo(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.clip(0.75 * scene + 0.55 * texture + 25 + sensor, 0, 255).astype(np.uint8))
 
 
-def jpeg(image: Image.Image, quality: int, exif: bytes = b"") -> bytes:
-    return _saved(image, "JPEG", quality=quality, **({"exif": exif} if exif else {}))
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    return _saved(image, "JPEG", quality=quality)
 
 
 def _one_over_f(rng: np.random.Generator, height: int, width: int, power: float) -> np.ndarray:
@@ -91,14 +105,29 @@ def _exif(seed: int) -> bytes:
     return exif.tobytes()
 
 
-def _path(folder: Path, group: str, number: int) -> Path:
-    return folder / group / f"{number:04d}.jpg"
+@dataclass(frozen=True)
+class _Wanted:
+    folder: Path
+    group: str
+    width: int
+    height: int
+    number: int
+    kind: str = "jpeg"
 
 
-def _write_photo(one: tuple[Path, str, int, int, int, int]) -> None:
-    folder, group, width, height, quality, number = one
-    exif = _exif(number) if number % 3 == 0 else b""
-    _keep(_path(folder, group, number), lambda: jpeg(photo(number, width, height), quality, exif))
+def _write_photo(one: _Wanted) -> None:
+    exif = {"exif": _exif(one.number)} if one.number % 3 == 0 else {}
+    made: dict[str, tuple[str, dict[str, object]]] = {
+        "jpeg": ("JPEG", {"quality": 91, **exif}),
+        "fine": ("JPEG", {"quality": 97, **exif}),
+        "progressive": ("JPEG", {"quality": 91, "progressive": True, **exif}),
+        "png": ("PNG", {}),
+        "webp": ("WEBP", {"quality": 85}),
+        "gif": ("GIF", {}),
+    }
+    form, options = made[one.kind]
+    path = one.folder / one.group / f"{one.number:04d}.{'jpg' if form == 'JPEG' else form.lower()}"
+    _keep(path, lambda: _saved(photo(one.number, one.width, one.height), form, **options))
 
 
 def _hundred_megapixels(mode: str) -> Image.Image:

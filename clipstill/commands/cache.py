@@ -185,7 +185,7 @@ def _settings(args: argparse.Namespace, cache: str) -> BuildSettings:
 
 def _executor(args: argparse.Namespace) -> Executor:
     if args.ray_address:
-        from shards.ray_executor import cluster_resources  # noqa: PLC0415
+        from shards.ray_session import cluster_resources  # noqa: PLC0415
 
         there = cluster_resources(args.ray_address)
         gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
@@ -284,12 +284,12 @@ def run_report(args: argparse.Namespace) -> int:
 def _names(args: argparse.Namespace) -> list[str]:
     """The teachers that a command is about."""
     from shards import Dataset, Folder  # noqa: PLC0415
-    from teacher_cache.layout import teacher_names  # noqa: PLC0415
+    from teacher_cache.layout import no_cache, teacher_names  # noqa: PLC0415
 
     Dataset.open(args.shards)  # what is wrong with it is said first
     found = teacher_names(Folder(args.cache))
     if not found:
-        raise UserError("no teacher cache here", where=args.cache, do="Make one with `clipstill cache build`")
+        raise no_cache(Folder(args.cache))
     if args.teacher_name is not None and args.teacher_name not in found:
         raise UserError(f"no teacher {args.teacher_name!r}; there are {', '.join(found)}", where=args.cache)
     if getattr(args, "teacher", None) and args.teacher_name is None and len(found) > 1:

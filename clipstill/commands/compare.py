@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from clipstill.commands.common import Subparsers, add_command, show
+from shards.places import local_path
 
 _SUMMARY = """\
 Draw several runs over each other in one HTML page.
@@ -27,6 +27,6 @@ def add(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from distill.page import write_comparison  # noqa: PLC0415 - `--help` stays fast
 
-    page = write_comparison([Path(path) for path in args.runs], Path(args.out))
+    page = write_comparison([local_path(run, "a run's folder") for run in args.runs], local_path(args.out, "a page"))
     show(f"compared {len(args.runs)} runs: {page}")
     return 0

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 from clipstill.commands.common import Subparsers, add_command, show_json
 from shards.errors import UserError
 
+log = logging.getLogger(__name__)
+
 _SUMMARY = """\
 Evaluate a model by zero-shot classification and image-text retrieval.
 
-Retrieval needs only the shards. Zero-shot needs a JSON file {"classes": [...], "templates": ["a photo of a {}", ...]}
-and the metadata column (kept at ingest with --keep) that holds each sample's class. Numbers are percent, as JSON.
+Retrieval needs only the shards, with captions; samples whose captions are equal are hits for each other, and how many
+there are is said (shared_captions). Zero-shot needs a JSON file {"classes": [...], "templates": ["a photo of a {}",
+...]} and the metadata column (kept at ingest with --keep) that holds each sample's class. Numbers are percent, as JSON.
 """
 
 _EXAMPLE = """\
@@ -35,16 +39,17 @@ def run(args: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415 - `--help` stays fast
 
     from clip_models import load_model  # noqa: PLC0415
-    from distill.evaluation import evaluate, read_classes  # noqa: PLC0415
+    from distill.evaluation import SHARED, evaluate, read_classes, shared_note  # noqa: PLC0415
     from shards import Dataset  # noqa: PLC0415
 
     classes, templates = read_classes(args.classes) if args.classes else (None, ())
     if args.batch_size < 1:
         raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
+    dataset = Dataset.open(args.shards)  # before a large model is loaded
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         load_model(args.model, device),
-        Dataset.open(args.shards),
+        dataset,
         classes=classes,
         templates=templates,
         label_field=args.label,
@@ -52,6 +57,11 @@ def run(args: argparse.Namespace) -> int:
         device=device,
     )
     show_json(_rounded(result))
+    retrieval = result["retrieval"]
+    if retrieval is None:
+        log.warning("the dataset has no captions, so there is no retrieval")
+    elif note := shared_note(retrieval[SHARED], result["samples"]):
+        log.warning("%s", note)
     return 0
 
 

@@ -13,7 +13,8 @@ Make a cache of embeddings that somebody else published; no teacher runs.
 
 datacompdr: Apple's tars (npz or pth.gz), for images fetched with `clipstill ingest --format datacomp`; their crops and
 augmentations are replayed, their synthetic captions kept. clip-retrieval: the folder of `clip-retrieval inference`.
-Samples are matched by key; train with --join skip if some of yours are not there.
+Samples are matched by key, or by any column of both; train with --join skip if some of yours are not there. What is
+said of the teacher is checked where that takes no weights: columns, image size, squashing.
 """
 
 _EXPORT = """\
@@ -28,7 +29,7 @@ def add(actions: Subparsers) -> None:
         _IMPORT,
         "  clipstill cache import data/dc12m --format datacompdr 'dr/*.tar' --out data/dc12m-cache\n"
         "  clipstill cache import data/cc3m --format clip-retrieval embeddings --teacher ViT-B-32:openai "
-        "--image-size 224 --out data/cc3m-cache\n",
+        "--image-size 224 --key-column url --out data/cc3m-cache\n",
     )
     take.add_argument("shards", metavar="SHARDS", help="the dataset that has the images")
     take.add_argument("source", nargs="+", metavar="SOURCE", help="tars (globs are fine), or clip-retrieval's folder")
@@ -37,7 +38,13 @@ def add(actions: Subparsers) -> None:
     take.add_argument(
         "--key-column",
         metavar="FIELD",
-        help="the field of your samples' JSON that names them there (datacompdr: uid; clip-retrieval: your keys do)",
+        help="the field of your samples' JSON by which they are joined (datacompdr: uid; clip-retrieval: your keys)",
+    )
+    take.add_argument(
+        "--column",
+        metavar="NAME",
+        help="clip-retrieval: the column of their metadata that says the same (--key-column's if they have it, else "
+        "image_path)",
     )
     take.add_argument("--dtype", choices=["float16", "bfloat16", "float32", "int8"], default="float16")
     take.add_argument(
@@ -105,6 +112,7 @@ def run_import(args: argparse.Namespace) -> int:
             logit_scale=args.logit_scale,
             image_size=args.image_size,
             kind="squash" if args.squash else "centre",
+            column=args.column,
             key_column=args.key_column,
             dtype=args.dtype,
         )

@@ -34,8 +34,9 @@ def add(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from clip_models import load_model  # noqa: PLC0415 - `--help` stays fast
-    from distill.export import FORMATS  # noqa: PLC0415
+    from distill.export import FORMATS, refuse_taken  # noqa: PLC0415
 
+    refuse_taken(args.out)  # before a large model is loaded
     measured = FORMATS[args.format](load_model(args.model), args.out)
     show(f"exported as {args.format} to {args.out}; reloaded and compared, largest differences:")
     for name, value in measured.items():

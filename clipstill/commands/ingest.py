@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from shards.errors import IncompleteError
 
 if TYPE_CHECKING:
     from ingest import IngestReport, NetworkSettings
@@ -80,6 +81,17 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--caption-column", metavar="NAME", help="the column with the captions (default: the format's, or caption)"
     )
+    source.add_argument("--no-captions", action="store_true", help="take images alone: no column holds captions")
+    source.add_argument(
+        "--columns", default="", metavar="A,B", help="what the columns of a CSV or TSV are called that has no header"
+    )
+    source.add_argument("--quoted", action="store_true", help="the fields of a TSV may be quoted, as those of a CSV")
+    source.add_argument(
+        "--encoding",
+        default="utf-8",
+        metavar="NAME",
+        help="of the text in the list, as Python calls it: latin-1, cp1252",
+    )
     source.add_argument("--keep", default="", metavar="A,B", help="further columns to keep in ledger and JSON")
     source.add_argument("--hash-column", metavar="NAME", help="the column with the hash that each file must have")
     source.add_argument(
@@ -117,6 +129,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
     image.add_argument(
         "--hash", choices=["md5", "sha256", "sha512"], default="sha256", help="of each file as it came, in the ledger"
     )
+    image.add_argument("--exif", choices=["on", "off"], default="on", help="keep it, in ledger and JSON")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -127,16 +140,36 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--connections", type=int, default=128, metavar="N", help="open at once in a worker")
     network.add_argument("--per-host", type=int, default=32, metavar="N", help="of them, to one host")
     network.add_argument(
+        "--per-host-rate",
+        type=float,
+        default=100.0,
+        metavar="N",
+        help="requests a second to one host, of each worker; 0: as fast as it answers",
+    )
+    network.add_argument("--max-redirects", type=int, default=10, metavar="N", help="followed for one URL")
+    network.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="connect through it (http, https, socks4, socks5); which addresses it fetches from, nobody here checks",
+    )
+    network.add_argument(
         "--allow-address",
         action="append",
         default=[],
         metavar="NET",
         help="fetch from this address or network although it is not public; may be given more than once",
     )
-    network.add_argument("--ignore-opt-outs", action="store_true", help="take images whose headers say noai")
+    network.add_argument(
+        "--opt-out",
+        default="noai,noimageai,noindex,noimageindex,none",
+        metavar="A,B",
+        help="leave out images whose X-Robots-Tag says one of these",
+    )
+    network.add_argument("--ignore-opt-outs", action="store_true", help="take images whatever their X-Robots-Tag says")
     network.add_argument("--robots-txt", action="store_true", help="ask each host's robots.txt first")
     network.add_argument("--user-agent", metavar="TEXT", help="what to say who we are")
     network.add_argument("--ca-file", metavar="PEM", help="certificates to trust instead of the usual ones")
+    network.add_argument("--attempts", type=int, default=3, metavar="N", help="tries a shard until it counts as failed")
     network.add_argument("--no-stop", action="store_true", help="go on even if nothing comes through any more")
 
 
@@ -151,8 +184,11 @@ def _network(args: argparse.Namespace) -> NetworkSettings:
         connections=args.connections,
         per_host=args.per_host,
         allow_addresses=tuple(args.allow_address),
-        opt_outs=not args.ignore_opt_outs,
+        opt_outs=() if args.ignore_opt_outs else tuple(args.opt_out.lower().split(",")),
         robots_txt=args.robots_txt,
+        per_host_rate=args.per_host_rate,
+        max_redirects=args.max_redirects,
+        proxy=args.proxy,
         user_agent=args.user_agent or USER_AGENT,
         ca_file=args.ca_file,
     )
@@ -160,6 +196,8 @@ def _network(args: argparse.Namespace) -> NetworkSettings:
 
 def run(args: argparse.Namespace) -> int:
     from ingest import ImageSettings, IngestSettings, SourceSettings, ingest  # noqa: PLC0415 - `--help` stays fast
+    from shards import Folder  # noqa: PLC0415
+    from shards.reader import read_rounds  # noqa: PLC0415
 
     settings = IngestSettings(
         source=SourceSettings(
@@ -171,6 +209,10 @@ def run(args: argparse.Namespace) -> int:
             hash_column=args.hash_column,
             where=tuple(args.where),
             subset=args.subset,
+            columns=tuple(args.columns.split(",")) if args.columns else (),
+            quoted=args.quoted,
+            encoding=args.encoding,
+            captions=not args.no_captions,
         ),
         out=args.out,
         name=args.name,
@@ -189,14 +231,21 @@ def run(args: argparse.Namespace) -> int:
             max_bytes=args.max_bytes,
             max_pixels=args.max_pixels,
             hash=args.hash,
+            exif=args.exif == "on",
         ),
         network=_network(args),
         engine=args.engine,
         stop_on_collapse=not args.no_stop,
+        attempts=args.attempts,
     )
     report = ingest(settings, make_executor(args, workers=cores(), cpus=1))
     _tell(report, args.out)
     show(f"{report.summary.finished} shards made, {report.summary.skipped} were there already, in {args.out}")
+    if remade := report.summary.remade:
+        more = f" and {len(remade) - 5} more" if len(remade) > 5 else ""
+        show(f"{len(remade)} of them made again: {'; '.join(remade[:5])}{more}")
+    if report.main_cause is not None and not read_rounds(Folder(args.out)):
+        raise IncompleteError(f"{args.out}: none of {report.rows} rows became a sample: {report.main_cause}")
     return 0
 
 
@@ -204,7 +253,7 @@ def run_retry(args: argparse.Namespace) -> int:
     from ingest import retry  # noqa: PLC0415
 
     executor = make_executor(args, workers=cores(), cpus=1)
-    reports = retry(args.out, _network(args), executor, stop_on_collapse=not args.no_stop)
+    reports = retry(args.out, _network(args), executor, stop_on_collapse=not args.no_stop, attempts=args.attempts)
     for report in reports:
         _tell(report, args.out)
     if not reports:
@@ -226,6 +275,8 @@ def _tell(report: IngestReport, out: str) -> None:
     show(f"{report.rows} rows: " + ", ".join([f"{report.samples} samples", f"{sum(failed.values())} failed", *parts]))
     for cause, count in sorted(failed.items(), key=lambda item: -item[1]):
         show(f"  {count:>8}  {cause}")
+    if "bad_row" in failed:
+        show("bad_row: error_message in the ledger names each one's line and fault; --encoding helps if it is no UTF-8")
     if "blocked_address" in failed:
         again = f"clipstill ingest retry {shlex.quote(out)} --allow-address ADDRESS"
         show(f"blocked_address: not fetched, as the address is not public. If it is a machine of yours: {again}")

@@ -10,7 +10,7 @@ _SUMMARY = """\
 Check a dataset byte by byte.
 
 Sizes and hashes of every file, every tar member against the index, every image decoded, ledger rows and successes
-against plan and tars, keys unique. Exit status 1 if anything is wrong.
+against plan and tars, keys unique. Exit status 1 if anything is wrong; the last line then says which command mends it.
 """
 
 
@@ -31,4 +31,6 @@ def run(args: argparse.Namespace) -> int:
     verdict = f"{len(report.problems)} problems" if report.problems else "sound"
     size = f"{report.bytes / 1e6:.1f} MB"
     show(f"{verdict}: {report.shards} shards, {report.rows} rows, {report.samples} samples, {size}")
+    if report.mend:
+        show(f"to mend it: {report.mend}")
     return 1 if report.problems else 0

@@ -42,7 +42,8 @@ from distill.train import train
 from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings, ingest
 from shards import Dataset, Folder, IncompleteError, UserError
 from shards.fingerprint import first_difference
-from shards.ray_executor import RayExecutor, ray_session
+from shards.ray_executor import RayExecutor
+from shards.ray_session import ray_session
 from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.teachers import load_teacher
 from teacher_cache.verify import verify_cache

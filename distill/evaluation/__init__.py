@@ -5,9 +5,19 @@ Read `evaluate.py` first; `zero_shot.py` and `retrieval.py` hold one protocol ea
 """
 
 from distill.evaluation.classes import read_classes
-from distill.evaluation.evaluate import evaluate
+from distill.evaluation.evaluate import evaluate, shared_note
 from distill.evaluation.in_run import InRun
-from distill.evaluation.retrieval import recall, recall_of_groups
+from distill.evaluation.retrieval import SHARED, recall, recall_of_groups
 from distill.evaluation.zero_shot import class_weights, top_k
 
-__all__ = ["InRun", "class_weights", "evaluate", "read_classes", "recall", "recall_of_groups", "top_k"]
+__all__ = [
+    "SHARED",
+    "InRun",
+    "class_weights",
+    "evaluate",
+    "read_classes",
+    "recall",
+    "recall_of_groups",
+    "shared_note",
+    "top_k",
+]

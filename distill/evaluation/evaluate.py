@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import io
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_models import LoadedModel
-from distill.evaluation.retrieval import recall_of_groups
+from distill.evaluation.retrieval import SHARED, recall_of_groups
 from distill.evaluation.zero_shot import Template, class_weights, top_k
 from shards.errors import UserError
 from shards.reader import Dataset, Shard
@@ -36,17 +36,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Embed every sample with the model's own preprocessing and score it; all results are plain JSON values.
 
-    Returns `{"samples": n, "zero_shot": {"top1", "top5", "classes": C} or None, "retrieval": see `recall`}`, accuracy
-    and recall in percent. The model is moved to `device`; it must be in evaluation mode.
+    Returns `{"samples": n, "zero_shot": {"top1", "top5", "classes": C} or None, "retrieval": see `recall`, and
+    "shared_captions"}`, accuracy and recall in percent; "retrieval" is None if the dataset has no captions. The model
+    is moved to `device`; it must be in evaluation mode.
 
     Zero-shot runs if `classes` is given: `label_field` then names the field of a sample's metadata that holds its class
     name. A name that occurs twice in `classes` is one class, as nothing could tell the two apart.
 
     Retrieval is the standard protocol (one caption a sample, every caption and every image a query), except that
     samples whose captions are the same string are all right answers to each other: a retrieved image *with the same
-    caption* is a hit. Without that a dataset that repeats captions would punish a perfect model.
+    caption* is a hit. Without that a dataset that repeats captions would punish a perfect model. With it retrieval is
+    the easier the more repeat: `shared_captions` counts the samples whose caption others have too.
 
-    Raises `UserError` if the dataset is empty, an image cannot be decoded, or a label is missing or no class.
+    Raises `UserError` if the dataset is empty, there is nothing to measure (no captions, no classes), an image cannot
+    be decoded, or a label is missing or no class.
     """
     if loaded.model.training:
         raise ValueError("evaluate needs the model in evaluation mode")
@@ -54,6 +57,7 @@ def evaluate(
         raise UserError("the dataset has no samples", where="evaluate", do="Give one with samples")
     if classes is not None and label_field is None:
         raise UserError("classes were given, but no label field", where="zero-shot", do="Name the metadata field")
+    check_captioned(dataset, is_classified=classes is not None)
     model = loaded.model.to(device)
     names = list(dict.fromkeys(classes or ()))
     weights = class_weights(model, loaded.tokenizer, names, templates) if classes is not None else None
@@ -65,21 +69,46 @@ def evaluate(
     for batch in _batches(dataset, loaded.preprocess, batch_size):
         pixels = torch.stack([image.result() for image in batch.images]).to(device)
         image_parts.append(model.encode_image(pixels, normalize=True).float().cpu())
-        text_parts.append(model.encode_text(loaded.tokenizer(batch.captions).to(device), normalize=True).float().cpu())
+        if dataset.captioned:
+            tokens = loaded.tokenizer(batch.captions).to(device)
+            text_parts.append(model.encode_text(tokens, normalize=True).float().cpu())
         captions += batch.captions
         if weights is not None and label_field is not None:
             labels += [_label(sample, label_field, numbers) for sample in batch.samples]
         for shard in {sample.shard for sample in batch.samples}:
             shard.release()
-    images, texts = torch.cat(image_parts), torch.cat(text_parts)
+    images = torch.cat(image_parts)
 
     zero_shot = None
     if weights is not None:
         zero_shot = {**top_k(images, weights, torch.tensor(labels)), "classes": len(names)}
-    caption_numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-    groups = torch.tensor([caption_numbers[caption] for caption in captions])
-    retrieval = recall_of_groups(images, texts, groups, groups)
+    retrieval: dict[str, Any] | None = None
+    if dataset.captioned:
+        caption_numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        groups = torch.tensor([caption_numbers[caption] for caption in captions])
+        retrieval = {**recall_of_groups(images, torch.cat(text_parts), groups, groups), SHARED: shared(captions)}
     return {"samples": len(captions), "zero_shot": zero_shot, "retrieval": retrieval}
+
+
+def check_captioned(dataset: Dataset, *, is_classified: bool) -> None:
+    """Raise `UserError` if a dataset has neither captions to retrieve nor classes to tell apart."""
+    if not dataset.captioned and not is_classified:
+        raise UserError(
+            "this dataset has no captions: its list had none, so nothing can be retrieved",
+            where=str(dataset.folder),
+            do="Give --classes and --label for zero-shot classification, which needs none",
+        )
+
+
+def shared(captions: Iterable[str]) -> int:
+    """How many of the samples have a caption that another has too."""
+    return sum(count for count in Counter(captions).values() if count > 1)
+
+
+def shared_note(count: int, samples: int) -> str | None:
+    """What equal captions mean for the figures of retrieval; None if there are none."""
+    told = f"retrieval: {count} of {samples} samples share their caption with others, any of which counts as a hit"
+    return told if count else None
 
 
 class _Sample(NamedTuple):

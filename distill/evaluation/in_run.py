@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from clip_models import LoadedModel, ModelConfig, tokenizer_for
 from distill.evaluation.classes import read_classes
-from distill.evaluation.evaluate import evaluate
+from distill.evaluation.evaluate import check_captioned, evaluate, shared, shared_note
+from distill.evaluation.retrieval import SHARED
 from distill.settings import EvaluationSettings
 from shards import Dataset, UserError
 
@@ -17,12 +19,21 @@ from shards import Dataset, UserError
 class InRun:
     """Evaluates an open_clip module by `EvaluationSettings`; everything it needs is opened when it is made.
 
+    `note` says what a reader of the figures must know, if anything.
     Raises `UserError` for a dataset or classes that cannot be used.
     """
 
     def __init__(self, settings: EvaluationSettings, config: ModelConfig, device: torch.device) -> None:
         self.settings, self._config, self._device = settings, config, device
         self._dataset = Dataset.open(settings.shards)
+        check_captioned(self._dataset, is_classified=settings.classes is not None)
+        if settings.best is not None and "retrieval" in settings.best and not self._dataset.captioned:
+            raise UserError(
+                f"{settings.best} cannot be measured on a dataset without captions",
+                where=settings.shards,
+                do="Give --best eval/zero_shot/top1",
+            )
+        self.note = shared_note(shared(self._captions()), len(self._dataset)) if self._dataset.captioned else None
         self._classes: list[str] | None = None
         self._templates: list[str] = []
         if settings.classes:
@@ -30,6 +41,11 @@ class InRun:
             self._check_labels()
         self._preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
         self._tokenizer = tokenizer_for(config)
+
+    def _captions(self) -> Iterator[str]:
+        for shard in self._dataset.shards:
+            yield from (shard.caption(row) for row in range(shard.count))
+            shard.release()
 
     def _check_labels(self) -> None:
         """Refuse now, not after a thousand steps, a field or classes that the dataset does not have."""
@@ -69,7 +85,7 @@ class InRun:
         return {f"eval/{name}": value for name, value in _flat(found) if name not in _COUNTS}
 
 
-_COUNTS = ("samples", "zero_shot/classes")
+_COUNTS = ("samples", "zero_shot/classes", f"retrieval/{SHARED}")
 
 
 def _flat(tree: dict[str, Any]) -> list[tuple[str, float]]:

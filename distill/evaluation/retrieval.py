@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+SHARED = "shared_captions"
+
 _KS = (1, 5, 10)
 _SIMILARITIES_A_BLOCK = 1 << 23
 # Two orderings of one float64 sum over unit vectors differ by less; two different float32 rows hardly ever do.

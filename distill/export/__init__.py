@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from clip_models import LoadedModel
 from distill.export.compare import EMBEDDING_TOLERANCE, LOGIT_TOLERANCE, Measured
+from distill.export.staging import refuse_taken
 from distill.export.to_onnx import export_onnx
 from distill.export.to_open_clip import export_open_clip
 from distill.export.to_safetensors import export_safetensors
@@ -35,4 +36,5 @@ __all__ = [
     "export_safetensors",
     "export_torchscript",
     "export_transformers",
+    "refuse_taken",
 ]

@@ -13,9 +13,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import UserError
+from shards.places import local_path, refuse_unwritable
 from shards.storage import sync_to_disk
 
 _TAKEN, _ANOTHER = "there is something already", "Name another folder or remove this one"
+
+
+def refuse_taken(folder: str) -> None:
+    """Raise `UserError` unless an export can be made at `folder`: on a local disk, nothing there, and writable."""
+    target = local_path(folder, "an export's folder").absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(_TAKEN, where=folder, do=_ANOTHER)
+    refuse_unwritable(target.parent)
 
 
 @contextmanager
@@ -25,11 +34,8 @@ def staged(folder: str) -> Iterator[Path]:
     What killed exports to the same `folder` left is removed; what a living one is writing is left alone.
     Raises `UserError` if `folder` is on no local disk, holds something, before or after the block, or cannot be made.
     """
-    if "://" in folder:
-        raise UserError("an export's folder must be on a local disk", where=folder, do="Give a path")
-    target = Path(folder).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(_TAKEN, where=folder, do=_ANOTHER)
+    refuse_taken(folder)
+    target = local_path(folder, "an export's folder").absolute()
     try:
         staging, claim = _claimed(target)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ def export_torchscript(loaded: LoadedModel, folder: str) -> Measured:
     reference = reference_outputs(model, loaded)
     with staged(folder) as staging:
         with plain_operations():
-            torch.jit.save(_scripted(model, loaded), str(staging / FILE_NAME))
+            packed = io.BytesIO()
+            torch.jit.save(_scripted(model, loaded), packed)
+        # Not by torch itself, which ends the whole process where a disk is full.
+        (staging / FILE_NAME).write_bytes(packed.getbuffer())
         write_config(staging, model, loaded)
         measured = compared(reference, _reloaded(model, loaded, staging))
         write_card(staging, loaded, "torchscript", measured)

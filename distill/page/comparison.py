@@ -13,6 +13,7 @@ from distill.page.rendering import render
 from distill.page.run_folder import AXES, RunFolder
 from distill.page.words import flat, say, say_hours, state
 from shards import Folder, UserError
+from shards.places import refuse_unwritable
 
 STYLES = 18
 """Six colours, each solid, dashed and dotted: more curves than this cannot be told apart."""
@@ -36,8 +37,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     twice = [str(run) for run, count in Counter(path.resolve() for path in runs).items() if count > 1]
     if twice:
         raise UserError("this run is given twice", where=twice[0], do="Give each run once")
-    if out.is_dir():
-        raise UserError("this is a folder", where=str(out), do="Give a file for the page, such as compare.html")
+    _refuse_no_page(out)
     read = [RunFolder.read(run) for run in runs]
     page = render(
         "comparison.html.j2",
@@ -50,6 +50,18 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     )
     Folder(str(out.parent)).publish(out.name, page)
     return out
+
+
+def _refuse_no_page(out: Path) -> None:
+    """A page may replace a page, and nothing else."""
+    do = "Give a file for the page, such as compare.html"
+    if out.is_dir():
+        raise UserError("this is a folder", where=str(out), do=do)
+    if out.exists():
+        with out.open("rb") as file:
+            if not file.read(16).lower().startswith(b"<!doctype html"):
+                raise UserError("there is a file that is no page", where=str(out), do=do)
+    refuse_unwritable(out.absolute().parent)
 
 
 def differences(runs: Sequence[RunFolder]) -> dict[str, list[str | None]]:

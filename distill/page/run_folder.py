@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shards import UserError
+from shards import Folder, UserError
+from shards.places import what_is_at
 
 _ROWS = 10_000
 
@@ -60,7 +61,8 @@ class RunFolder:
     def read(cls, path: Path) -> RunFolder:
         """Raises `UserError` if the folder holds no run, or settings that are not JSON."""
         if not (path / "settings.json").is_file() and not (path / "log.jsonl").is_file():
-            raise UserError("no run in this folder", where=str(path), do="Give what `clipstill distill` wrote")
+            told = f"no run in this folder: this is {what_is_at(Folder(path))}"
+            raise UserError(told, where=str(path), do="Give what `clipstill distill` wrote")
         notes: list[str] = []
         written = _read_object(path / "settings.json")
         if written is None:

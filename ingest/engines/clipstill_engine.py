@@ -1,88 +1,215 @@
-"""Our own engine: fetch on one thread, decode, resize and encode on others.
+"""Our own engine: one thread fetches, others decode, resize and encode, for as many callers as there are.
 
-    requests → Fetcher (this thread, curl) → ImageProcessor (a pool of threads) → results, in order of completion
+    requests → Fetcher (one thread, curl) → ImageProcessor (a pool of threads) → each caller's results, as they come
 
-Both ends are bounded: no request begins while enough bodies wait to be decoded, so memory does not depend on how fast
-the web answers. Those under way go on meanwhile: how long we take to decode is no server's fault.
+Each caller has a shard. The one that came first has precedence: while its last rows wait for hosts that hang, requests
+of the next shard begin. Both ends are bounded: no request begins while enough bodies wait to be decoded or to be taken
+by their callers, so memory does not depend on how fast the web answers. Those under way go on meanwhile: how long we
+take to decode is no server's fault.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cached_property
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from ingest.fetch import Answer, Fetcher
 from ingest.images import ImageProcessor
 from ingest.ledger import Fetched, Request
 from ingest.settings import IngestSettings
 
+if TYPE_CHECKING:
+    from ingest.images.isolated import IsolatedProcessor
+
 _BACKLOG = 8
-"""Bodies waiting for each decoding thread before no request begins; as many as are under way then may join them."""
-_POLL_S = 0.5
+"""Bodies for each decoding thread that wait, decoded or not, before no request begins; as many as are under way then
+may join them."""
+_POLL_S = 60.0
+_PAUSE_S = 0.5
+
+_Ticket = tuple["_Call", int]
+
+
+class _Call:
+    """One caller's requests, how many of them were started, and what came of them; `over`: nobody asks any more."""
+
+    def __init__(self, requests: Sequence[Request], *, careful: bool) -> None:
+        self.requests, self.careful = requests, careful
+        self.started = 0
+        self.over = False
+        # A place among the requests, what came of it, and whether it counts in the backlog.
+        self.results: SimpleQueue[tuple[int, Fetched | BaseException, bool]] = SimpleQueue()
 
 
 class ClipstillEngine:
     """One HTTP client and as many decoding threads as this process has cores to itself (`OMP_NUM_THREADS`)."""
 
     def __init__(self, settings: IngestSettings) -> None:
+        self._settings = settings
         self._threads = _cores()
-        self._new_fetcher = partial(Fetcher, settings.network, settings.image.max_bytes)
-        self._fetcher = self._new_fetcher()
+        self._fetcher: Fetcher[_Ticket] | None = self._new_fetcher()
         self._images = ImageProcessor(settings.image)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        self._lock = threading.Lock()
+        # The oldest first.
+        self._calls: list[_Call] = []
+        self._backlog = 0
+        self._drop = self._forget = self._closing = False
+        self._driver = threading.Thread(target=self._drive, name="fetch", daemon=True)
+        self._driver.start()
 
-    def fetch(self, requests: Sequence[Request]) -> Iterator[tuple[int, Fetched]]:
-        """What came of each request, with its place among them, in order of completion.
+    def fetch(self, requests: Sequence[Request], *, careful: bool = False) -> Generator[tuple[int, Fetched]]:
+        """What came of each request, with its place among them, in order of completion; for any number of threads.
 
-        Whoever stops asking before the end drops what is on its way; then another call may begin.
+        Whoever stops asking before the end drops what is on its way. `careful` decodes in a process of its own, which
+        a hostile image may kill.
         """
-        decoded: SimpleQueue[tuple[int, Future[Fetched]]] = SimpleQueue()
-        started = decoding = 0
+        call = _Call(requests, careful=careful)
+        with self._lock:
+            if self._closing:
+                raise _closed()
+            self._calls.append(call)
+        self._wake()
         try:
-            while True:
-                crowded = decoding >= _BACKLOG * self._threads
-                upto = started if crowded else min(started + self._fetcher.room, len(requests))
-                for place in range(started, upto):
-                    self._fetcher.start(place, requests[place].url)
-                started = upto
-                if not self._fetcher.pending and not decoding:
-                    return
-                for place, answer in self._fetcher.poll(_POLL_S, launch=not crowded):
-                    if answer.error_class is None:
-                        self._submit(place, answer, requests[place].digest, decoded)
-                        decoding += 1
-                    else:
-                        failed = Fetched(error_class=answer.error_class, error_message=answer.error_message)
-                        yield place, _fetched(answer, failed)
-                while not decoded.empty():
-                    place, done = decoded.get()
-                    decoding -= 1
-                    yield place, done.result()
+            for _ in requests:
+                place, result, counted = call.results.get()
+                if counted:
+                    self._take(1)
+                if isinstance(result, BaseException):
+                    raise result
+                yield place, result
         finally:
-            if self._fetcher.pending:
-                self._fetcher.close()
-                self._fetcher = self._new_fetcher()
+            self._end(call)
+
+    def forget_failures(self) -> None:
+        """Ask again for names without an answer and hosts that took no connection, as if they were new."""
+        self._forget = True
+        self._wake()
 
     def close(self) -> None:
-        """Close connections and end threads."""
+        """Close connections and end threads; callers that still wait get an exception."""
+        with self._lock:
+            self._closing = True
+        self._wake()
+        self._driver.join()
         self._pool.shutdown(cancel_futures=True)
-        self._fetcher.close()
+        self._images.close()
+        if "_isolated" in vars(self):
+            self._isolated.close()
 
-    def _submit(
-        self, place: int, answer: Answer, digest: str | None, into: SimpleQueue[tuple[int, Future[Fetched]]]
-    ) -> None:
+    def _new_fetcher(self) -> Fetcher[_Ticket]:
+        return Fetcher(self._settings.network, self._settings.image.max_bytes)
+
+    @cached_property
+    def _isolated(self) -> IsolatedProcessor:
+        from ingest.images.isolated import IsolatedProcessor  # noqa: PLC0415 - rarely needed
+
+        return IsolatedProcessor(self._settings.image)
+
+    def _wake(self) -> None:
+        fetcher = self._fetcher
+        if fetcher is not None:
+            fetcher.wake()
+
+    @property
+    def _crowded(self) -> bool:
+        return self._backlog >= _BACKLOG * self._threads
+
+    def _take(self, count: int) -> None:
+        """So many bodies wait no more."""
+        with self._lock:
+            before = self._crowded
+            self._backlog -= count
+            relieved = before and not self._crowded
+        if relieved:
+            self._wake()
+
+    def _end(self, call: _Call) -> None:
+        with self._lock:
+            call.over = self._drop = True
+            self._calls.remove(call)
+        waiting = 0
+        while not call.results.empty():
+            waiting += call.results.get()[2]
+        self._take(waiting)
+        self._wake()
+
+    def _drive(self) -> None:
+        """The fetching thread's work."""
+        while not self._closing:
+            try:
+                if self._fetcher is None:
+                    self._fetcher = self._new_fetcher()
+                self._step(self._fetcher)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
+                self._fail(error)
+        self._fail(_closed())
+
+    def _step(self, fetcher: Fetcher[_Ticket]) -> None:
+        with self._lock:
+            calls, crowded = list(self._calls), self._crowded
+            drop, forget = self._drop, self._forget
+            self._drop = self._forget = False
+        if drop:
+            fetcher.drop(lambda ticket: ticket[0].over)
+        if forget:
+            fetcher.forget_failures()
+        room = 0 if crowded else fetcher.room
+        for call in calls:
+            upto = min(call.started + room, len(call.requests))
+            room -= upto - call.started
+            for place in range(call.started, upto):
+                fetcher.start((call, place), call.requests[place].url)
+            call.started = upto
+        for (call, place), answer in fetcher.poll(_POLL_S, launch=not crowded):
+            if answer.error_class is None:
+                self._submit(call, place, answer)
+            else:
+                failed = Fetched(error_class=answer.error_class, error_message=answer.error_message)
+                call.results.put((place, _fetched(answer, failed), False))
+
+    def _fail(self, error: Exception) -> None:
+        """All that is under way is lost; whoever waits for it shall know why."""
+        broken, self._fetcher = self._fetcher, None
+        if broken is not None:
+            broken.close()
+        else:
+            # Not even a new one could be made.
+            time.sleep(_PAUSE_S)
+        with self._lock:
+            for call in self._calls:
+                call.started = len(call.requests)
+                call.results.put((0, error, False))
+
+    def _submit(self, call: _Call, place: int, answer: Answer) -> None:
+        processor = self._isolated if call.careful else self._images
+
+        def decode() -> Fetched:
+            return _fetched(answer, processor.process(answer.read(), call.requests[place].digest))
+
         def tell(done: Future[Fetched]) -> None:
-            into.put((place, done))
-            self._fetcher.wake()
+            if done.cancelled():
+                return
+            with self._lock:
+                if not call.over:
+                    call.results.put((place, done.exception() or done.result(), True))
+                    return
+            self._take(1)
 
-        self._pool.submit(self._decode, answer, digest).add_done_callback(tell)
+        with self._lock:
+            self._backlog += 1
+        self._pool.submit(decode).add_done_callback(tell)
 
-    def _decode(self, answer: Answer, digest: str | None) -> Fetched:
-        return _fetched(answer, self._images.process(answer.read(), digest))
+
+def _closed() -> RuntimeError:
+    return RuntimeError("the engine was closed")
 
 
 def _cores() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from ingest.ledger import Fetched, Request
@@ -11,10 +11,17 @@ from ingest.ledger import Fetched, Request
 class Engine(Protocol):
     """Turns URLs into stored images or causes."""
 
-    def fetch(self, requests: Sequence[Request]) -> Iterator[tuple[int, Fetched]]:
-        """What came of each request, with its place among them, in order of completion."""
+    def fetch(self, requests: Sequence[Request], *, careful: bool = False) -> Generator[tuple[int, Fetched]]:
+        """What came of each request, with its place among them, in order of completion.
+
+        `careful`: something among them may have killed a worker, and must not do so again.
+        """
+        ...
+
+    def forget_failures(self) -> None:
+        """Try whatever did not answer as if it were new."""
         ...
 
     def close(self) -> None:
-        """Close connections and end threads."""
+        """Close connections and end threads; a `fetch` that goes on in another thread ends by an exception."""
         ...

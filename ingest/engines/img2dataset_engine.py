@@ -14,7 +14,7 @@ import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 
 from ingest.ledger import CAUSES, Fetched, Request
-from ingest.settings import IngestSettings
+from ingest.settings import ImageSettings, IngestSettings
 
-_OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex"]
 _THREADS = 32
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO", "JPEG2000", "PPM")
 """What Pillow may decode: not EPS, which it hands to Ghostscript, nor formats that the web does not use."""
@@ -50,8 +49,8 @@ class Img2datasetEngine:
         self._settings = settings
         self._downloader_class = Downloader
 
-    def fetch(self, requests: Sequence[Request]) -> Iterator[tuple[int, Fetched]]:
-        """What came of each request, in order."""
+    def fetch(self, requests: Sequence[Request], *, careful: bool = False) -> Generator[tuple[int, Fetched]]:  # noqa: ARG002
+        """What came of each request, in order; with the same care always."""
         wanted = [place for place, request in enumerate(requests) if _is_web(request.url)]
         collected: dict[int, Fetched] = {}
         network, image = self._settings.network, self._settings.image
@@ -61,7 +60,7 @@ class Img2datasetEngine:
             with pa.ipc.new_file(str(rows), table.schema) as sink:
                 sink.write_table(table)
             downloader = self._downloader_class(
-                sample_writer_class=lambda *_: _Collector(collected, image.hash, image.format),
+                sample_writer_class=lambda *_: _Collector(collected, image),
                 resizer=self._resizer,
                 thread_count=min(_THREADS, network.connections),
                 save_caption=False,
@@ -76,7 +75,7 @@ class Img2datasetEngine:
                 encode_format=image.format,
                 retries=network.retries,
                 user_agent_token=network.user_agent.split("/")[0],
-                disallowed_header_directives=_OPT_OUTS if network.opt_outs else None,
+                disallowed_header_directives=list(network.opt_outs) or None,
             )
             if wanted:
                 _beside(lambda: downloader.download_shard((0, str(rows))), self._resizer.stop)
@@ -90,6 +89,9 @@ class Img2datasetEngine:
                     error_class="hash_mismatch", error_message=f"{image.hash} is {got.digest}, not {request.digest}"
                 )
             yield place, replace(got, host=_host(request.url))
+
+    def forget_failures(self) -> None:
+        """Nothing is remembered."""
 
     def close(self) -> None:
         """Nothing stays open between shards."""
@@ -122,8 +124,8 @@ def _beside(work: Callable[[], None], stop: Callable[[], None]) -> None:
 class _Collector:
     """Stands where img2dataset has its sample writers, which write in order of completion."""
 
-    def __init__(self, into: dict[int, Fetched], hash_name: str, extension: str) -> None:
-        self._into, self._hash, self._extension = into, hash_name, extension
+    def __init__(self, into: dict[int, Fetched], image: ImageSettings) -> None:
+        self._into, self._image = into, image
 
     def write(self, image: bytes | None, key: str, _caption: str | None, meta: dict[str, Any]) -> None:
         # With shard 0 img2dataset's key is the zero-padded row number.
@@ -136,8 +138,9 @@ class _Collector:
                 error_class=cause if known else classify(message), error_message=rest if known else message
             )
         else:
-            exif = meta["exif"] if meta["exif"] not in (None, "{}") else None
-            fetched = Fetched(image=image, extension=self._extension, digest=meta[self._hash], exif=exif, **sizes)
+            exif = (meta["exif"] or "{}") if self._image.exif else "{}"
+            digest = meta[self._image.hash]
+            fetched = Fetched(image=image, extension=self._image.format, digest=digest, exif=exif, **sizes)
         self._into[int(key)] = fetched
 
     def close(self) -> None:

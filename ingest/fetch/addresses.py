@@ -62,11 +62,20 @@ class BadUrlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL in ASCII, as it will be sent. `host` is lower-case and without port; `origin` is scheme, host and port."""
+    """A URL in ASCII, as it will be sent.
+
+    `name` is the host as it is looked up, lower-case, and `host` the same without a last dot, as hosts are told apart;
+    `origin` is scheme, host and port.
+    """
 
     url: str
-    host: str
+    name: str
+    port: int
     origin: str
+
+    @property
+    def host(self) -> str:
+        return self.name.rstrip(".")
 
     def follow(self, location: bytes) -> Target:
         """Where a redirect to `location` leads from here. Raises `BadUrlError`."""
@@ -104,7 +113,8 @@ def mend(url: str) -> Target:
     origin = f"{scheme.lower()}://{host}{port}"
     rest = rest if rest.startswith("/") else f"/{rest}"
     sent = f"{scheme.lower()}://{_escaped(user)}{at}{host}{port}{_escaped(rest)}"
-    return Target(sent, host.rstrip("."), origin)
+    usual = 443 if scheme.lower() == "https" else 80
+    return Target(sent, host, int(port[1:]) if port else usual, origin)
 
 
 def _host_and_port(place: str) -> tuple[str, str]:

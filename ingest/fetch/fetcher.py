@@ -1,31 +1,43 @@
 """Fetch many URLs at once: limits per host and overall, one deadline a URL, further tries for what may pass.
 
 Everything about a single answer is in `transfer.py`. Here is the order of things: a URL waits for its site's
-robots.txt (if that is asked for) and for a place at its host. Its clock runs from its first request on, except while it
-waits for those, or for a caller who takes nothing more, again after a redirect or before a further try.
+robots.txt (if that is asked for), for its host's name to be looked up, and for a place at its host. Its clock runs from
+its first request on, except while it waits for those, or for a caller who takes nothing more, again after a redirect or
+before a further try.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import socket
 import ssl
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Generic, TypeVar
 
 from ingest.fetch.addresses import AddressRule, BadUrlError, Target, mend
+from ingest.fetch.hosts import HostQueues
+from ingest.fetch.limits import CRAMPED_S, check_patience, make_room
+from ingest.fetch.names import Name, Names
 from ingest.fetch.opt_out import ROBOTS_BYTES, Robots, RobotsCache, agent_name
-from ingest.fetch.transfer import Outcome, Transfer, Transfers
+from ingest.fetch.silence import SilentPlaces
+from ingest.fetch.transfer import Leniency, Outcome, Transfer
+from ingest.fetch.transfers import Transfers
 from ingest.settings import NetworkSettings
 from shards import UserError, seed64
 
-_AHEAD = 8
-"""So many times as many URLs as connections may wait, so that one slow host does not hold up the others."""
+T = TypeVar("T")
 
+_AHEAD = 16
+"""So many times as many URLs as connections may wait, so that one slow host does not hold up the others, nor a slow
+resolver."""
+_CRAMPED_WAIT_S = 0.2
+"""When to try again what this machine had no file or port for."""
 
 _LATE = Outcome("timeout", "no whole answer in time")
+_AVOIDED = Outcome("timeout", "no connection in time, as so often before: not waited for again")
 
 
 @dataclass(frozen=True)
@@ -54,33 +66,42 @@ class Answer:
             body.seek(0)
             return body.read()
 
+    def discard(self) -> None:
+        """Let go of the body unread."""
+        if self._body is not None:
+            self._body.close()
+
 
 @dataclass(eq=False, slots=True)
-class _Job:
-    """A URL on its way. Those with `robots_of` fetch the robots.txt of that origin, on nobody's ticket."""
+class _Job(Generic[T]):
+    """A URL on its way. Those with `robots_of` fetch the robots.txt of that origin, and have no ticket."""
 
-    ticket: int
+    ticket: T | None
     target: Target
     host: str
     robots_of: str | None = None
+    name: Name | None = None
     clock: float | None = None
     queued: float = 0.0
+    began: float = 0.0
     started: float = 0.0
     attempts: int = 0
     redirects: int = 0
+    leniency: Leniency | None = None
     failure: Outcome = _LATE
 
+    @property
+    def place(self) -> str:
+        """Where it connects to, whatever it is called."""
+        where = ",".join(self.name.addresses) if self.name else self.target.name
+        return f"{where} {self.target.port}"
 
-@dataclass(eq=False, slots=True)
-class _Host:
-    waiting: deque[_Job] = field(default_factory=deque)
-    active: int = 0
 
-
-class Fetcher:
+class Fetcher(Generic[T]):
     """Fetches URLs on the caller's thread, while it is in `poll`. Only `wake` may be called from other threads.
 
     `max_bytes` is the most that a body may have after decoding. Raises `UserError` for settings that cannot be used.
+    Where this machine allows fewer open files than the settings need, there are fewer connections.
     """
 
     def __init__(self, settings: NetworkSettings, max_bytes: int) -> None:
@@ -89,27 +110,33 @@ class Fetcher:
         self._rule = AddressRule(settings.allow_addresses)
         if settings.ca_file is not None:
             _check_certificates(settings.ca_file)
-        self._transfers = Transfers(settings.connections)
-        self._idle: list[Transfer] = []
-        self._jobs: dict[Transfer, _Job] = {}
-        self._hosts: dict[str, _Host] = {}
-        # Those with something waiting and room for it, the next one first.
-        self._ready: dict[str, None] = {}
-        self._later: list[tuple[float, int, _Job]] = []
+        room = make_room(settings)
+        self._most = self._connections = room.connections
+        self._transfers = Transfers(room.connections)
+        self._names = Names(self._tell, settings.deadline, room.lookups)
+        # One at once: what it reads is not to be looked for when there may be no file left.
+        self._idle = [Transfer(settings, self._rule)]
+        self._jobs: dict[Transfer, _Job[T]] = {}
+        self._hosts: HostQueues[_Job[T]] = HostQueues(settings.per_host, settings.per_host_rate)
+        self._silent = SilentPlaces(settings.connect_timeout)
+        self._unnamed: dict[str, list[_Job[T]]] = {}
+        self._later: list[tuple[float, int, _Job[T]]] = []
         self._count = itertools.count()
         self._robots = RobotsCache()
-        self._gates: dict[str, list[_Job]] = {}
-        self._answers: list[tuple[int, Answer]] = []
+        self._gates: dict[str, list[_Job[T]]] = {}
+        self._answers: list[tuple[T, Answer]] = []
+        # Since when nothing came through for want of room, and when that was last noticed.
+        self._cramped: tuple[float, float] | None = None
+        self._woken = False
         self.pending = 0
         """URLs that have been started and not yet returned."""
 
     @property
     def room(self) -> int:
         """How many more URLs it makes sense to start now. More may be; they wait."""
-        connections = self._settings.connections
-        return max(0, min(connections - len(self._jobs), _AHEAD * connections - self.pending))
+        return max(0, min(self._connections - len(self._jobs), _AHEAD * self._settings.connections - self.pending))
 
-    def start(self, ticket: int, url: str) -> None:
+    def start(self, ticket: T, url: str) -> None:
         """Have `url` fetched, whatever it is; its answer will come with `ticket`."""
         self.pending += 1
         try:
@@ -119,24 +146,62 @@ class Fetcher:
             return
         self._admit(_Job(ticket, target, target.host))
 
-    def poll(self, seconds: float, *, launch: bool = True) -> list[tuple[int, Answer]]:
+    def drop(self, matches: Callable[[T], bool]) -> None:
+        """Have no answers any more for the tickets that match."""
+
+        def dropped(job: _Job[T]) -> bool:
+            return job.ticket is not None and matches(job.ticket)
+
+        count, now = 0, time.monotonic()
+        for ticket, answer in [entry for entry in self._answers if matches(entry[0])]:
+            self._answers.remove((ticket, answer))
+            answer.discard()
+            count += 1
+        for transfer, job in [(transfer, job) for transfer, job in self._jobs.items() if dropped(job)]:
+            del self._jobs[transfer]
+            self._transfers.drop(transfer)
+            self._idle.append(transfer)
+            self._hosts.ended(job.target.host, now)
+            count += 1
+        count += self._hosts.drop(dropped)
+        for jobs in [*self._gates.values(), *self._unnamed.values()]:
+            before = len(jobs)
+            jobs[:] = [job for job in jobs if not dropped(job)]
+            count += before - len(jobs)
+        before = len(self._later)
+        self._later = [entry for entry in self._later if not dropped(entry[2])]
+        heapq.heapify(self._later)
+        self.pending -= count + before - len(self._later)
+
+    def forget_failures(self) -> None:
+        """Ask again for names without an answer, and hosts that took no connection."""
+        self._names.forget_failures()
+        self._silent.forget()
+
+    def poll(self, seconds: float, *, launch: bool = True) -> list[tuple[T, Answer]]:
         """Drive the transfers until one is answered, `wake` is called, or `seconds` are over: tickets and answers.
 
         Without `launch` no request begins, not even a further try; what is under way goes on.
 
-        Raises `OSError`, `MemoryError` or (the disk of temporary files is full) `UserError` if this machine has no
-        room for files, sockets or bodies; that says nothing about the URLs.
+        Raises `OSError`, `MemoryError` or `UserError` (the disk of temporary files is full, or this machine has had no
+        file or port for any connection for a while); that says nothing about the URLs.
         """
         until = time.monotonic() + seconds
         while True:
+            self._take_names()
             if launch:
                 self._launch()
-            wake_at = min(until, self._later[0][0]) if launch and self._later else until
-            ended, woken = self._transfers.drive(0.0 if self._answers else wake_at - time.monotonic())
+            dues = [until, self._names.due or until]
+            if launch:
+                dues.append(self._later[0][0] if self._later else until)
+            if launch and len(self._jobs) < self._connections:
+                dues.append(self._hosts.due or until)
+            ended = self._transfers.drive(0.0 if self._answers else min(dues) - time.monotonic())
             for transfer, code in ended:
                 self._conclude(transfer, code)
-            if self._answers or woken or time.monotonic() >= until:
+            if self._answers or self._woken or time.monotonic() >= until:
                 break
+        self._woken = False
         if launch:
             self._launch()
         answers, self._answers = self._answers, []
@@ -145,37 +210,64 @@ class Fetcher:
 
     def wake(self) -> None:
         """End a `poll` early. Any thread may call it."""
+        self._woken = True
+        self._tell()
+
+    def _tell(self) -> None:
         self._transfers.wake()
 
     def close(self) -> None:
         """Drop what is under way and close all connections."""
+        self._names.close()
         self._transfers.close()
         for transfer in [*self._idle, *self._jobs]:
             transfer.handle.close()
+        for _, answer in self._answers:
+            answer.discard()
 
-    def _admit(self, job: _Job) -> None:
+    def _admit(self, job: _Job[T]) -> None:
         """Queue a job whose site's robots.txt allows it; where that is not known yet, the job waits for it."""
         if not self._settings.robots_txt or job.robots_of is not None:
-            self._queue(job)
+            self._find(job)
             return
         origin = job.target.origin
         robots = self._robots.get(origin)
         if robots is None:
             if origin not in self._gates:
                 target = mend(f"{origin}/robots.txt")
-                self._queue(_Job(-1, target, target.host, robots_of=origin))
+                self._find(_Job(None, target, target.host, robots_of=origin))
             self._gates.setdefault(origin, []).append(job)
         elif robots.allows(job.target.url):
-            self._queue(job)
+            self._find(job)
         else:
             self._finish(job, Outcome("robots_txt", "not allowed by robots.txt"))
 
-    def _queue(self, job: _Job) -> None:
-        name = job.target.host
-        host = self._hosts.setdefault(name, _Host())
-        host.waiting.append(job)
-        if host.active < self._settings.per_host:
-            self._ready[name] = None
+    def _find(self, job: _Job[T]) -> None:
+        """Queue a job at its host once the name is looked up; a proxy does that by itself."""
+        job.name = None
+        name = job.target.name
+        if self._settings.proxy is not None or _is_plain(name):
+            self._hosts.add(job.target.host, job, time.monotonic())
+        elif name in self._unnamed:
+            self._unnamed[name].append(job)
+        elif (known := self._names.get(name)) is not None:
+            self._named(job, known)
+        else:
+            self._unnamed[name] = [job]
+            self._names.ask(name)
+
+    def _named(self, job: _Job[T], name: Name) -> None:
+        if name.failure is not None:
+            job.attempts = max(1, job.attempts)
+            self._finish(job, Outcome("dns", name.failure))
+            return
+        job.name = name
+        self._hosts.add(job.target.host, job, time.monotonic())
+
+    def _take_names(self) -> None:
+        for name, known in self._names.answered():
+            for job in self._unnamed.pop(name, ()):
+                self._named(job, known)
 
     def _launch(self) -> None:
         now = time.monotonic()
@@ -183,52 +275,87 @@ class Fetcher:
             due, _, job = heapq.heappop(self._later)
             job.queued = due
             self._admit(job)
-        while self._ready and len(self._jobs) < self._settings.connections:
-            name = next(iter(self._ready))
-            del self._ready[name]
-            host = self._hosts[name]
-            self._begin(host.waiting.popleft(), host)
-            self._settle(name, host)
+        while len(self._jobs) < self._connections and (next_one := self._hosts.next(now)) is not None:
+            self._begin(next_one, now)
 
-    def _begin(self, job: _Job, host: _Host) -> None:
-        now = time.monotonic()
+    def _begin(self, job: _Job[T], now: float) -> None:
         if job.clock is None:
             job.clock, job.started, job.attempts = now, time.time(), 1
         else:
             job.clock += now - job.queued
         left = job.clock + self._settings.deadline - now
-        if left <= 0:
-            self._finish(job, job.failure)
+        avoided = self._silent.refuses(job.place, now)
+        if left <= 0 or avoided:
+            self._hosts.ended(job.target.host, now)
+            self._finish(job, _AVOIDED if avoided else job.failure)
             return
-        host.active += 1
+        job.began = now
         transfer = self._idle.pop() if self._idle else Transfer(self._settings, self._rule)
         image = job.robots_of is None
-        transfer.begin(job.target.url, left, self._max_bytes if image else 2 * ROBOTS_BYTES, image=image)
+        resolved = f"{job.target.name}:{job.target.port}:{','.join(job.name.addresses)}" if job.name else None
+        transfer.begin(
+            job.target.url,
+            left,
+            self._max_bytes if image else 2 * ROBOTS_BYTES,
+            image=image,
+            resolved=resolved,
+            leniency=job.leniency,
+        )
         self._jobs[transfer] = job
         self._transfers.add(transfer)
-
-    def _settle(self, name: str, host: _Host) -> None:
-        """After a change: a host is ready, full, or forgotten."""
-        if host.waiting:
-            if host.active < self._settings.per_host:
-                self._ready[name] = None
-        elif not host.active:
-            del self._hosts[name]
 
     def _conclude(self, transfer: Transfer, code: int) -> None:
         job = self._jobs.pop(transfer)
         self._idle.append(transfer)
-        host = self._hosts[job.target.host]
-        host.active -= 1
-        self._settle(job.target.host, host)
+        now = time.monotonic()
+        self._hosts.ended(job.target.host, now)
         outcome = transfer.outcome(code)
+        if outcome.no_room:
+            transfer.discard()
+            self._wait_for_room(job, now)
+            return
+        if self._cramped:
+            self._relax(now)
+        if outcome.silent:
+            self._silent.timed_out(job.place, job.began, now)
+        elif transfer.connected:
+            self._silent.connected(job.place, now)
         if outcome.redirect is not None:
             self._redirect(job, outcome.redirect)
+        elif outcome.leniency is not None:
+            job.leniency, job.queued = outcome.leniency, now
+            self._admit(job)
         elif not (outcome.may_pass and self._again(job, outcome)):
             self._finish(job, outcome, transfer)
         transfer.discard()
 
-    def _redirect(self, job: _Job, location: bytes) -> None:
+    def _wait_for_room(self, job: _Job[T], now: float) -> None:
+        """This machine is full: fewer connections from now on, and the same try again once others have ended."""
+        self._connections = max(1, min(self._connections, len(self._jobs)))
+        first, _ = self._cramped or (now, now)
+        self._cramped = first, now
+        check_patience(now - first)
+        if not self._jobs:
+            # What is left are connections that nobody uses.
+            self._transfers.close()
+            self._transfers = Transfers(self._connections)
+        assert job.clock is not None
+        # Its clock stands still until then.
+        due = now + _CRAMPED_WAIT_S
+        job.clock += due - job.began
+        heapq.heappush(self._later, (due, next(self._count), job))
+
+    def _relax(self, now: float) -> None:
+        """Something came through: one connection more, if it is a while that there was no room."""
+        assert self._cramped is not None
+        _, last = self._cramped
+        self._cramped = now, last
+        if now - last > CRAMPED_S:
+            self._connections += 1
+            if self._connections >= self._most:
+                self._connections, self._cramped = self._most, None
+
+    def _redirect(self, job: _Job[T], location: bytes) -> None:
         if job.redirects == self._settings.max_redirects:
             self._finish(job, Outcome("protocol", "too many redirects"))
             return
@@ -238,10 +365,11 @@ class Fetcher:
             self._finish(job, Outcome("protocol", f"a redirect elsewhere: {error}"))
             return
         job.redirects += 1
+        job.leniency = None
         job.queued = time.monotonic()
         self._admit(job)
 
-    def _again(self, job: _Job, outcome: Outcome) -> bool:
+    def _again(self, job: _Job[T], outcome: Outcome) -> bool:
         """Try later, if the settings and the time allow it."""
         assert job.clock is not None
         if job.attempts > self._settings.retries:
@@ -256,7 +384,7 @@ class Fetcher:
         heapq.heappush(self._later, (due, next(self._count), job))
         return True
 
-    def _finish(self, job: _Job, outcome: Outcome, transfer: Transfer | None = None) -> None:
+    def _finish(self, job: _Job[T], outcome: Outcome, transfer: Transfer | None = None) -> None:
         if job.robots_of is not None:
             self._open_gate(job.robots_of, outcome, transfer)
             return
@@ -272,6 +400,7 @@ class Fetcher:
             attempts=job.attempts,
             _body=whole.take() if whole else None,
         )
+        assert job.ticket is not None
         self._answers.append((job.ticket, answer))
 
     def _open_gate(self, origin: str, outcome: Outcome, transfer: Transfer | None) -> None:
@@ -297,6 +426,18 @@ class Fetcher:
             return
         for job in waiting:
             self._finish(job, Outcome(cause, f"robots.txt could not be read: {outcome.message}"))
+
+
+def _is_plain(name: str) -> bool:
+    """Whether curl needs nobody to find a URL's host: an address (127.1 and 0x7f000001 are ones too), or localhost."""
+    host = name.rstrip(".")
+    if host.startswith("[") or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True
 
 
 def _check_certificates(path: str) -> None:

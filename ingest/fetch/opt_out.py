@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Collection
 
 from protego import Protego
 
-OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-"""The words of `X-Robots-Tag` that keep an image out of a dataset; `none` is short for `noindex, nofollow`."""
+from ingest.settings import OPT_OUTS
 
 ROBOTS_BYTES = 500 * 1024
 """How much of a robots.txt is read: what RFC 9309 asks for at least."""
@@ -25,8 +25,8 @@ def agent_name(user_agent: str) -> str:
     return user_agent.split(maxsplit=1)[0].partition("/")[0].lower()
 
 
-def opts_out(value: str, agent: str) -> bool:
-    """Whether the value of one `X-Robots-Tag` header keeps what it came with from `agent`.
+def opts_out(value: str, agent: str, directives: Collection[str] = OPT_OUTS) -> bool:
+    """Whether the value of one `X-Robots-Tag` header keeps what it came with from `agent`, by one of `directives`.
 
     A list of rules, each for everybody or, after `NAME:`, for the agent of that name alone until the next name.
     Rules may have values with colons (`max-snippet:50`), and dates with commas too.
@@ -38,7 +38,7 @@ def opts_out(value: str, agent: str) -> bool:
         in_date = in_date and words[:1].isdigit()
         while ":" in words and not in_date:
             name, _, rest = (text.strip() for text in words.partition(":"))
-            if name in OPT_OUTS or len(name) > 100 or not _AGENT.fullmatch(name):
+            if name in OPT_OUTS or name in directives or len(name) > 100 or not _AGENT.fullmatch(name):
                 break
             if name.startswith("max-"):
                 # The value may be `none`.
@@ -47,7 +47,7 @@ def opts_out(value: str, agent: str) -> bool:
                 words, in_date = rest, True
             else:
                 for_us, words = name == "*" or name.partition("/")[0] == agent, rest
-        if for_us and not OPT_OUTS.isdisjoint(re.split(r"[\s:]+", words)):
+        if for_us and any(word in directives for word in re.split(r"[\s:]+", words)):
             return True
     return False
 

@@ -1,24 +1,24 @@
-"""One answer to one request over curl: `Transfer`, and `Transfers`, which drives many of them at once.
+"""One answer to one request over curl.
 
 A transfer follows no redirect: it says where to, so that the next request meets the same checks as the first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
-import selectors
+import os
 import socket
 import tempfile
-import time
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Literal
 
 import certifi
 import pycurl
 
 from ingest.fetch.addresses import AddressRule
+from ingest.fetch.encodings import EncodingError, decode, encodings
+from ingest.fetch.limits import NO_ROOM, is_out_of_files
 from ingest.fetch.opt_out import agent_name, opts_out
 from ingest.settings import NetworkSettings
 from shards import UserError
@@ -33,11 +33,13 @@ _BUFFER = 128 * 1024
 
 _AGAIN = frozenset({408, 425, 429, *range(500, 600)}) - {501, 505}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED: int = pycurl.SOCKET_BAD
+_HEADERS = frozenset({b"x-robots-tag", b"location", b"content-encoding", b"content-length", b"transfer-encoding"})
+_SUPPRESS_CONNECT_HEADERS = 265
 _TOO_MANY_HEADERS = 100
-"""CURLE_TOO_LARGE, for which pycurl has no name."""
+_PROXY = 97
+"""An option of curl's and two of its errors (TOO_LARGE, PROXY), for which pycurl has no names."""
 
 _FAILURES = {
     pycurl.E_URL_MALFORMAT: ("bad_url", "not a URL that can be asked for"),
@@ -46,8 +48,9 @@ _FAILURES = {
     pycurl.E_OPERATION_TIMEDOUT: ("timeout", "no whole answer in time"),
     pycurl.E_FILESIZE_EXCEEDED: ("too_large", "more bytes than allowed"),
     pycurl.E_PEER_FAILED_VERIFICATION: ("tls", "the certificate is not trusted"),
+    pycurl.E_BAD_CONTENT_ENCODING: ("protocol", "the answer has an unknown transfer encoding"),
     _TOO_MANY_HEADERS: ("protocol", "the answer has too large headers"),
-    pycurl.E_BAD_CONTENT_ENCODING: ("protocol", "the body is not encoded as its headers say"),
+    **dict.fromkeys((pycurl.E_COULDNT_RESOLVE_PROXY, _PROXY), ("connect", "the proxy makes no connection to the host")),
     **dict.fromkeys(
         (pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_FTP_WEIRD_SERVER_REPLY, pycurl.E_HTTP2),
         ("protocol", "the answer is not HTTP"),
@@ -63,11 +66,17 @@ _FAILURES = {
 }
 
 
+Leniency = Literal["length", "coding"]
+"""A `Content-Length` that is no number, or a `Transfer-Encoding` that is none of HTTP's. Curl refuses both."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a transfer: a body (no `cause`), a redirect, or a cause, and whether it may pass by itself.
 
-    `redirect` is as the server wrote it; `wait` is how many seconds the server asked us to wait.
+    `redirect` is as the server wrote it; `wait` is how many seconds the server asked us to wait. `silent`: no
+    connection came about in time. `no_room`: this machine had no file, port or buffer left, so that nothing was asked.
+    `leniency`: what would have to be overlooked to read the answer, as browsers do.
     """
 
     cause: str | None = None
@@ -75,6 +84,13 @@ class Outcome:
     redirect: bytes | None = None
     may_pass: bool = False
     wait: float = 0.0
+    silent: bool = False
+    no_room: bool = False
+    leniency: Leniency | None = None
+
+
+_SILENT = Outcome("timeout", "no connection in time", silent=True)
+_CRAMPED = Outcome(no_room=True)
 
 
 class _Socket(socket.socket):
@@ -90,66 +106,104 @@ class Transfer:
     def __init__(self, settings: NetworkSettings, rule: AddressRule) -> None:
         self.size = 0
         self._body: IO[bytes] | None = None
-        self._rule = rule
-        self._opt_outs, self._agent = settings.opt_outs, agent_name(settings.user_agent)
+        self._rule, self._proxied = rule, settings.proxy is not None
+        self._opt_outs, self._agent = frozenset(settings.opt_outs), agent_name(settings.user_agent)
         self.handle = handle = pycurl.Curl()
         handle.setopt(pycurl.USERAGENT, settings.user_agent)
         handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        handle.setopt(pycurl.HTTPHEADER, ["Accept: image/*,*/*;q=0.8"])
-        # All that curl can decode; a body over the cap once decoded is cut like any other.
-        handle.setopt(pycurl.ACCEPT_ENCODING, "")
+        # Images gain nothing by a further compression.
+        handle.setopt(pycurl.HTTPHEADER, ["Accept: image/*,*/*;q=0.8", "Accept-Encoding: identity"])
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(settings.connect_timeout * 1000)))
         handle.setopt(pycurl.NOSIGNAL, 1)
         # Through a proxy of the environment's, nobody would see which address is asked in the end.
-        handle.setopt(pycurl.PROXY, "")
+        handle.setopt(pycurl.PROXY, settings.proxy or "")
+        handle.setopt(pycurl.NOPROXY, "")
+        handle.setopt(_SUPPRESS_CONNECT_HEADERS, 1)
         handle.setopt(pycurl.BUFFERSIZE, _BUFFER)
         handle.setopt(pycurl.CAINFO, settings.ca_file or certifi.where())
         handle.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
         handle.setopt(pycurl.HEADERFUNCTION, self._header)
         handle.setopt(pycurl.WRITEFUNCTION, self._write)
 
-    def begin(self, url: str, seconds: float, max_bytes: int, *, image: bool) -> None:
+    def begin(
+        self,
+        url: str,
+        seconds: float,
+        max_bytes: int,
+        *,
+        image: bool,
+        resolved: str | None = None,
+        leniency: Leniency | None = None,
+    ) -> None:
         """Make ready to ask for `url`, for at most `max_bytes` after decoding.
 
         An `image` may opt out, and is refused at once if it says that it is longer; of other things the beginning is
-        wanted in any case.
+        wanted in any case. `resolved`: "host:port:address,address" of a name that was looked up.
+        What `leniency` names is not looked at; the body then ends at a `Content-Length` that is one, or with the
+        connection.
         """
         self.size = 0
-        self._max_bytes, self._heed = max_bytes, image and self._opt_outs
+        self._max_bytes, self._heed = max_bytes, image and bool(self._opt_outs)
         self._status = self._unwanted = 0
-        self._location = b""
+        self._location = self._encoding = self._length = b""
         self._opted_out = self._blocked = self._let_through = self._head_ended = False
+        self._lenient, self._to_length = leniency is not None, leniency == "coding"
+        self._complete = self._no_room = self._sixth = False
         self._trouble: Exception | None = None
         self.handle.setopt(pycurl.URL, url)
         self.handle.setopt(pycurl.TIMEOUT_MS, max(1, round(seconds * 1000)))
         self.handle.setopt(pycurl.MAXFILESIZE_LARGE, max_bytes if image else 0)
+        self.handle.setopt(pycurl.IGNORE_CONTENT_LENGTH, leniency is not None)
+        self.handle.setopt(pycurl.HTTP_TRANSFER_DECODING, leniency != "coding")
+        # With the plus, curl keeps it no longer than what it looks up by itself.
+        self.handle.setopt(pycurl.RESOLVE, [f"+{resolved}"] if resolved else [])
 
     def _open(self, _purpose: int, address: pycurl.CurlSockAddr) -> socket.socket | int:
         # Called with the very address that will be connected to, after every resolution.
-        if not self._rule.permits(address.addr[0]):
+        if not self._proxied and not self._rule.permits(address.addr[0]):
             self._blocked = True
             return _REFUSED
         self._let_through = True
         try:
-            return _Socket(address.family, address.socktype, address.protocol)
+            opened = _Socket(address.family, address.socktype, address.protocol)
+            # As pycurl will do: should it fail there, nobody would know why.
+            os.close(os.dup(opened.fileno()))
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                self._trouble = error
+            self._no_room |= error.errno in NO_ROOM
             return _REFUSED
+        self._sixth |= address.family == socket.AF_INET6
+        return opened
 
     def _header(self, line: bytes) -> int | None:
-        if line.startswith(b"HTTP/"):
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        if name in _HEADERS:
+            return self._heed_header(name, value.strip())
+        if name.startswith(b"http/"):
             status = line.split(None, 2)[1:2]
             self._status = int(status[0]) if status and status[0].isdigit() else 0
             self._head_ended = False
+            self._encoding = self._length = b""
         elif line in {b"\r\n", b"\n"}:
             self._head_ended = True
-        elif self._status in _REDIRECTS and line[:9].lower() == b"location:":
-            self._location = line[9:].strip()
-        elif line[:13].lower() == b"x-robots-tag:" and self._heed and self._status < 400:
-            self._opted_out = opts_out(line[13:].decode("latin-1"), self._agent)
-            return -1 if self._opted_out else None
+        return None
+
+    def _heed_header(self, name: bytes, value: bytes) -> int | None:
+        if name == b"x-robots-tag":
+            if self._heed and self._status < 400:
+                self._opted_out = opts_out(value.decode("latin-1"), self._agent, self._opt_outs)
+                return -1 if self._opted_out else None
+        elif name == b"location":
+            if self._status in _REDIRECTS:
+                self._location = value
+        elif name == b"content-encoding":
+            self._encoding += b"," + value
+        elif name == b"content-length":
+            self._length = value
+        else:
+            # Nothing or not a word of HTTP's any more, and for curl a body that ends with the connection.
+            self._to_length |= value.lower() in {b"identity", b""}
         return None
 
     def _write(self, chunk: bytes) -> int | None:
@@ -163,6 +217,9 @@ class Transfer:
             self._keep(chunk)
         except (OSError, MemoryError) as error:
             self._trouble = error
+            return -1
+        if self._to_length and self._length == b"%d" % self.size:
+            self._complete = True
             return -1
         return None
 
@@ -190,110 +247,87 @@ class Transfer:
 
     def outcome(self, code: int) -> Outcome:
         """What came of it, by curl's `code`. Raises as `Fetcher.poll` does."""
-        if isinstance(self._trouble, OSError) and self._trouble.errno in _DISK_FULL:
-            raise UserError(
-                f"the disk of {tempfile.gettempdir()} is full", do="Free some space, or set TMPDIR to another disk"
-            ) from self._trouble
         if self._trouble:
-            raise self._trouble
+            return self._troubled(self._trouble)
         if code == pycurl.E_OUT_OF_MEMORY:
             raise MemoryError("none left for a transfer")
-        status = int(self.handle.getinfo(pycurl.RESPONSE_CODE))
         if self._opted_out:
             return Outcome("opt_out", "by X-Robots-Tag")
+        status = int(self.handle.getinfo(pycurl.RESPONSE_CODE))
         if status >= 300:
             if self._location:
                 return Outcome(redirect=self._location)
             wait = float(self.handle.getinfo(pycurl.RETRY_AFTER))
             return Outcome(f"http_{status:03d}", f"HTTP status {status}", may_pass=status in _AGAIN, wait=wait)
-        if code == pycurl.E_OK:
-            if self._head_ended:
-                return Outcome()
-            # For curl that is an answer without a body.
-            code = pycurl.E_PARTIAL_FILE
+        if self._head_ended and (code == pycurl.E_OK or self._complete):
+            return self._decoded()
+        # A head that breaks off is for curl an answer without a body.
+        return self._failed(code or pycurl.E_PARTIAL_FILE)
+
+    def _failed(self, code: int) -> Outcome:
         if self._blocked and not self._let_through:
             return Outcome("blocked_address", "the host's address is not public")
+        if code in {pycurl.E_COULDNT_CONNECT, pycurl.E_SSL_CACERT_BADFILE} and self._is_cramped():
+            return _CRAMPED
+        if code == pycurl.E_OPERATION_TIMEDOUT and not self.connected:
+            return _SILENT
         if self.size > self._max_bytes:
             code = pycurl.E_FILESIZE_EXCEEDED
+        elif self._proxied and (
+            code == pycurl.E_COULDNT_CONNECT or self.handle.getinfo(pycurl.HTTP_CONNECTCODE) >= 300
+        ):
+            code = _PROXY
         elif code == pycurl.E_RECV_ERROR and "Too large" in self.handle.errstr():
             code = _TOO_MANY_HEADERS
         cause, message = _FAILURES.get(code, ("other", f"curl's error {code}"))
-        return Outcome(cause, message, may_pass=cause in {"timeout", "incomplete"})
+        return Outcome(cause, message, may_pass=cause == "incomplete", leniency=self._leniency(code))
 
+    def _leniency(self, code: int) -> Leniency | None:
+        if self._lenient:
+            return None
+        if code == pycurl.E_BAD_CONTENT_ENCODING:
+            return "coding"
+        odd_length = code == pycurl.E_FTP_WEIRD_SERVER_REPLY and "Content-Length" in self.handle.errstr()
+        return "length" if odd_length else None
 
-class Transfers:
-    """Transfers under way, on one thread; only `wake` may be called from others."""
+    def _is_cramped(self) -> bool:
+        number = self.handle.getinfo(pycurl.OS_ERRNO)
+        # The last: no port to connect from. Where IPv6 is switched off, that is said of any of its addresses.
+        return (
+            self._no_room
+            or number in NO_ROOM
+            or (number == errno.EADDRNOTAVAIL and not self._sixth)
+            or is_out_of_files()
+        )
 
-    def __init__(self, connections: int) -> None:
-        self._running: dict[pycurl.Curl, Transfer] = {}
-        self._timer: float | None = None
-        self._selector = selectors.DefaultSelector()
-        self._waker, self._woken = socket.socketpair()
-        self._waker.setblocking(False)
-        self._woken.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ)
-        self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
+    @property
+    def connected(self) -> bool:
+        """Whether there was a connection, with TLS where there is to be any."""
+        return bool(self.handle.getinfo(pycurl.REQUEST_SIZE))
 
-    def add(self, transfer: Transfer) -> None:
-        """Start a transfer that is ready; its clock starts too."""
-        self._running[transfer.handle] = transfer
-        self._multi.add_handle(transfer.handle)
+    def _troubled(self, trouble: Exception) -> Outcome:
+        number = trouble.errno if isinstance(trouble, OSError) else None
+        if number in _DISK_FULL:
+            raise UserError(
+                f"the disk of {tempfile.gettempdir()} is full", do="Free some space, or set TMPDIR to another disk"
+            ) from trouble
+        if number in NO_ROOM:
+            return _CRAMPED
+        raise trouble
 
-    def drive(self, seconds: float) -> tuple[list[tuple[Transfer, int]], bool]:
-        """Wait for something to happen: the transfers that ended, with curl's codes, and whether `wake` was called."""
-        if self._timer is not None:
-            seconds = min(seconds, self._timer - time.monotonic())
-        woken = False
-        for key, events in self._selector.select(max(0.0, seconds)):
-            if key.fileobj is self._woken:
-                woken = bool(self._woken.recv(4096))
-                continue
-            reading = pycurl.CSELECT_IN if events & selectors.EVENT_READ else 0
-            writing = pycurl.CSELECT_OUT if events & selectors.EVENT_WRITE else 0
-            self._multi.socket_action(key.fd, reading | writing)
-        if self._timer is not None and time.monotonic() >= self._timer:
-            self._timer = None
-            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
-        return self._ended(), woken
-
-    def _ended(self) -> list[tuple[Transfer, int]]:
-        _, whole, failed = self._multi.info_read()
-        codes = [(handle, pycurl.E_OK) for handle in whole] + [(handle, code) for handle, code, _ in failed]
-        for handle, _ in codes:
-            self._multi.remove_handle(handle)
-        return [(self._running.pop(handle), code) for handle, code in codes]
-
-    def _watch(self, what: int, fd: int, _multi: object, _data: object) -> None:
-        if what == pycurl.POLL_REMOVE:
-            if fd in self._selector.get_map():
-                self._selector.unregister(fd)
-            return
-        events = selectors.EVENT_READ if what & pycurl.POLL_IN else 0
-        events |= selectors.EVENT_WRITE if what & pycurl.POLL_OUT else 0
-        try:
-            self._selector.modify(fd, events)
-        except (KeyError, FileNotFoundError):
-            self._selector.register(fd, events)
-
-    def _set_timer(self, milliseconds: int) -> None:
-        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
-
-    def wake(self) -> None:
-        """End a wait early. Any thread may call it."""
-        # Where there is no room for one more, there is enough to wake up from; after the end nobody sleeps.
-        with contextlib.suppress(OSError):
-            self._waker.send(b"\0")
-
-    def close(self) -> None:
-        """Drop what is under way and close all connections."""
-        for handle, transfer in self._running.items():
-            self._multi.remove_handle(handle)
-            transfer.discard()
-        self._running.clear()
-        self._multi.close()
-        self._selector.close()
-        self._waker.close()
-        self._woken.close()
+    def _decoded(self) -> Outcome:
+        names = encodings(self._encoding.decode("latin-1"))
+        packed = self.take() if names else None
+        if packed is None:
+            return Outcome()
+        self.size, self._to_length = 0, False
+        with packed:
+            try:
+                decode(packed, names, lambda piece: self._write(piece) is None)
+            except EncodingError:
+                return Outcome("protocol", "the body is not encoded as its headers say")
+        if self._trouble:
+            return self._troubled(self._trouble)
+        if self.size > self._max_bytes:
+            return Outcome(*_FAILURES[pycurl.E_FILESIZE_EXCEEDED])
+        return Outcome()

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 
 import cv2
 import numpy as np
-from PIL import ImageFile
 
-from ingest.images.decoding import RefusedError, as_bgr, decode, is_jpeg, is_plain, memory, open_image
-from ingest.images.exif import exif_json, orientation, swaps_sides, upright
-from ingest.images.resizing import decoding_scale, fitted, is_fitted, resize, resized
+from ingest.images.decoding import Picture, UnforeseeableError, open_image
+from ingest.images.exif import NONE, exif_json, swaps_sides, upright
+from ingest.images.isolated import IsolatedProcessor
+from ingest.images.refusal import RefusedError
+from ingest.images.resizing import decoding_scale, fitted, is_fitted, needs_fine_colours, resize, resized
 from ingest.ledger import Fetched
 from ingest.settings import ImageSettings
 
@@ -29,14 +30,26 @@ _OUTPUT_BYTES = 10
 """What resizing, turning and encoding hold for each pixel of the result."""
 _MOST_BYTES = 420_000_000
 """What the images being decoded at one time may hold: with the process itself, under 700 MB."""
+_UNFORESEEABLE_S = 2.0
+"""CPU-seconds for an image whose header does not tell what it costs."""
 
 
 class ImageProcessor:
-    """Checks, resizes and encodes images by `settings`; `process` may run in several threads at once."""
+    """Checks, resizes and encodes images by `settings`; `process` may run in several threads at once.
 
-    def __init__(self, settings: ImageSettings) -> None:
+    Images whose header does not tell what they cost are left to processes of their own, unless this one is `alone`,
+    which ends when an image takes too much.
+    """
+
+    def __init__(self, settings: ImageSettings, *, alone: bool = False) -> None:
         self._settings = settings
         self._room = _Room(_MOST_BYTES)
+        self._isolated = None if alone else IsolatedProcessor(settings, cpu_s=_UNFORESEEABLE_S)
+
+    def close(self) -> None:
+        """End the processes, if there are any."""
+        if self._isolated is not None:
+            self._isolated.close()
 
     def process(self, body: bytes, digest: str | None = None) -> Fetched:
         """The stored image with its facts, or the cause why there is none; never raises for what the bytes are.
@@ -45,6 +58,9 @@ class ImageProcessor:
         """
         try:
             return self._process(body, digest)
+        except UnforeseeableError:
+            assert self._isolated is not None
+            return self._isolated.process(body, digest)
         except RefusedError as error:
             # Not the error itself: with its traceback it would hold this frame, and the body, until a collection.
             cause, message = error.cause, str(error)
@@ -61,17 +77,18 @@ class ImageProcessor:
         digest = hashlib.new(settings.hash, body).hexdigest()
         if promised is not None and digest != promised:
             raise RefusedError("hash_mismatch", f"{settings.hash} {digest}, promised was {promised}")
-        image = open_image(body, settings.max_pixels)
+        image = open_image(body, settings.max_pixels, alone=self._isolated is None)
         width, height = image.size
         self._filter(width, height)
         target = resized(settings, width, height)
         self._check_storable(*target)
         keep = settings.skip_reencode and target == image.size and self._is_storable(image)
-        scale = decoding_scale(width, height, target) if is_jpeg(image) and not settings.exact else 1
-        needed = len(body) + memory(image, body, scale) + _OUTPUT_BYTES * target[0] * target[1]
+        scale = decoding_scale(width, height, target) if image.format == "JPEG" and not settings.exact else 1
+        needed = len(body) + image.memory(scale) + _OUTPUT_BYTES * target[0] * target[1]
         with self._room.taken(needed):
-            pixels = as_bgr(resize(decode(image, body, scale), target, exact=settings.exact))
-            turn = orientation(image)
+            fine = settings.exact or needs_fine_colours(width, height, target)
+            pixels = resize(image.decode(scale, fine=fine), target, exact=settings.exact)
+            turn = image.turn()
             pixels = upright(pixels, turn)
             if is_fitted(settings, width, height):
                 keep, pixels = False, fitted(settings, pixels)
@@ -84,7 +101,7 @@ class ImageProcessor:
             original_width=height if swaps_sides(turn) else width,
             original_height=width if swaps_sides(turn) else height,
             digest=digest,
-            exif=exif_json(image, body),
+            exif=exif_json(image.exif) if settings.exif else NONE,
             bytes=len(body),
         )
 
@@ -109,10 +126,10 @@ class ImageProcessor:
         if width * height > settings.max_pixels:
             raise RefusedError("bomb", f"{width}x{height} pixels after resizing, the limit is {settings.max_pixels}")
 
-    def _is_storable(self, image: ImageFile.ImageFile) -> bool:
+    def _is_storable(self, image: Picture) -> bool:
         """Whether the original can itself be what is stored."""
-        format = "jpg" if is_jpeg(image) else str(image.format).lower()
-        return format == self._settings.format and is_plain(image)
+        format = "jpg" if image.format == "JPEG" else image.format.lower()
+        return format == self._settings.format and image.is_plain()
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         settings = self._settings

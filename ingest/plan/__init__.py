@@ -9,6 +9,7 @@ Comes in: rows from `sources`. Goes out: `dataset.json` and `_plan/`, and a shar
 
 from ingest.plan.parts import PLAN, planned_columns, read_part, read_rows, write_parts
 from ingest.plan.plan import cut, make_plan
+from ingest.plan.planner import SEEN
 from ingest.plan.planning import Planning
 
-__all__ = ["PLAN", "Planning", "cut", "make_plan", "planned_columns", "read_part", "read_rows", "write_parts"]
+__all__ = ["PLAN", "SEEN", "Planning", "cut", "make_plan", "planned_columns", "read_part", "read_rows", "write_parts"]

@@ -10,6 +10,7 @@ import heapq
 import io
 import itertools
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
@@ -19,11 +20,14 @@ import fsspec
 import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from ingest.ledger import may_pass, reading
+from ingest.report.causes import GROUPS, explain
+from ingest.report.published import PUBLISHED, ROT, far_below
 from ingest.report.tally import Rates, Spread, Tally, tally
 from shards import Folder, Shard, ShardRecord, UserError, published_records, read_records, seed64
 from shards.quantities import said_share, said_size, said_span
@@ -76,6 +80,7 @@ def write_report(url: str) -> str:
         "size": said_size,
         "span": said_span,
         "moment": _moment,
+        "options": _with_options,
     }
     page = environment.get_template("report.html.j2").render(
         facts={**facts, "rows": rows, "inputs": [stage for stage in stages if not is_retry(stage)][-1]["inputs"]},
@@ -91,6 +96,8 @@ def write_report(url: str) -> str:
         tally=counted,
         outcome=_outcome(counted, rows),
         causes=_causes(counted),
+        groups=_groups(counted),
+        normal=_normal(counted, facts["settings"]["source"]),
         failing=_hosts(counted, "failed"),
         largest=_hosts(counted, "rows"),
         stored=sum(record.file(".tar").bytes for record in records.values()),
@@ -133,9 +140,33 @@ def _outcome(counted: Tally, rows: int) -> dict[str, int]:
 def _causes(counted: Tally) -> list[dict[str, Any]]:
     order = sorted(counted.causes.items(), key=lambda item: (-item[1], item[0]))
     return [
-        {"cause": cause, "rows": rows, "retryable": may_pass(cause), "example": counted.examples[cause]}
+        {
+            "cause": cause,
+            "rows": rows,
+            "retryable": may_pass(cause),
+            "words": explain(cause),
+            "example": counted.examples[cause],
+        }
         for cause, rows in order
     ]
+
+
+def _groups(counted: Tally) -> list[tuple[str, int]]:
+    """Failed rows by group of causes, those that there are, the largest first."""
+    sums = Counter(dict.fromkeys(GROUPS, 0))
+    for cause, rows in counted.causes.items():
+        sums[explain(cause).group] += rows
+    return [(group, rows) for group, rows in sums.most_common() if rows]
+
+
+def _normal(counted: Tally, source: dict[str, Any]) -> dict[str, Any] | None:
+    """The yield beside what others published for this list; None where nothing was, or nothing is fetched yet."""
+    published = PUBLISHED.get(source["format"], ())
+    wanted = counted.wanted
+    if not published or not wanted:
+        return None
+    share = counted.statuses["success"] / wanted
+    return {"published": published, "share": share, "below": far_below(share, published), "rot": ROT}
 
 
 def _hosts(counted: Tally, by: str) -> list[dict[str, Any]]:
@@ -176,6 +207,9 @@ def _contact_sheet(folder: Folder, records: dict[int, ShardRecord], name: str) -
 
 
 def _part(folder: Folder, name: str, start: int, size: int) -> bytes:
+    # A sample without a caption: of nothing, a store may send everything.
+    if size == 0:
+        return b""
     # Not through `Folder.fetch`: of a tar on an object store, a few kilobytes are wanted.
     fs, path = fsspec.core.url_to_fs(f"{folder.url}/{name}")
     return bytes(fs.cat_file(path, start=start, end=start + size))
@@ -272,6 +306,11 @@ def _svg(figure: Figure) -> str:
     for colour, themed in _THEMED.items():
         text = text.replace(colour, themed)
     return text[text.index("<svg") :]
+
+
+def _with_options(text: str) -> Markup:
+    """A text of ours in which command-line options are set as code, and not broken."""
+    return Markup(re.sub(r"--[a-z-]+", r"<code>\g<0></code>", str(escape(text))))
 
 
 def _moment(seconds: float) -> str:

@@ -171,6 +171,11 @@ class Tally:
     def rows(self) -> int:
         return self.statuses.total()
 
+    @property
+    def wanted(self) -> int:
+        """The rows that were to be fetched: no duplicates, whose captions are kept, and none that was filtered out."""
+        return self.rows - self.statuses["duplicate"] - self.statuses["filtered"]
+
     def add_fetches(self, rows: pa.Table) -> None:
         """Count what the network did for these ledger rows."""
         rows = rows.filter(pc.is_valid(rows["started"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from ingest.sources.conditions import Condition
 from ingest.sources.published import Layout
 from shards import UserError
 
+_URL = re.compile(r"\s*\"?https?://", re.IGNORECASE)
 _DO = "Name the right ones with --url-column, --caption-column, --hash-column, --keep and --where"
 
 
@@ -26,17 +28,20 @@ class Chosen:
     """Names of columns in one file: of the URL, caption and digest, those to keep, and those with conditions."""
 
     url: str
-    caption: str
+    caption: str | None
     digest: str | None
     kept: dict[Wanted, str]
     conditions: tuple[tuple[Condition, str], ...]
 
     @property
+    def texts(self) -> list[str]:
+        """The columns that are text whatever their type."""
+        return list(dict.fromkeys(name for name in (self.url, self.caption, self.digest) if name is not None))
+
+    @property
     def all(self) -> list[str]:
         """Every column that is needed, once."""
-        more = [self.digest] if self.digest is not None else []
-        named = [self.url, self.caption, *more, *self.kept.values(), *(name for _, name in self.conditions)]
-        return list(dict.fromkeys(named))
+        return list(dict.fromkeys([*self.texts, *self.kept.values(), *(name for _, name in self.conditions)]))
 
 
 def choose_columns(
@@ -47,18 +52,22 @@ def choose_columns(
     Raises `UserError` for a column that is asked for or cannot be done without, and is absent or there twice.
     """
 
-    def need(names: Sequence[str]) -> str:
+    def need(names: Sequence[str], do: str = _DO) -> str:
         found = _find(path, have, names)
         if found is None:
             wanted = " or ".join(map(repr, names))
-            do = _DO if len(have) != 2 else f"{_DO}; lists without a header are --format cc3m or cc12m"
+            if any(map(_URL.match, have)):
+                do = "Its first line seems to be a row: name the columns with --columns, as in --columns caption,url"
             raise UserError(f"no column {wanted}; the columns are {', '.join(map(repr, have))}", where=path, do=do)
         return found
 
     if not have:
         raise UserError("the file is empty", where=path)
     url = need([source.url_column] if source.url_column else layout.url)
-    caption = need([source.caption_column] if source.caption_column else layout.caption)
+    caption = None
+    if source.captions:
+        do = f"{_DO}; --no-captions takes images alone"
+        caption = need([source.caption_column] if source.caption_column else layout.caption, do)
     digest = need([source.hash_column]) if source.hash_column else _find(path, have, layout.digest)
     asked = {name.lower() for name in source.keep}
     kept: dict[Wanted, str] = {}

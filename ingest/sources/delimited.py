@@ -5,6 +5,7 @@ CC3M's captions begin with quotes, and a quote-aware reader swallows the rows th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -12,90 +13,103 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.sources.files import open_text
-from ingest.sources.reader import LONGEST, Block, FileReader, text_schema
+from ingest.sources.columns import Chosen
+from ingest.sources.quoted import looks_quoted
+from ingest.sources.reader import Block, Fault, FileReader, field_count, take_or_null, text_schema
+from ingest.sources.text import Lines, read_lines, stray
 from shards import UserError
 
-_BLOCK = 1 << 22
-_MARK = b"\xef\xbb\xbf"
+_LOOKED_AT = 1000
+"""Lines by which it is judged how many fields they have."""
 
 
-def read_lines(path: str) -> Iterator[pa.StringArray]:
-    """The lines of a file, without their ends and a byte order mark, some MB at a time; each array has at least one.
+def split_fields(
+    lines: Lines, width: int, places: Sequence[int], encoding: str
+) -> tuple[list[pa.Array], dict[int, Fault]]:
+    """The fields at `places` of tab-separated lines, each as long as `lines`, and the faults of those that are no rows.
 
-    Raises `UserError` for a line longer than `LONGEST`.
+    A row has `width` fields and no stray bytes. Of the other lines every field is null.
     """
-    with open_text(path) as file:
-        held = file.read(3).removeprefix(_MARK)
-        while block := file.read(_BLOCK):
-            cut = block.rfind(b"\n")
-            if cut < 0:
-                held += block
-            else:
-                yield _split(held + block[:cut])
-                held = block[cut + 1 :]
-            if len(held) > LONGEST:
-                raise UserError(f"a line is longer than {LONGEST} bytes", where=path, do="Check that this is text")
-    if held:
-        yield _split(held.removesuffix(b"\n"))
-
-
-def _split(text: bytes) -> pa.StringArray:
-    # Arrow splits a string in one pass over its bytes; the buffer is taken as it is, not copied.
-    whole = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(text)], np.int32)), pa.py_buffer(text))
-    whole.validate(full=True)
-    lines = pc.split_pattern(whole, "\n").flatten()
-    return pc.utf8_rtrim(lines, "\r") if pc.any(pc.ends_with(lines, "\r")).as_py() else lines
-
-
-def split_fields(lines: pa.StringArray, width: int, places: Sequence[int]) -> tuple[list[pa.Array], pa.Array | None]:
-    """The fields at `places` of tab-separated lines, and the lines that have not `width` fields (else null; or None).
-
-    Of those lines every field is null.
-    """
-    fields = pc.split_pattern(lines, "\t")
-    whole = pc.equal(pc.list_value_length(fields), width)
+    fields = pc.split_pattern(lines.texts, "\t")
+    counts = pc.list_value_length(fields)
+    whole = pc.equal(counts, width)
+    if lines.stray is not None:
+        whole = pc.and_(whole, pa.array(~lines.stray))
+    faults: dict[int, Fault] = {}
     if pc.all(whole).as_py():
         flat = fields.flatten()
-        return [flat.take(pa.array(np.arange(place, len(flat), width))) for place in places], None
-    flat = fields.filter(whole).flatten()
-    row = np.cumsum(whole.to_numpy(zero_copy_only=False)) - 1
-    taken = [pc.if_else(whole, pa.array(row * width + place), pa.scalar(None, pa.int64())) for place in places]
-    return [flat.take(indices) for indices in taken], pc.if_else(whole, pa.scalar(None, pa.string()), lines)
+        taken = [flat.take(pa.array(np.arange(place, len(flat), width))) for place in places]
+    else:
+        flat = fields.filter(whole).flatten()
+        sound = whole.to_numpy(zero_copy_only=False)
+        row = np.cumsum(sound) - 1
+        taken = [
+            take_or_null(flat, pc.if_else(whole, pa.array(row * width + at), pa.scalar(None, pa.int64())))
+            for at in places
+        ]
+        for place in np.flatnonzero(~sound).tolist():
+            text = lines.texts[place].as_py()
+            is_stray = lines.stray is not None and lines.stray[place]
+            why = stray(encoding) if is_stray else field_count(counts[place].as_py(), width) if text else "it is blank"
+            faults[place] = Fault(text, f"line {lines.numbers[place]}: {why}")
+    assert all(len(field) == len(lines) for field in taken)
+    return taken, faults
 
 
 class TsvReader(FileReader):
-    """`header`: the columns' names if the files do not begin with them."""
+    """`headers`: what the columns may be called in files that do not begin with their names, by how many they are."""
 
-    def __init__(self, header: Sequence[str] | None) -> None:
-        self._header = header
+    def __init__(self, headers: Sequence[Sequence[str]], encoding: str) -> None:
+        self._headers, self._encoding = headers, encoding
 
     def schema(self, path: str) -> pa.Schema:
-        if self._header is not None:
-            return text_schema(self._header)
-        first = next(read_lines(path), None)
-        return text_schema([] if first is None else first[0].as_py().split("\t"))
+        first = next(read_lines(path, self._encoding), None)
+        if first is None:
+            return text_schema(self._headers[0] if self._headers else [])
+        return text_schema(self._names(path, first))
 
-    def blocks(self, path: str, columns: Sequence[str]) -> Iterator[Block]:
-        blocks = read_lines(path)
-        names = self._header
-        if names is None:
-            first = next(blocks)
-            names = first[0].as_py().split("\t")
-            blocks = chain([first[1:]], blocks)
-        places = [names.index(column) for column in columns]
-        for lines in blocks:
-            fields, malformed = split_fields(lines, len(names), places)
-            yield Block(pa.table(fields, text_schema(columns)), malformed)
+    def _names(self, path: str, first: Lines) -> Sequence[str]:
+        if len(self._headers) == 1:
+            return self._headers[0]
+        if self._headers:
+            widths = Counter(line.count("\t") + 1 for line in first.texts[:_LOOKED_AT].to_pylist())
+            return max(self._headers, key=lambda header: widths[len(header)])
+        if first.stray is not None and first.stray[0]:
+            raise UserError(f"its first line has {stray(self._encoding)}", where=path)
+        names: list[str] = first.texts[0].as_py().split("\t")
+        if looks_quoted(first.texts[:_LOOKED_AT].to_pylist(), len(names)):
+            raise UserError("its fields are quoted, as those of a CSV may be", where=path, do="Give --quoted")
+        return names
+
+    def blocks(self, path: str, chosen: Chosen) -> Iterator[Block]:
+        blocks = read_lines(path, self._encoding)
+        first = next(blocks, None)
+        if first is None:
+            return
+        names = self._names(path, first)
+        places = [names.index(column) for column in chosen.all]
+        for lines in chain([first if self._headers else first.without_first()], blocks):
+            fields, faults = split_fields(lines, len(names), places, self._encoding)
+            yield Block(pa.table(fields, text_schema(chosen.all)), faults)
 
 
 class TxtReader(FileReader):
     """One URL a line; the captions are empty."""
 
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+
     def schema(self, path: str) -> pa.Schema:  # noqa: ARG002 - the protocol's
         return text_schema(["url", "caption"])
 
-    def blocks(self, path: str, columns: Sequence[str]) -> Iterator[Block]:
-        for lines in read_lines(path):
-            empty = pa.repeat("", len(lines))
-            yield Block(pa.table({"url": lines, "caption": empty}).select(list(columns)))
+    def blocks(self, path: str, chosen: Chosen) -> Iterator[Block]:
+        for lines in read_lines(path, self._encoding):
+            urls, empty, faults = lines.texts, pa.repeat("", len(lines)), {}
+            if lines.stray is not None:
+                nothing = pa.scalar(None, pa.string())
+                urls, empty = (pc.if_else(pa.array(lines.stray), nothing, values) for values in (urls, empty))
+                faults = {
+                    place: Fault(lines.texts[place].as_py(), f"line {lines.numbers[place]}: {stray(self._encoding)}")
+                    for place in np.flatnonzero(lines.stray).tolist()
+                }
+            yield Block(pa.table({"url": urls, "caption": empty}).select(chosen.all), faults)

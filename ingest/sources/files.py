@@ -11,7 +11,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from ingest.sources.mistaken import refuse_folder
 from shards import UserError
+from shards.stores import is_of_library, told
 
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 KINDS = {
@@ -20,6 +22,7 @@ KINDS = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
 }
 
@@ -39,21 +42,52 @@ def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[st
     """
     found: list[str] = []
     for path in paths:
-        try:
+        with explained(path):
             fs, plain = fsspec.core.url_to_fs(path)
-            if fs.isfile(plain):
+            kind = _kind(fs, plain)
+            if kind == "file":
                 matches = [plain]
-            elif fs.isdir(plain):
-                matches = [file for file in sorted(fs.find(plain)) if _is_data(file, plain) and belongs(file)]
+            elif kind == "directory":
+                files = [file for file in sorted(fs.find(plain)) if _is_data(file, plain)]
+                matches = [file for file in files if belongs(file)]
+                refuse_folder(path, files, matches)
+            elif kind is not None:
+                raise UserError("this is no file: it can be read only once", where=path, do="Write it to a file first")
             else:
                 matches = sorted(fs.glob(plain)) if any(sign in plain for sign in "*?[") else []
                 matches = [match for match in matches if fs.isfile(match)]
-        except (ValueError, ImportError, OSError) as error:
-            raise UserError(f"cannot be opened ({error})", where=path) from None
         if not matches:
             raise UserError("no such input file", where=path, do="Check the path and --format")
         found += [fs.unstrip_protocol(match) for match in matches]
     return found
+
+
+def _kind(fs: Any, path: str) -> str | None:
+    """What `path` is ("file", "directory" or "other"), None if there is no such thing."""
+    try:
+        kind: str = fs.info(path)["type"]
+    except FileNotFoundError as error:
+        # Over HTTP whatever goes wrong is called so. What it was stands behind it.
+        cause = error.__cause__
+        is_absent = getattr(cause, "status", None) in {404, 410}
+        if path.startswith("http") and cause is not None and is_of_library(cause) and not is_absent:
+            raise cause from None
+        return None
+    return kind
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn what goes wrong in getting at a file, on disk or on a store, into a `UserError` that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        known = told(error)
+        if known is None:
+            raise
+        raise UserError(known[0], where=path, do=known[1]) from None
 
 
 def _is_data(file: str, folder: str) -> bool:
@@ -65,11 +99,9 @@ def look_at_input(path: str) -> dict[str, Any]:
     """An input file's `name`, its `bytes` and when it was last `modified`: text or a number, null if the store does not
     say. Nothing is read. Raises `UserError` if it cannot be looked at.
     """
-    try:
+    with explained(path):
         fs, plain = fsspec.core.url_to_fs(path)
         info = fs.info(plain)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error})", where=path) from None
     marks = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"))
     modified = next((mark if isinstance(mark, int | float) else str(mark) for mark in marks if mark), None)
     return {"name": path.rsplit("/", 1)[-1], "bytes": info.get("size"), "modified": modified}
@@ -81,16 +113,13 @@ def hash_input(path: str, stop: threading.Event, most: int | None = None) -> tup
     """
     digest = hashlib.sha256()
     size = 0
-    try:
-        with fsspec.open(path, "rb") as file:
-            while not stop.is_set():
-                block = file.read(1 << 20 if most is None else min(1 << 20, most - size))
-                if not block:
-                    break
-                digest.update(block)
-                size += len(block)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error})", where=path) from None
+    with explained(path), fsspec.open(path, "rb") as file:
+        while not stop.is_set():
+            block = file.read(1 << 20 if most is None else min(1 << 20, most - size))
+            if not block:
+                break
+            digest.update(block)
+            size += len(block)
     return size, digest.hexdigest()
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 class Layout:
     """How a format's files are read.
 
-    `header`: the columns of files that do not name them. `url`, `caption`, `digest`: names that a column may have,
-    the first there is is taken. `kept`: columns kept where they exist, each as possible names and the name that it
-    gets (None: the one it has).
+    `headers`: the columns of files that do not name them; of several, those that are as many as the fields. `url`,
+    `caption`, `digest`: names that a column may have, the first there is is taken. `kept`: columns kept where they
+    exist, each as possible names and the name that it gets (None: the one it has).
     """
 
     kind: str | None = None
-    header: tuple[str, ...] | None = None
+    headers: tuple[tuple[str, ...], ...] = ()
     url: tuple[str, ...] = ("url",)
     caption: tuple[str, ...] = ("caption", "text")
     digest: tuple[str, ...] = ()
@@ -58,10 +58,11 @@ YFCC_COLUMNS = (
 """YFCC100M's own files have no header; these are our names for its columns."""
 
 LAYOUTS = {
-    **{kind: Layout(kind=kind) for kind in ("txt", "csv", "tsv", "jsonl", "parquet")},
+    **{kind: Layout(kind=kind) for kind in ("txt", "csv", "tsv", "jsonl", "json", "parquet")},
     "auto": Layout(),
-    "cc3m": Layout(kind="tsv", header=("caption", "url")),
-    "cc12m": Layout(kind="tsv", header=("url", "caption")),
+    # The second is the subset with labels that a classifier found.
+    "cc3m": Layout(kind="tsv", headers=(("caption", "url"), ("caption", "url", "labels", "mids", "confidences"))),
+    "cc12m": Layout(kind="tsv", headers=(("url", "caption"),)),
     "yfcc15m": Layout(
         kind="yfcc",
         url=("download_url",),

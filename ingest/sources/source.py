@@ -5,7 +5,6 @@ paths → files, each with its reader → blocks of the columns needed → url, 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,18 +14,29 @@ import pyarrow.compute as pc
 
 from ingest.ledger import HASHES, RESERVED
 from ingest.settings import SourceSettings
+from ingest.sources.captions import is_list_of_text, several
 from ingest.sources.columns import Chosen, Wanted, choose_columns
 from ingest.sources.conditions import Condition
 from ingest.sources.delimited import TsvReader, TxtReader
-from ingest.sources.files import find_inputs, kind_of, look_at_input, read_so_far
+from ingest.sources.files import explained, find_inputs, kind_of, look_at_input, read_so_far
+from ingest.sources.mistaken import refuse_file, refuse_ledger
+from ingest.sources.objects import JsonReader
 from ingest.sources.parquet import ParquetReader
 from ingest.sources.published import LAYOUTS, Layout
+from ingest.sources.quoted import QuotedReader
 from ingest.sources.reader import Block, Reader
-from ingest.sources.records import CsvReader, JsonlReader
+from ingest.sources.text import codec_of
 from ingest.sources.yfcc import YfccReader
 from shards import UserError
 
-_OWN = ("url", "caption", "filtered_by", "digest")
+_OWN = {
+    "url": pa.string(),
+    "caption": pa.string(),
+    "captions": pa.list_(pa.string()),
+    "filtered_by": pa.string(),
+    "digest": pa.string(),
+    "fault": pa.string(),
+}
 _LOOKED_AT_ONCE = 16
 """Files whose columns are looked up at a time: on an object store each takes some round trips."""
 
@@ -39,9 +49,10 @@ class Source:
         inputs: every file that decides the rows: `paths`, and the list of a subset.
         looks: what `look_at_input` says of each of `inputs`.
         schema: of the tables. `url` and `caption` are text, null if the row has none, the URL without white space
-            around it. `filtered_by` is the text of the first condition that the row does not meet, or null; `digest`
-            the hash that the original must have, in lower case, or null. After them come the kept columns, with types
-            that hold the values of all files.
+            around it; `captions` the further ones of a row that has several, or null. `filtered_by` is the text of the
+            first condition that the row does not meet, or null; `digest` the hash that the original must have, in
+            lower case, or null. `fault` is null, or why the row is none and where it stands: then `caption` is its text
+            and everything else null. After them come the kept columns, with types that hold the values of all files.
 
     Raises `UserError` for settings or files that cannot be used, and for columns that are not there.
     """
@@ -56,7 +67,7 @@ class Source:
         self.inputs = [*self.paths, *subset]
         self._kind = self._only_kind()
         with _explained(", ".join(subset), "tsv"):
-            self._reader = _make_reader(self._kind, self._layout, subset)
+            self._reader = _make_reader(self._kind, self._layout, settings, subset)
         with ThreadPoolExecutor(_LOOKED_AT_ONCE) as pool:
             schemas = dict(zip(self.paths, pool.map(self._schema_of, self.paths), strict=True))
             self.looks = list(pool.map(look_at_input, self.inputs))
@@ -65,12 +76,14 @@ class Source:
             for path, schema in schemas.items()
         }
         for path, schema in schemas.items():
+            refuse_ledger(path, schema.names, settings)
+            _check_types(path, schema, self._chosen[path])
             for condition, name in self._chosen[path].conditions:
                 # Whether the two can be compared at all shows before hours of reading.
                 condition.met_by(pa.chunked_array([], schema.field(name).type))
         self._names = _output_names(self._chosen.values())
-        own = [pa.field(name, pa.string()) for name in _OWN]
-        self.schema = pa.schema([*own, *self._kept_fields(schemas)])
+        self._captions = settings.captions and self._kind != "txt"
+        self.schema = pa.schema([*_OWN.items(), *self._kept_fields(schemas)])
         self._reading: tuple[int, int, int | None] = (0, 0, None)
 
     @property
@@ -92,7 +105,7 @@ class Source:
     @property
     def captioned(self) -> bool:
         """Whether the rows are to have captions: a list of bare URLs has none."""
-        return self._kind != "txt"
+        return self._captions
 
     def tables(self, skip: int = 0) -> Iterator[pa.Table]:
         """Every row from row `skip` on, in order, some MB at a time; tables may be empty, where rows are skipped.
@@ -102,10 +115,10 @@ class Source:
         for number, path in enumerate(self.paths):
             chosen = self._chosen[path]
             with _explained(path, self._kind):
-                blocks, rows = self._reader.blocks(path, chosen.all), None
+                blocks, rows = self._reader.blocks(path, chosen), None
                 if isinstance(self._reader, ParquetReader):
                     rows = self._reader.rows(path)
-                    blocks = self._reader.blocks(path, chosen.all, skip) if skip < rows else iter(())
+                    blocks = self._reader.blocks(path, chosen, skip) if skip < rows else iter(())
                 read = min(skip, rows or 0)
                 skip -= read
                 for block in blocks:
@@ -115,10 +128,10 @@ class Source:
                     skip -= over
                     # What is skipped is not worth working on.
                     whole = over == block.table.num_rows
-                    yield self.schema.empty_table() if whole else self._finish(block, chosen).slice(over)
+                    yield self.schema.empty_table() if whole else self._finish(block, chosen, path).slice(over)
         self._reading = (len(self.paths), 0, None)
-        for block in self._reader.rest(chosen.all):
-            table = self._finish(block, chosen)
+        for block in self._reader.rest(chosen):
+            table = self._finish(block, chosen, "")
             over = min(skip, table.num_rows)
             skip -= over
             yield table.slice(over)
@@ -144,6 +157,7 @@ class Source:
         kinds = [self._layout.kind or kind_of(path) for path in self.paths]
         for path, kind in zip(self.paths, kinds, strict=True):
             if kind is None:
+                refuse_file(path)
                 raise UserError("cannot tell the format from the file's ending", where=path, do="Give --format")
             if kind != kinds[0]:
                 raise UserError(
@@ -166,13 +180,17 @@ class Source:
                 raise UserError(f"its columns do not fit the files before it ({error})", where=path) from None
         return [merged.field(name) for name in self._names.values()]
 
-    def _finish(self, block: Block, chosen: Chosen) -> pa.Table:
-        table = block.table
+    def _finish(self, block: Block, chosen: Chosen, path: str) -> pa.Table:
+        table, rows = block.table, block.table.num_rows
+        nothing = pa.nulls(rows, pa.string())
         url = pc.utf8_trim_whitespace(table[chosen.url].cast(pa.string()))
-        caption = table[chosen.caption].cast(pa.string())
-        if block.malformed is not None:
-            caption = pc.coalesce(pa.chunked_array([block.malformed]), caption)
-        nothing = pa.nulls(table.num_rows, pa.string())
+        caption, captions = several(table[chosen.caption]) if chosen.caption else (pa.repeat("", rows), None)
+        fault = nothing
+        if block.faults:
+            texts, whys = block.columns_of_faults()
+            caption = pc.coalesce(texts, caption)
+            place = "" if len(self.paths) == 1 else f"{path.rsplit('/', 1)[-1]}, "
+            fault = pc.binary_join_element_wise(place, whys, "")
         filtered_by = nothing
         for condition, name in reversed(chosen.conditions):
             filtered_by = pc.if_else(condition.met_by(table[name]), filtered_by, condition.text)
@@ -184,9 +202,12 @@ class Source:
             digest = pc.utf8_lower(pc.utf8_trim_whitespace(table[chosen.digest].cast(pa.string())))
             digest = pc.if_else(pc.equal(digest, ""), pa.scalar(None, pa.string()), digest)
         kept = {self._names[wanted]: table[name] for wanted, name in chosen.kept.items()}
-        columns = [url, caption, filtered_by, digest, *(kept.get(name, nothing) for name in self._names.values())]
+        own = [url, caption, captions, filtered_by, digest, fault]
+        columns = [pa.nulls(rows) if column is None else column for column in own]
+        columns += [kept.get(name, pa.nulls(rows)) for name in self._names.values()]
+        assert all(len(column) == rows for column in columns)
         finished = pa.table(columns, names=self.schema.names).cast(self.schema)
-        finished.validate(full=True)
+        finished.validate()
         return finished
 
 
@@ -196,6 +217,10 @@ def _check(settings: SourceSettings) -> None:
             raise UserError(f"cannot keep a column named {name!r}: the ledger has its own", do="Rename it in the input")
     if len({name.lower() for name in settings.keep}) != len(settings.keep):
         raise UserError(f"a column is kept twice: {', '.join(settings.keep)}", do="Name each column once")
+    if len(set(settings.columns)) != len(settings.columns) or "" in settings.columns:
+        raise UserError(f"columns {','.join(settings.columns)}", do="Give each column a name of its own")
+    if settings.caption_column is not None and not settings.captions:
+        raise UserError(f"--caption-column {settings.caption_column} with --no-captions", do="Leave one of them out")
     if (settings.format == "yfcc15m") != (settings.subset is not None):
         raise UserError(
             f"format {settings.format} with subset {settings.subset}",
@@ -203,18 +228,33 @@ def _check(settings: SourceSettings) -> None:
         )
 
 
-def _make_reader(kind: str, layout: Layout, subset: Sequence[str]) -> Reader:
+def _check_types(path: str, schema: pa.Schema, chosen: Chosen) -> None:
+    for name in chosen.texts:
+        kind = schema.field(name).type
+        if pa.types.is_nested(kind) and not (name == chosen.caption and is_list_of_text(kind)):
+            raise UserError(f"column {name!r} is no text but {kind}", where=path, do="Name another column")
+
+
+def _make_reader(kind: str, layout: Layout, settings: SourceSettings, subset: Sequence[str]) -> Reader:
+    encoding = codec_of(settings.encoding)
+    headers = (settings.columns,) if settings.columns else layout.headers
+    if settings.quoted and (kind != "tsv" or (layout.headers and not settings.columns)):
+        raise UserError(f"--quoted with {kind} of format {settings.format}", do="It is for TSV: CSV always is")
+    if settings.columns and kind not in {"csv", "tsv"}:
+        raise UserError(f"--columns with {kind}", do="It is for CSV and TSV; other files name their columns themselves")
     if kind == "yfcc":
-        return YfccReader(subset[0])
+        return YfccReader(subset[0], encoding)
+    if kind == "csv" or settings.quoted:
+        return QuotedReader("," if kind == "csv" else "\t", headers[0] if headers else None, encoding)
     if kind == "tsv":
-        return TsvReader(layout.header)
-    readers: dict[str, type[TxtReader | CsvReader | JsonlReader | ParquetReader]] = {
+        return TsvReader(headers, encoding)
+    readers: dict[str, type[TxtReader | JsonReader | ParquetReader]] = {
         "txt": TxtReader,
-        "csv": CsvReader,
-        "jsonl": JsonlReader,
+        "jsonl": JsonReader,
+        "json": JsonReader,
         "parquet": ParquetReader,
     }
-    return readers[kind]()
+    return readers[kind](encoding)
 
 
 def _output_names(chosen: Iterable[Chosen]) -> dict[Wanted, str]:
@@ -229,12 +269,13 @@ def _output_names(chosen: Iterable[Chosen]) -> dict[Wanted, str]:
 @contextmanager
 def _explained(path: str, kind: str) -> Iterator[None]:
     """Turn what readers raise about a file into a `UserError` that names it."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text ({error.reason})", where=path) from None
-    except (pa.ArrowException, csv.Error, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())
-        if "Invalid UTF8" in reason:
-            raise UserError(f"not UTF-8 text ({reason})", where=path) from None
-        raise UserError(f"cannot be read as {kind} ({reason})", where=path, do="Check the file and --format") from None
+    with explained(path):
+        try:
+            yield
+        except (pa.ArrowException, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cannot be read as {kind} ({reason})", where=path, do="Check the file and --format"
+            ) from None

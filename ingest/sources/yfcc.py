@@ -17,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingest.sources.delimited import read_lines, split_fields
+from ingest.sources.columns import Chosen
+from ingest.sources.delimited import split_fields
 from ingest.sources.published import YFCC_COLUMNS
 from ingest.sources.reader import Block, text_schema
+from ingest.sources.text import read_lines
 from shards import UserError
 
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
@@ -30,8 +32,9 @@ _ROWS = 1 << 16
 class YfccReader:
     """Reads each file once, in order: a photo that a second line names again is left out."""
 
-    def __init__(self, subset: str) -> None:
-        ids = [_photo_ids(lines, subset) for lines in read_lines(subset)]
+    def __init__(self, subset: str, encoding: str) -> None:
+        self._encoding = encoding
+        ids = [_photo_ids(lines.texts, subset) for lines in read_lines(subset)]
         rows = np.concatenate(ids) if ids else np.empty(0, np.int64)
         self._ids, self._counts = np.unique(rows, return_counts=True)
         self._found = np.zeros(len(self._ids), np.bool_)
@@ -39,17 +42,17 @@ class YfccReader:
     def schema(self, path: str) -> pa.Schema:  # noqa: ARG002 - all files are alike
         return text_schema([*YFCC_COLUMNS, "caption"])
 
-    def blocks(self, path: str, columns: Sequence[str]) -> Iterator[Block]:
-        names = [name for name in YFCC_COLUMNS if name in columns or name in {"title", "description"}]
+    def blocks(self, path: str, chosen: Chosen) -> Iterator[Block]:
+        names = [name for name in YFCC_COLUMNS if name in chosen.all or name in {"title", "description"}]
         places = [YFCC_COLUMNS.index(name) for name in names]
-        for lines in read_lines(path):
+        for lines in read_lines(path, self._encoding):
             # Six of seven lines are not in the subset: only their ids are looked at.
-            wanted = lines.take(self._wanted(lines))
+            wanted = lines.take(self._wanted(lines.texts))
             if len(wanted):
-                fields, malformed = split_fields(wanted, len(YFCC_COLUMNS), places)
-                yield Block(_finish(dict(zip(names, fields, strict=True)), columns), malformed)
+                fields, faults = split_fields(wanted, len(YFCC_COLUMNS), places, self._encoding)
+                yield Block(_finish(dict(zip(names, fields, strict=True)), chosen.all), faults)
 
-    def _wanted(self, lines: pa.StringArray) -> pa.Array:
+    def _wanted(self, lines: pa.StringArray) -> np.ndarray:
         """The places of the lines whose photo is wanted and not found before, once for each of the subset's rows."""
         ids = _ids_of(lines)
         known = ids.is_valid().to_numpy(zero_copy_only=False)
@@ -62,15 +65,15 @@ class YfccReader:
         _, first = np.unique(at, return_index=True)
         first.sort()
         self._found[at] = True
-        return pa.array(np.repeat(lines_at[first], self._counts[at[first]]))
+        return np.repeat(lines_at[first], self._counts[at[first]])
 
-    def rest(self, columns: Sequence[str]) -> Iterator[Block]:
+    def rest(self, chosen: Chosen) -> Iterator[Block]:
         missing = np.repeat(self._ids[~self._found], self._counts[~self._found])
         for start in range(0, len(missing), _ROWS):
             ids = pa.array(missing[start : start + _ROWS]).cast(pa.string())
             nothing = pa.nulls(len(ids), pa.string())
-            arrays = [ids if column == "photo_id" else nothing for column in columns]
-            yield Block(pa.table(arrays, text_schema(columns)))
+            arrays = [ids if column == "photo_id" else nothing for column in chosen.all]
+            yield Block(pa.table(arrays, text_schema(chosen.all)), {})
 
 
 def _ids_of(lines: pa.StringArray) -> pa.Array:

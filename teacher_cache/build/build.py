@@ -12,7 +12,8 @@ from teacher_cache.build.facts import settle_teacher, teacher_facts
 from teacher_cache.build.settings import BuildSettings
 from teacher_cache.build.settling import Settling
 from teacher_cache.build.task import CacheTask, Layer, done_specs
-from teacher_cache.layout import Kind, TeacherFacts
+from teacher_cache.captions import check_captioned
+from teacher_cache.layout import Kind, TeacherFacts, refuse_no_cache
 from teacher_cache.teachers import load_teacher
 from teacher_cache.views import ViewPolicy
 
@@ -44,6 +45,9 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
         IncompleteError: shards are missing at the end.
     """
     dataset = Dataset.open(settings.shards)
+    refuse_no_cache(Folder(settings.cache), [teacher.name for teacher in settings.teachers])
+    if settings.towers != "image":
+        check_captioned(dataset, settings.captions)
     _try_captions(settings, dataset)
     facts, policy = _meet_teachers(settings)
     folders = [Folder(settings.cache).child(teacher.name) for teacher in facts]

@@ -15,6 +15,7 @@ from shards.runner import Executor
 from teacher_cache.build.batch_size import find_batch_size
 from teacher_cache.build.forward import Runner, embed_views
 from teacher_cache.build.settings import BuildSettings
+from teacher_cache.captions import check_captioned
 from teacher_cache.dtypes import row_bytes
 from teacher_cache.teachers import load_teacher
 from teacher_cache.views import ViewPolicy
@@ -62,6 +63,8 @@ def plan_cache(settings: BuildSettings, executor: Executor, *, passes: int = 1, 
     if passes < 1:
         raise UserError(f"{passes} passes over the dataset", do="Give at least one epoch and one student")
     dataset = Dataset.open(settings.shards)
+    if settings.towers != "image":
+        check_captioned(dataset, settings.captions)
     log.info("measuring for about %g seconds, after loading and trying batch sizes", budget)
     with contextlib.closing(executor):
         costs = tuple(

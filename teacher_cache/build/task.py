@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shards import Dataset, Folder, Shard, ShardError, ShardRecord, Spec, published_records
+from shards import Dataset, Folder, Shard, ShardError, ShardRecord, Spec, sound_records
 from shards.publication import Publication, SupersededError
 from teacher_cache.build.facts import check_same
 from teacher_cache.build.forward import Runner, UnusableError, embed_texts, embed_views
@@ -47,7 +47,7 @@ def done_specs(layers: list[Layer], dataset: Dataset) -> int:
     """How many shards of these layers are published."""
     done = 0
     for layer in layers:
-        names = published_records(layer.folder)
+        names = sound_records(layer.folder)
         done += sum(
             shard.id in names and names[shard.id].fingerprint == layer.facts.shard_fingerprint(shard.content)
             for shard in dataset.shards
@@ -63,6 +63,7 @@ class CacheTask:
     """
 
     name = "cache build"
+    overlap = 1
 
     def __init__(
         self, settings: BuildSettings, layers: list[Layer], dataset: Dataset, *, together: bool = False

@@ -64,12 +64,20 @@ def map_rows(path: str) -> Array:
     return array
 
 
-def metadata_rows(path: str, column: str) -> int:
+def _metadata(path: str) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"not readable as Parquet ({error})", where=path, do="Restore it") from None
+
+
+def has_column(path: str, column: str) -> bool:
+    return column in _metadata(path).schema_arrow.names
+
+
+def metadata_rows(path: str, column: str) -> int:
+    file = _metadata(path)
     if column not in file.schema_arrow.names:
         has = ", ".join(file.schema_arrow.names)
-        raise UserError(f"it has no column {column!r}; it has {has}", where=path, do="Choose one of them")
+        raise UserError(f"it has no column {column!r}; it has {has}", where=path, do="Give one of them as --column")
     return int(file.metadata.num_rows)

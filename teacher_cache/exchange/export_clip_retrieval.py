@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import Dataset, Folder, Shard, UserError
+from shards.places import refuse_other_things
 from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
 
@@ -22,6 +23,7 @@ def export_clip_retrieval(cache: str, shards: str, out: str, *, teacher: str | N
     again. Raises `UserError` if there is nothing to export.
     """
     dataset = Dataset.open(shards)
+    refuse_other_things(Folder(out), "an export", {"img_emb", "text_emb", "metadata"})
     held = TeacherCache.open(cache, dataset, teacher, Join(policy="none"))
     if held.missing == len(dataset):
         raise UserError("none of the samples has embeddings", where=str(held.folder), do="Give the cache's shards")

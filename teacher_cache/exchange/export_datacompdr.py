@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shards import Dataset, Folder, Shard, ShardError, ShardRecord, Spec, UserError, fingerprint, published_records
+from shards.places import refuse_other_things
 from shards.publication import Publication
-from shards.runner import Executor, run_shards
+from shards.record import RECORDS
+from shards.runner import FAILURES, Executor, run_shards
 from teacher_cache.captions import source_of
 from teacher_cache.exchange.datacompdr import augmentation_of
 from teacher_cache.exchange.layers import size_of
@@ -71,6 +73,9 @@ def export_datacompdr(
     if format not in get_args(Format):
         raise UserError(f"no format {format!r}", do=f"Use {', '.join(get_args(Format))}")
     names = tuple(teachers) or _in_order(Folder(cache)) or ("",)
+    dataset = Dataset.open(shards)
+    begun = [f"{shard.id:05d}.tar" for shard in dataset.shards]
+    refuse_other_things(Folder(out), "an export", {RECORDS, FAILURES, *begun})
     task = _ExportTask(cache, shards, Folder(out), (format, names, captions))
     summary = run_shards(task, executor)
     return ExportReport(out, summary.samples, len(task.dataset) - summary.samples, int(summary.stats["bytes"]))
@@ -88,6 +93,7 @@ class _ExportTask:
     """Every shard of the dataset. Travels to the workers, which open the caches themselves."""
 
     name = "cache export"
+    overlap = 1
 
     def __init__(
         self, cache: str, shards: str, out: Folder, wanted: tuple[Format, tuple[str, ...], str | None]

@@ -19,11 +19,12 @@ from shards.fingerprint import sha256_file
 from shards.progress import Meter
 from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
-from teacher_cache.exchange.clip_retrieval import Array, Partition, map_rows, metadata_rows, partitions_of
+from teacher_cache.exchange.claims import check_claims
+from teacher_cache.exchange.clip_retrieval import Array, Partition, has_column, map_rows, metadata_rows, partitions_of
 from teacher_cache.exchange.index import Entry, IndexWriter, KeyIndex
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
 from teacher_cache.exchange.tars import SOURCES
-from teacher_cache.layout import LayerFacts, TeacherFacts, slug
+from teacher_cache.layout import LayerFacts, TeacherFacts, refuse_no_cache, slug
 from teacher_cache.views import ViewPolicy
 
 _ROWS = 65536
@@ -40,17 +41,19 @@ def import_clip_retrieval(
     logit_scale: float,
     image_size: int,
     kind: Literal["centre", "squash"] = "centre",
-    column: str = "image_path",
+    column: str | None = None,
     key_column: str | None = None,
     dtype: Dtype = "float16",
 ) -> ImportReport:
     """Import the embeddings in `folder` for the dataset at `shards`; goes on where it stopped.
 
     `teacher` (its spec, such as `ViT-B-32:openai`), `logit_scale`, `image_size` and `kind` (how the model's
-    preprocessing makes a square) say what the files do not. A sample of ours is matched by what stands in `column` of
-    the metadata: by default our key is the name of the file there, without folders and extension; with `key_column` the
-    field of that name in our JSON equals it. Samples are left out as `ambiguous` where several rows match, as `changed`
-    where the metadata has another caption.
+    preprocessing makes a square) say what the files do not; what is known of the model without its weights must fit.
+
+    A sample of ours is matched by what stands in `column` of the metadata. By default that is `image_path`, and our key
+    is the name of the file there, without folders and extension. With `key_column` the field of that name in our JSON
+    equals it, and the default is the column of that name, if they have it. Samples are left out as `ambiguous` where
+    several rows match, as `changed` where the metadata has another caption.
 
     Raises:
         UserError: a file is damaged or does not fit the others, or nothing matches.
@@ -58,7 +61,11 @@ def import_clip_retrieval(
     """
     check_dtype(dtype)
     dataset = Dataset.open(shards)
+    refuse_no_cache(Folder(cache), [slug(teacher)])
     partitions = partitions_of(Path(folder))
+    width = map_rows(partitions[0].images or partitions[0].texts or "").shape[1]
+    check_claims(teacher, width=width, image_size=image_size, squashes=kind == "squash")
+    column = column or _column(partitions, key_column)
     source, rows, content = _index(partitions, Folder(cache), column, key_column, kind)
     name = slug(teacher)
     home = Folder(cache).child(name)
@@ -87,6 +94,13 @@ def import_clip_retrieval(
         layers.append(ImportLayer(home.child(layer), layer_facts, place, (0, source.width)))
     settle([(home, facts)], layers)
     return run_import(source, layers, dataset, executor, rows)
+
+
+def _column(partitions: list[Partition], key_column: str | None) -> str:
+    """By which column of theirs samples are matched, if nobody says it."""
+    if key_column is not None and all(has_column(part.metadata, key_column) for part in partitions):
+        return key_column
+    return "image_path"
 
 
 def _index(

@@ -27,11 +27,12 @@ import numpy as np
 from shards import Dataset, Folder, Shard, UserError
 from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
+from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.datacompdr import SIDE, TEACHERS, Reinforced, parse, views_of
 from teacher_cache.exchange.index import Entry
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
 from teacher_cache.exchange.tars import IndexedTars, index_tars
-from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, slug, views_layer_name
+from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, refuse_no_cache, slug, views_layer_name
 from teacher_cache.views import View, ViewPolicy
 
 _TOGETHER = 10
@@ -70,6 +71,9 @@ def import_datacompdr(
     dataset = Dataset.open(shards)
     if len({slug(name) for name, _, _ in teachers}) != len(teachers) or not teachers:
         raise UserError("each teacher needs a name of its own", where=", ".join(name for name, _, _ in teachers))
+    for name, columns, _ in teachers:
+        check_claims(name, width=columns)
+    refuse_no_cache(Folder(cache), [slug(name) for name, _, _ in teachers])
     indexed = index_tars(tars, Folder(cache))
     width = sum(width for _, width, _ in teachers)
     source = DataCompDR(indexed, width, key_column, *_usual(indexed, width))

@@ -25,7 +25,7 @@ from shards import (
     run_shards,
 )
 from shards.publication import Publication, SupersededError
-from shards.record import compact
+from shards.record import compact, withdraw_damaged
 from shards.runner import Executor
 from teacher_cache.dtypes import store
 from teacher_cache.layout import (
@@ -114,6 +114,7 @@ class ImportTask:
     """
 
     name = "cache import"
+    overlap = 1
 
     def __init__(self, source: Source, layers: Sequence[ImportLayer], dataset: Dataset) -> None:
         self._source, self._layers, self._dataset = source, tuple(layers), dataset
@@ -122,6 +123,8 @@ class ImportTask:
         return {**self.__dict__, "_dataset": None}
 
     def specs(self) -> Iterator[ImportSpec]:
+        for layer in self._layers:
+            withdraw_damaged(layer.folder)
         done = [published_records(layer.folder) for layer in self._layers]
         for shard in self._dataset.shards:
             wanted = [layer.facts.shard_fingerprint(shard.content) for layer in self._layers]

@@ -155,6 +155,24 @@ def work(number):
     assert verify_dataset(str(tmp_path / "killed-1")).problems == ()
 
 
+def test_a_second_run_sees_what_is_gone_and_makes_it_again(
+    listing: Path, expected: dict[str, bytes], tmp_path: Path, start: Callable[..., Any], snapshot: Snapshot
+) -> None:
+    out = tmp_path / "undisturbed"
+    (out / "00001.tar").unlink()
+    (out / "00002.index.arrow").write_bytes(b"")
+    (out / "00004.parquet").unlink()
+    status, said, err = start(*command(listing, out, "--in-process")).finish()
+    assert status == 0, err
+    assert said.splitlines()[1:] == [
+        f"3 shards made, 3 were there already, in {out}",
+        "3 of them made again: 00001.tar is missing; 00002.index.arrow has 0 bytes instead of "
+        f"{len(expected['00002.index.arrow'])}; 00004.parquet is missing",
+    ]
+    assert snapshot(out) == expected
+    assert verify_dataset(str(out)).problems == ()
+
+
 def test_two_runs_into_the_same_folder_at_once_agree(
     listing: Path, expected: dict[str, bytes], tmp_path: Path, start: Callable[..., Any], snapshot: Snapshot
 ) -> None:

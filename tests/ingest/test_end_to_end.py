@@ -13,6 +13,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def rows(site: Any, tls_site: Any, picture: Callable[..., bytes]) -> list[Row]:
         Row("plain, once more", site.url("good/0"), "duplicate"),
         Row("plain", site.url("good/0"), "duplicate"),
         # A row without a tab is kept as a caption without a URL.
-        Row("malformed", "\0", "bad_url"),
+        Row("malformed", "\0", "bad_row"),
     ]
 
 
@@ -180,7 +181,8 @@ def test_the_command_says_what_became_of_the_rows_and_nothing_else(here: tuple[P
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"ingest: {shards}/{shards} shards")
     assert len(done.stderr.splitlines()) == 1
-    first, *middle, last = done.stdout.splitlines()
+    first, *middle, hint, last = done.stdout.splitlines()
+    assert hint.startswith("bad_row: error_message in the ledger names each one's line and fault")
     failed = causes.total() - causes["duplicate"]
     assert first == f"{len(rows)} rows: {len(rows) - causes.total()} samples, {failed} failed, 2 duplicates"
     del causes["duplicate"]
@@ -217,8 +219,8 @@ def test_every_fetch_has_its_place_size_and_time(here: tuple[Path, Any], rows: l
 
 def test_a_samples_json_has_the_captions_of_its_duplicates(here: tuple[Path, Any]) -> None:
     first = Dataset.open(str(here[0])).shards[0]
-    assert (first.caption(0), first.meta(0)["captions"]) == ("plain", ["plain, once more"])
-    assert "captions" not in first.meta(1)
+    assert (first.caption(0), first.meta(0)["captions"]) == ("plain", '["plain, once more"]')
+    assert first.meta(1)["captions"] == "[]"
     assert [row["captions"] for row in ledger(here[0])[:2]] == [["plain, once more"], None]
 
 
@@ -340,7 +342,10 @@ def test_kept_columns_end_in_ledger_and_json(
         "score": [0.5, float("nan"), None],
         "seen": [day, None, day],
         "count": pa.array([1, None, 2**40], pa.int64()),
-        "tags": [["x"], [], None],
+        "tags": [["x", 'é "y"'], [], None],
+        "boxes": [[[0.5, float("nan")]], None, [[]]],
+        "by": [{"name": "z", "on": day}, None, {"name": None, "on": None}],
+        "raw": pa.array([Decimal("1.50"), None, Decimal("2.25")]),
         "nsfw": [True, False, None],
     }
     urls = [site.add(f"kept/{number}", picture()) for number in range(3)]
@@ -360,10 +365,20 @@ def test_kept_columns_end_in_ledger_and_json(
 
     # As strict readers do, who know no NaN.
     metas = [json.loads(json.dumps(shard.meta(row)), parse_constant=refuse) for row in range(3)]
-    assert [meta["score"] for meta in metas] == [0.5, "nan", None]
+    assert [meta["score"] for meta in metas] == [0.5, None, None]
     assert [meta["seen"] for meta in metas] == [f"{day}.000000", None, f"{day}.000000"]
     assert [meta["count"] for meta in metas] == [1, None, 2**40]
     assert [meta["nsfw"] for meta in metas] == [True, False, None]
+    # What is nested is JSON, and what the one sample has the others have: readers infer fields and types from a few.
+    assert [meta["tags"] and json.loads(meta["tags"]) for meta in metas] == [["x", 'é "y"'], [], None]
+    assert [meta["boxes"] and json.loads(meta["boxes"]) for meta in metas] == [[[0.5, None]], None, [[]]]
+    assert json.loads(metas[0]["by"]) == {"name": "z", "on": "2020-02-29 12:30:00"}
+    assert [meta["raw"] for meta in metas] == ["1.50", None, "2.25"]
+    assert [meta["captions"] for meta in metas] == ["[]"] * 3
+    assert [meta["exif"] for meta in metas] == ["{}"] * 3
+    fields = {name: {type(meta[name]) for meta in metas} - {type(None)} for name in metas[0]}
+    assert all(len(kinds) <= 1 for kinds in fields.values())
+    assert all(meta.keys() == metas[0].keys() for meta in metas)
 
 
 def test_a_shard_that_cannot_be_made_is_named_and_the_status_is_one(

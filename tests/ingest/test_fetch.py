@@ -248,9 +248,9 @@ def test_room_and_pending(site: Any) -> None:
     fetcher.start(3, stalled)
     assert fetcher.poll(0) == []
     assert (fetcher.room, fetcher.pending) == (2, 4)
-    for ticket in range(4, 32):
+    for ticket in range(4, 64):
         fetcher.start(ticket, stalled)
-    assert (fetcher.room, fetcher.pending) == (0, 32)
+    assert (fetcher.room, fetcher.pending) == (0, 64)
     fetcher.close()
 
 
@@ -295,13 +295,14 @@ def test_nothing_is_waited_for_in_a_busy_loop_while_held_back(site: Any) -> None
 
 
 def test_hosts_that_are_done_with_are_forgotten() -> None:
-    fetcher = Fetcher(NetworkSettings(allow_addresses=("127.0.0.0/8",), robots_txt=True), 1000)
+    settings = NetworkSettings(allow_addresses=("127.0.0.0/8",), robots_txt=True, per_host_rate=0)
+    fetcher = Fetcher(settings, 1000)
     for ticket in range(300):
         fetcher.start(ticket, f"http://127.0.1.{ticket % 250}:1/{ticket}")
     assert len(fetcher._hosts) == 250
     while fetcher.pending:
         fetcher.poll(1)
-    assert [len(kept) for kept in (fetcher._hosts, fetcher._ready, fetcher._gates, fetcher._jobs)] == [0] * 4
+    assert [len(kept) for kept in (fetcher._hosts, fetcher._unnamed, fetcher._gates, fetcher._jobs)] == [0] * 4
     fetcher.close()
 
 
@@ -383,7 +384,7 @@ def test_opt_outs_are_honoured_before_the_body(
     (got,) = fetch([url], deadline=3)
     assert (got.error_class, got.attempts, got.seconds < 2) == (cause, 1, True)
     if cause:
-        (got,) = fetch([url], deadline=0.3, opt_outs=False)
+        (got,) = fetch([url], deadline=0.3, opt_outs=())
         assert got.error_class == "timeout"
 
 

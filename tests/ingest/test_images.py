@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import io
@@ -18,8 +19,11 @@ from PIL import Image
 
 from ingest import ImageSettings
 from ingest.engines.img2dataset_engine import classify
-from ingest.images import ImageProcessor
+from ingest.images import ImageProcessor as _ImageProcessor
 from ingest.ledger import CAUSES, Fetched
+
+ImageProcessor = functools.cache(_ImageProcessor)
+"""One for equal settings: some images are decoded in processes that each has of its own."""
 
 RED, GREEN, BLUE, GREY, WHITE = (200, 30, 30), (30, 200, 30), (30, 30, 200), (90, 90, 90), (255, 255, 255)
 UPRIGHT = [RED, GREEN, BLUE, GREY]
@@ -397,13 +401,15 @@ def test_threads_give_what_one_gives() -> None:
         assert list(threads.map(processor.process, bodies * 5)) == alone * 5
 
 
-def test_exif_is_stored_as_json_and_is_none_without() -> None:
+def test_exif_is_stored_as_json_whether_there_is_any_or_not() -> None:
     process = ImageProcessor(ImageSettings()).process
     assert process(turned(6)).exif == '{"Image Orientation": "Rotated 90 CW"}'
-    assert process(encode(quarters(), "JPEG")).exif is None
-    assert process(GOOD["jpeg with garbage for exif"][0]).exif is None
+    assert process(encode(quarters(), "JPEG")).exif == "{}"
+    assert process(GOOD["jpeg with garbage for exif"][0]).exif == "{}"
     # exifread knows nothing of PNG.
-    assert process(turned(6, "PNG")).exif is None
+    assert process(turned(6, "PNG")).exif == "{}"
+    off = ImageProcessor(ImageSettings(exif=False)).process(turned(6))
+    assert (off.exif, off.original_width, off.original_height) == ("{}", 80, 60)
 
 
 def test_a_ribbon_is_refused_before_it_grows() -> None:

@@ -63,6 +63,7 @@ def test_shards_are_full_but_the_last(tmp_path: Path, rows: int, sizes: list[int
             "duplicate_of": None,
             "filtered_by": None,
             "digest": None,
+            "fault": None,
         }
         for row in range(rows)
     ]
@@ -463,7 +464,7 @@ def test_a_list_whose_columns_are_swapped_is_refused(tmp_path: Path) -> None:
     """As many rows as make sure of it, and one URL in the captions' place by chance."""
     path = tmp_path / "swapped.tsv"
     path.write_text("".join(f"http://a/{row}\tcaption {row}\n" for row in range(199)) + "x\thttp://b\n")
-    with pytest.raises(UserError, match="1 of 200 rows have a URL that begins with http"):
+    with pytest.raises(UserError, match="1 of 200 rows have a URL: the captions are URLs, so the columns are swapped"):
         make_plan(settings(tmp_path, path))
     assert not (tmp_path / "out" / "dataset.json").exists()
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipstill.main import main
@@ -21,7 +24,20 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty.tsv").write_text("")
     (tmp_path / "headed.csv").write_text("LINK,ALT\nhttp://127.0.0.1:1/x.jpg,a\n")
     (tmp_path / "nothing").mkdir()
-    (tmp_path / "latin.tsv").write_bytes("é\thttp://a\n".encode("latin-1"))
+    (tmp_path / "latin.tsv").write_bytes("é\thttp://a\n".encode("latin-1") * 100)
+    (tmp_path / "local.csv").write_text("url,caption\n" + "".join(f"pictures/{row}.jpg,a\n" for row in range(100)))
+    (tmp_path / "swapped.csv").write_text("caption,url\n" + "".join(f"http://a/{row},a\n" for row in range(100)))
+    (tmp_path / "bare.csv").write_text("url,id\nhttp://127.0.0.1:1/x.jpg,1\n")
+    (tmp_path / "plain.csv").write_text("http://127.0.0.1:1/x.jpg,a\n")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name in ("pictures/a.jpg", "pictures/b.PNG", "tars/00000.tar", "ours/dataset.json", "ours/00000.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "00000.tar").write_bytes(b"x")
+    (tmp_path / "theirs" / "00000_stats.json").write_text("{}")
+    names = ["url", "caption", "key", "status", "error_message"]
+    pq.write_table(pa.table({name: ["x"] for name in names}), tmp_path / "theirs" / "00000.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
     (tmp_path / "broken.tsv.gz").write_bytes(gzip.compress(GOOD.encode() * 9000)[:-20])
     (tmp_path / "file").write_text("in the way")
@@ -39,7 +55,35 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "a missing column": ("headed.csv", "no column 'url'; the columns are 'LINK', 'ALT'"),
     "a missing kept column": ("good.tsv --format cc3m --keep x", "no column 'x'"),
     "a reserved column": ("good.tsv --format cc3m --keep url", "cannot keep a column named 'url'"),
-    "not UTF-8": ("latin.tsv --format cc3m", "not UTF-8"),
+    "rows that are none": (
+        "latin.tsv --format cc3m",
+        "100 are faulty, the first at line 1: bytes that are not UTF-8 text",
+    ),
+    "local files": ("local.csv", "100 name local files, such as 'pictures/0.jpg', and nothing was to be fetched"),
+    "swapped columns": ("swapped.csv", "0 of 100 rows have a URL: the captions are URLs, so the columns are swapped"),
+    "an unknown encoding": ("good.tsv --format cc3m --encoding klingon", "encoding 'klingon' is unknown"),
+    "an encoding of bytes": ("good.tsv --format cc3m --encoding base64", "encoding 'base64' is unknown"),
+    "columns of what names them": ("broken.parquet --columns a,b", "--columns with parquet. It is for CSV and TSV"),
+    "columns named twice": ("headed.csv --columns a,a", "columns a,a. Give each column a name of its own"),
+    "quotes in CC3M": ("good.tsv --format cc3m --quoted", "--quoted with tsv of format cc3m. It is for TSV"),
+    "captions and none": ("headed.csv --no-captions --caption-column ALT", "--caption-column ALT with --no-captions"),
+    "no captions": ("bare.csv", "no column 'caption' or 'text'; the columns are 'url', 'id'"),
+    "how to do without": ("bare.csv", "--no-captions takes images alone"),
+    "no header": ("plain.csv", "Its first line seems to be a row: name the columns with --columns"),
+    "a folder of pictures": ("pictures", "2 pictures (a.jpg ...) and no list: only what has a URL can be fetched"),
+    "a tar": ("tars/00000.tar", "this is a tar, not a list"),
+    "a folder of tars": ("tars", "1 tars and no list: these are shards already"),
+    "an img2dataset folder": (
+        "theirs",
+        "these are shards that img2dataset made (1 tars with their ledgers), not lists",
+    ),
+    "an img2dataset ledger": ("theirs/00000.parquet", "this is a ledger of what became of each row of a list"),
+    "a dataset of ours": ("ours", "this is a dataset that clipstill made, not a list. `clipstill ingest retry ours`"),
+    "a pipe": ("pipe.csv", "this is no file: it can be read only once"),
+    "a path below a file": ("file/list.csv", "file/list.csv: cannot be read (Not a directory)"),
+    "a name too long": (f"{'x' * 300}.csv", "cannot be read (File name too long)"),
+    "no server": ("http://127.0.0.1:1/list.csv", "http://127.0.0.1:1/list.csv: cannot be reached"),
+    "no package": ("gs://bucket/list.csv", "cannot be opened (Please install gcsfs"),
     "unreadable parquet": ("broken.parquet", "cannot be read as parquet"),
     "cut gzip": ("broken.tsv.gz --format cc3m", "cannot be read as tsv"),
     "a name with a dot": ("good.tsv --format cc3m --name a.b", "dataset name 'a.b'"),
@@ -102,7 +146,8 @@ def test_a_process_says_no_more(clipstill: Callable[..., Any]) -> None:
 
 def test_damage_is_told_with_status_one(inputs: Path, clipstill_here: Callable[..., Any]) -> None:
     done = clipstill_here("ingest", "good.tsv", "--format", "cc3m", "--name", "set", "--out", "out")
-    assert done.returncode == 0
+    assert done.returncode == 1
+    assert "out: none of 1 rows became a sample: 1 are blocked_address. If the machines are yours" in done.stderr
     path = inputs / "out" / "00000.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     done = clipstill_here("shards", "verify", "out")

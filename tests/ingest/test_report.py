@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ingest.ledger import CAUSES as ALL_CAUSES
 from ingest.ledger import Fetched, may_pass, result_fields
 from ingest.report import write_report
+from ingest.report.causes import GROUPS, explain
 from ingest.report.tally import Spread, Tally, Timeline
-from ingest.settings import IngestSettings, SourceSettings
+from ingest.settings import FORMATS, Format, IngestSettings, SourceSettings
 from shards import Folder, ShardWriter, Spec, UserError
 from shards.publication import Publication
 
@@ -120,8 +122,8 @@ def settled(cause: str) -> Fetched:
     return Fetched(error_class=cause, error_message=f"because of {cause}")
 
 
-def plan(out: str | Path, shards: int, rows: int) -> None:
-    settings = IngestSettings(source=SourceSettings(paths=("list.tsv",), format="cc3m"), out=str(out), name=NAME)
+def plan(out: str | Path, shards: int, rows: int, kind: Format = "cc3m") -> None:
+    settings = IngestSettings(source=SourceSettings(paths=("list.tsv",), format=kind), out=str(out), name=NAME)
     inputs = [{"name": "list.tsv", "bytes": 10, "sha256": "0" * 64}]
     facts = {"schema": 1, "settings": settings.identity(), "inputs": inputs, "name": NAME, "rows": rows}
     Folder(str(out)).publish("dataset.json", json.dumps({**facts, "shards": shards, "fingerprint": PLANNED}).encode())
@@ -147,9 +149,9 @@ def write_shard(out: str | Path, shard: int, rows: Sequence[tuple[int, Row]], fi
     publication.finish(len(tar), {})
 
 
-def write(out: str | Path, shards: Sequence[Sequence[Row]], *, done: int | None = None) -> None:
-    """A dataset of these rows, of which the first `done` shards are published."""
-    plan(out, len(shards), sum(map(len, shards)))
+def write(out: str | Path, shards: Sequence[Sequence[Row]], *, done: int | None = None, kind: Format = "cc3m") -> None:
+    """A dataset of these rows, from a list of a kind, of which the first `done` shards are published."""
+    plan(out, len(shards), sum(map(len, shards)), kind)
     number = 0
     for shard, rows in enumerate(shards[:done]):
         write_shard(out, shard, list(enumerate(rows, number)))
@@ -207,14 +209,18 @@ def check_counts(page: Page, rows: Sequence[Row]) -> None:
     assert page.number("filtered") == states["filtered"]
     assert page.number("failed") == causes.total()
     assert page.number("retryable") == sum(count for cause, count in causes.items() if cause in RETRYABLE)
-    assert page.ids["yield"] == f"{100 * states['success'] / len(rows):.1f}\xa0%"
+    # A repeated URL or a row that was filtered out is no loss: the yield is of what was to be fetched.
+    wanted = len(rows) - states["duplicate"] - states["filtered"]
+    assert page.number("wanted") == wanted
+    assert page.ids["yield"] == (f"{100 * states['success'] / wanted:.1f}\xa0%" if wanted else "–")
     shown = page.rows("causes") if causes else []
     assert {cells[0]: int(cells[1]) for cells in shown} == causes
     assert [int(cells[1]) for cells in shown] == sorted(causes.values(), reverse=True)
     for cause, count, share, retryable, example in shown:
         assert share == f"{100 * int(count) / causes.total():.1f} %"
         assert (retryable == "yes") == (cause in RETRYABLE)
-        assert example in {f"{url} {f.error_message}".strip() for url, _, f in rows if f.error_class == cause}
+        examples = {f"{url} {f.error_message}".strip() for url, _, f in rows if f.error_class == cause}
+        assert any(example.endswith(one) for one in examples)
 
 
 RETRYABLE = {"http_503", "dns", "timeout"}
@@ -350,11 +356,68 @@ def test_nothing_but_failures_is_a_page_too(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     check_counts(page, rows)
     assert (page.tags["img"], page.ids["yield"]) == (0, "0.0\xa0%")
+    write(tmp_path / "empty", [])
+    check_counts(page_of(tmp_path / "empty"), [])
     rows = [("", "one", settled("bad_url")), ("u", "two", settled("duplicate"))]
     write(tmp_path / "unfetched", [rows])
     page = page_of(tmp_path / "unfetched")
     check_counts(page, rows)
     assert page.ids["speed"] == "–"
+
+
+def test_the_yield_stands_beside_what_is_published_for_the_list(tmp_path: Path) -> None:
+    image = jpeg((1, 2, 3))
+
+    def rows(good: int, dead: int) -> list[Row]:
+        found = [("http://a.example", "good", got(image))] * good + [
+            ("http://a.example", "bad", got(None, "dns"))
+        ] * dead
+        # Neither is a loss.
+        return [*found, ("u", "again", settled("duplicate")), ("u", "out", settled("filtered_where"))]
+
+    write(tmp_path / "cc3m", [rows(7, 3)])
+    page = page_of(tmp_path / "cc3m")
+    # The card of the dataset that was downloaded in 2021 counts 2,905,954 samples of 3,318,333.
+    (first, *_) = page.rows("normal")
+    assert first[:3] == ["CC3M, training", "2021", f"2,905,954 of 3,318,333 ({100 * 2905954 / 3318333:.1f} %)"]
+    assert "pixparse/cc3m-wds" in first[3]
+    assert "70.0\xa0% of the rows that were to be fetched became samples" in page.text
+    assert "below" not in page.ids
+    write(tmp_path / "worse", [rows(2, 8)])
+    assert "far below" in page_of(tmp_path / "worse").ids["below"]
+    for kind in FORMATS:
+        write(tmp_path / f"of-{kind}", [rows(1, 0)], kind=kind)
+        published = kind in {"cc3m", "cc12m", "laion", "datacomp", "yfcc15m"}
+        assert ("normal" in page_of(tmp_path / f"of-{kind}").tables) == published, kind
+    # Nothing to compare yet.
+    write(tmp_path / "begun", [rows(7, 3)], done=0)
+    assert "normal" not in page_of(tmp_path / "begun").tables
+
+
+def test_every_cause_is_explained_with_what_can_be_done(tmp_path: Path) -> None:
+    unknown = explain("never heard of")
+    statuses = [f"http_{status}" for status in (301, 400, 401, 403, 404, 408, 410, 425, 429, 451, 500, 503, 599)]
+    causes = [*(set(ALL_CAUSES) - {"duplicate", "filtered_where"}), "bad_row", "killed_worker", *statuses]
+    for cause in causes:
+        words = explain(cause)
+        assert words.group in GROUPS
+        assert words.meaning.endswith(".")
+        assert words.do.endswith(".")
+        assert words.meaning != unknown.meaning, cause
+        # Whoever is told to retry is not told so in vain.
+        if may_pass(cause):
+            assert "etry" in words.do, cause
+    counts = {"http_404": 5, "http_410": 1, "timeout": 2, "killed_worker": 1, "new_word": 1}
+    write(tmp_path, [[("u", "c", got(None, cause)) for cause, count in counts.items() for _ in range(count)]])
+    page = page_of(tmp_path)
+    assert " ".join(page.ids["groups"].split()) == (
+        "The server said no: 6 (60.0\xa0%); could not be reached: 2 (20.0\xa0%); "
+        "not a whole picture as expected: 2 (20.0\xa0%)."
+    ).replace("\xa0", " ")
+    (not_there,) = [cells for cells in page.rows("causes") if cells[0] == "http_404"]
+    assert not_there[4].startswith("The picture is not there any more.")
+    # Options are set as code, not as text that looks like it.
+    assert "&lt;code" not in page.text
 
 
 HOSTILE = [

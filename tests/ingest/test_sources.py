@@ -22,6 +22,8 @@ from ingest.sources import Source, hash_input
 from ingest.sources.files import look_at_input
 from shards import UserError
 
+OWN = ("url", "caption", "captions", "filtered_by", "digest", "fault")
+
 Rows = list[tuple[str | None, str | None]]
 
 
@@ -130,17 +132,11 @@ def test_csv_fields_may_hold_commas_quotes_and_line_ends(file: File) -> None:
 def test_csv_rows_of_another_width_are_kept_without_a_url(file: File) -> None:
     text = "url,caption,more\nhttp://a,A,1\nhttp://b,B\nhttp://c,C,3,4\n"
     got = read(file("a.csv", text.encode()), keep=("more",))
-    assert [(row["url"], row["caption"], row["more"]) for row in got] == [
-        ("http://a", "A", "1"),
-        (None, "http://b\tB", None),
-        (None, "http://c\tC\t3\t4", None),
+    assert [(row["url"], row["caption"], row["more"], row["fault"]) for row in got] == [
+        ("http://a", "A", "1", None),
+        (None, "http://b,B", None, "line 3: 2 fields where 3 are expected"),
+        (None, "http://c,C,3,4", None, "line 4: 4 fields where 3 are expected"),
     ]
-
-
-@pytest.mark.parametrize("text", ['http://a,"open\nhttp://b,B\nhttp://c,C\n', 'http://a,"x" y\nhttp://b,B\n'])
-def test_a_csv_quote_that_would_swallow_rows_is_refused(file: File, text: str) -> None:
-    with pytest.raises(UserError, match=r"a\.csv: cannot be read as csv"):
-        read(file("a.csv", f"url,caption\n{text}".encode()))
 
 
 def test_json_lines_may_lack_names_and_hold_any_value(file: File) -> None:
@@ -176,9 +172,9 @@ def test_a_list_of_urls_may_hold_commas_and_has_empty_captions(file: File) -> No
 def test_columns_are_found_by_name_wherever_they_stand(file: File) -> None:
     text = "id\tTEXT\tlicense\tURL\n1\ta\tcc\thttp://a\n2\tb\t\thttp://b\n"
     got = read(file("a.tsv", text.encode()), url_column="URL", caption_column="license", keep=("TEXT", "id"))
-    assert got == [
-        {"url": "http://a", "caption": "cc", "filtered_by": None, "digest": None, "TEXT": "a", "id": "1"},
-        {"url": "http://b", "caption": "", "filtered_by": None, "digest": None, "TEXT": "b", "id": "2"},
+    assert [{name: value for name, value in row.items() if value is not None} for row in got] == [
+        {"url": "http://a", "caption": "cc", "TEXT": "a", "id": "1"},
+        {"url": "http://b", "caption": "", "TEXT": "b", "id": "2"},
     ]
     assert pairs(read(file("a.tsv", text.encode()))) == [("a", "http://a"), ("b", "http://b")]
 
@@ -232,7 +228,7 @@ def test_parquet_values_keep_their_types_and_their_nulls(tmp_path: Path) -> None
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     keep = ("size", "score", "seen", "tags", "nsfw")
     got = read(tmp_path / "a.parquet", url_column="URL", caption_column="TEXT", keep=keep)
-    assert [list(row) for row in got] == [["url", "caption", "filtered_by", "digest", *keep]] * 3
+    assert [list(row) for row in got] == [[*OWN, *keep]] * 3
     assert pairs(got) == [("a", "http://a"), ("b", None), (None, "http://c")]
     assert [row["size"] for row in got] == [640, None, 2**40]
     assert got[0]["score"] == 0.1
@@ -326,13 +322,10 @@ def test_hashes_are_taken_as_they_are_but_for_case_and_space(file: File) -> None
 
 LISTS = io.BytesIO()
 pq.write_table(pa.table({"url": ["http://a"], "caption": [["x"]]}), LISTS)
+STRUCTS = io.BytesIO()
+pq.write_table(pa.table({"url": ["http://a"], "caption": [{"en": "x"}]}), STRUCTS)
 TWICE = io.BytesIO()
 pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["url", "url", "caption"]), TWICE)
-BINARY = io.BytesIO()
-pq.write_table(pa.table({"url": [b"\xff\xfe"], "caption": ["x"]}), BINARY)
-LATIN = io.BytesIO()
-NOT_UTF8 = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(bytes(4) + b"\1\0\0\0"), pa.py_buffer(b"\xe9")])
-pq.write_table(pa.table({"url": ["http://a"], "caption": NOT_UTF8}), LATIN)
 SQUEEZED = gzip.compress(b"url\tcaption\n" + b"http://a\tA\n" * 5000, mtime=0)
 
 
@@ -346,22 +339,33 @@ SQUEEZED = gzip.compress(b"url\tcaption\n" + b"http://a\tA\n" * 5000, mtime=0)
         ("a.tsv", b"", "the file is empty"),
         ("a.jsonl", b"", "the file is empty"),
         ("a.jsonl", b"[]\n", "the file is empty"),
-        ("a.csv", "url,caption\nhttp://a,é\n".encode("latin-1"), "not UTF-8"),
-        ("a.tsv", "url\tcaption\nhttp://a\té\n".encode("latin-1"), "not UTF-8"),
-        ("a.txt", b"http://a\xff\n", "not UTF-8"),
-        ("a.csv", "url,caption\nhttp://a,é\n".encode("utf-16"), "not UTF-8"),
+        ("a.csv", "url,légende\nhttp://a,é\n".encode("latin-1"), "its first line has bytes that are not UTF-8 text"),
+        ("a.tsv", "url\tlégende\nhttp://a\té\n".encode("latin-1"), "its first line has bytes that are not UTF-8 text"),
+        (
+            "a.csv",
+            "url,caption\nhttp://a,é\n".encode("utf-16"),
+            "this is UTF-16, not UTF-8 text. Give --encoding utf-16",
+        ),
+        ("a.txt", "http://a\n".encode("utf-32"), "this is UTF-32, not UTF-8 text"),
+        ("a.csv", b'"url,caption\nhttp://a,A\n', "its first line, with the columns' names, is broken"),
+        ("a.csv", b"\nurl,caption\nhttp://a,A\n", "its first line is blank"),
+        (
+            "a.csv",
+            b"http://a/1.jpg,A\nhttp://b,B\n",
+            "Its first line seems to be a row: name the columns with --columns",
+        ),
         ("a.tsv.gz", b"url\tcaption\n", "cannot be read as tsv"),
         ("a.tsv.gz", SQUEEZED[:60], "cannot be read as tsv"),
         ("a.tsv.gz", SQUEEZED[:30] + b"\xff" * 10 + SQUEEZED[40:], "cannot be read as tsv"),
         ("a.csv.gz", SQUEEZED[:60], "cannot be read as csv"),
         ("a.parquet", b"PAR1 garbage PAR1", "cannot be read as parquet"),
         ("a.parquet", b"", "cannot be read as parquet"),
-        ("a.parquet", LISTS.getvalue(), "cannot be read as parquet"),
+        ("a.parquet", STRUCTS.getvalue(), "column 'caption' is no text but struct<en: string>"),
         ("a.parquet", LISTS.getvalue()[:-20], "cannot be read as parquet"),
         ("a.parquet", TWICE.getvalue(), "2 columns 'url'"),
-        ("a.parquet", BINARY.getvalue(), "not UTF-8"),
-        ("a.parquet", LATIN.getvalue(), "not UTF-8"),
-        ("a.json", b"[]", "cannot tell the format from the file's ending"),
+        ("a.json", b"[]", "the file is empty"),
+        ("a.jpg", b"x", "this is a picture, not a list"),
+        ("a.tar", b"x", "this is a tar, not a list"),
         ("noending", b"x", "cannot tell the format"),
     ],
 )
@@ -376,7 +380,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(file: File, name: str, conte
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.csv", tmp_path / "*.csv", tmp_path, "nope://x", "http://127.0.0.1:1/x.csv"):
-        with pytest.raises(UserError, match=r"no such input file|cannot be opened"):
+        with pytest.raises(UserError, match=r"no such input file|cannot be (opened|reached)"):
             read(path)
 
 

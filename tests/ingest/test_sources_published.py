@@ -16,6 +16,8 @@ from ingest import SourceSettings
 from ingest.sources import Source
 from shards import UserError
 
+OWN = ("url", "caption", "captions", "filtered_by", "digest", "fault")
+
 
 def read(path: Path, **settings: Any) -> list[dict[str, Any]]:
     source = Source(SourceSettings(paths=(str(path),), **settings))
@@ -75,7 +77,7 @@ RE_LAION = {
 def test_laions_columns_are_known_and_kept(tmp_path: Path, columns: dict[str, Any], kept: list[str]) -> None:
     pq.write_table(pa.table(columns), tmp_path / "part-00000.snappy.parquet")
     rows = read(tmp_path, format="laion")
-    assert [list(row) for row in rows] == [["url", "caption", "filtered_by", "digest", *kept]] * 2
+    assert [list(row) for row in rows] == [[*OWN, *kept]] * 2
     assert [(row["url"], row["caption"]) for row in rows] == [("http://a/1.jpg", "one"), ("http://a/2.jpg", "two")]
     assert column(rows, "similarity") == pytest.approx([0.35, 0.29])
     assert [(row["listed_width"], row["listed_height"]) for row in rows] == [(640, 480), (None, None)]
@@ -185,8 +187,10 @@ def test_yfcc15m_is_the_subsets_photos_in_the_order_of_the_dataset(tmp_path: Pat
     assert rows[0] == {
         "url": "http://farm1.staticflickr.com/5/1003_s.jpg",
         "caption": "Title 3",
+        "captions": None,
         "filtered_by": None,
         "digest": None,
+        "fault": None,
         "photo_id": "1003",
         "nickname": "José P",
         "page_url": "http://www.flickr.com/photos/39019111@N00/1003/",

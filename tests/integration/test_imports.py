@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Package → what of ours it may import: a whole package, or single modules of it."""
 
-ONLY_HOME = {"ray": ("shards/ray_executor.py", "distill/ray_launcher.py")}
+ONLY_HOME = {"ray": ("shards/ray_session.py", "shards/ray_executor.py", "distill/ray_launcher.py")}
 """A library → the files that import it, and only inside functions."""
 
 LATE = {"shards": {"torch", "ray"}}

@@ -17,7 +17,7 @@ from distill.launch import launch
 from distill.logs import read_log
 from distill.settings import OptimiserSettings, RunSettings
 from shards import Dataset, InProcess, UserError
-from shards.ray_executor import ray_session
+from shards.ray_session import ray_session
 from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
 
 # Ray's own.

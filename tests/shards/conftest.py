@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shards.ray_executor import ray_session
+from shards.ray_session import ray_session
 
 
 @pytest.fixture(scope="module")

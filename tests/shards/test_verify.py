@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from shards import Dataset, Folder, ShardWriter, Spec, UserError, verify_dataset
+from shards.keys import sample_key
 from shards.publication import Publication
 
 Sample = tuple[str, bytes, str, str, dict[str, Any]]
@@ -67,7 +68,37 @@ def publish(
     with publication.beside(".parquet") as path:
         table = pa.table({name: pa.array(values, pa.string()) for name, values in ledger.items()})
         pq.write_table(table, path, write_page_checksum=True)
-    publication.finish(len(samples) if count is None else count, {})
+    publication.finish(len(samples) if count is None else count, {"rows": len(ledger["key"])})
+
+
+def publish_rows(folder: Folder, shard: int, rows: list[int], *, stats: bool = True) -> None:
+    """A shard as ingest makes it: every second row became a sample, the others failed."""
+    publication = Publication(Spec(shard, folder, "f" * 16))
+    with publication.file(".tar") as path, ShardWriter(path) as writer:
+        for row in rows[::2]:
+            writer.add(*sample(row))
+    with publication.file(".index.arrow") as path:
+        writer.write_index(path)
+    status = ["failed_to_download" if place % 2 else "success" for place in range(len(rows))]
+    with publication.beside(".parquet") as path:
+        pq.write_table(pa.table({"key": [sample_key("set", row) for row in rows], "status": status}), path)
+    publication.finish(len(rows[::2]), {"rows": len(rows)} if stats else {})
+
+
+PLANNED = [[0, 1, 2, 3], [4], [5, 6, 7], [8, 9, 10, 11, 12], [13, 14]]
+"""Shards hold as many rows as they need to have enough to fetch."""
+
+
+@pytest.fixture
+def ingested(tmp_path: Path) -> Folder:
+    """A sound dataset of a list: fifteen rows in five shards of different lengths."""
+    folder = Folder(tmp_path / "list")
+    for shard, rows in enumerate(PLANNED):
+        publish_rows(folder, shard, rows)
+    facts = {"schema": 1, "name": "set", "shards": 5, "rows": 15, "fingerprint": "f" * 16, "settings": {}}
+    folder.publish("dataset.json", json.dumps({**facts, "inputs": [{"name": "l.csv"}]}).encode())
+    assert problems(folder) == []
+    return folder
 
 
 SHARDS = [[sample(0), sample(1), sample(2)], [], [sample(3), sample(4)]]
@@ -276,7 +307,7 @@ def test_a_record_with_another_count_is_found(folder: Folder) -> None:
 
 def test_a_key_in_two_shards_is_found(folder: Folder) -> None:
     publish(folder, 2, [sample(0), sample(4)])
-    assert problems(folder) == ["key set-000000000 is in shards 00000 and 00002"]
+    assert problems(folder) == ["shard 00002: key set-000000000 is in an earlier shard too"]
 
 
 def test_no_dataset_is_refused(tmp_path: Path) -> None:
@@ -312,3 +343,77 @@ def test_rounds_belong_to_the_plan(folder: Folder) -> None:
     assert problems(folder) == ["shard 00004: not published"]
     folder.child("_rounds").publish("001.json", json.dumps({**added, "rows": 3}).encode())
     assert problems(folder) == ["the ledgers hold 10 rows, the plan 11"]
+
+
+DAMAGE: dict[str, Callable[[Folder, int], None]] = {
+    "no tar": lambda folder, shard: (folder.path / f"{shard:05d}.tar").unlink(),
+    "a cut tar": lambda folder, shard: os.truncate(folder.path / f"{shard:05d}.tar", 700),
+    "no ledger": lambda folder, shard: (folder.path / f"{shard:05d}.parquet").unlink(),
+    "a cut ledger": lambda folder, shard: os.truncate(folder.path / f"{shard:05d}.parquet", 100),
+    "no record": lambda folder, shard: next(folder.child("_records").path.glob(f"{shard:05d}.*")).unlink(),
+    "the ledger of another": lambda folder, shard: folder.publish(
+        f"{shard:05d}.parquet", folder.read(f"{(shard + 2) % 5:05d}.parquet")
+    ),
+}
+
+
+@pytest.mark.parametrize("shards", [[0], [2], [4], [0, 1], [1, 3]], ids=str)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_bad_shard_casts_no_doubt_on_the_others(ingested: Folder, damage: str, shards: list[int]) -> None:
+    for shard in shards:
+        DAMAGE[damage](ingested, shard)
+    assert {problem[: len("shard 00000")] for problem in problems(ingested)} == {f"shard {s:05d}" for s in shards}
+
+
+def test_a_bad_shard_whose_record_tells_no_rows_casts_no_doubt_either(ingested: Folder) -> None:
+    (next(ingested.child("_records").path.glob("00001.*"))).unlink()
+    publish_rows(ingested, 1, PLANNED[1], stats=False)
+    (ingested.path / "00001.parquet").unlink()
+    assert problems(ingested) == ["shard 00001: 00001.parquet is missing"]
+
+
+@pytest.mark.parametrize("rows", [[5, 6], [5, 7], [6, 7], [5, 6, 7, 8], [4, 5, 6]], ids=str)
+def test_rows_that_are_not_the_plans_are_found_where_it_is(ingested: Folder, rows: list[int]) -> None:
+    """Tar, ledger and record agree with each other, the plan had other rows."""
+    next(ingested.child("_records").path.glob("00002.*")).unlink()
+    publish_rows(ingested, 2, rows)
+    found = problems(ingested)
+    assert {problem[: len("shard 00000")] for problem in found} <= {"shard 00002", "shard 00003"}
+    assert any("ledger row" in problem for problem in found)
+
+
+def test_what_mends_is_named_and_nothing_where_nothing_is_wrong(ingested: Folder) -> None:
+    def mend() -> str:
+        return verify_dataset(ingested.url).mend
+
+    again = f"clipstill ingest l.csv --name set --out {ingested.url} (with the options it had)"
+    assert mend() == ""
+    (ingested.path / "00003.tar").unlink()
+    assert mend() == again
+    ingested.publish("00001.tar", bytes(10240))
+    assert mend() == f"rm {ingested.url}/_records/00001.*; then {again}"
+    (ingested.path / "00004.parquet").unlink()
+    assert mend() == f"rm {ingested.url}/_records/{{00001,00004}}.*; then {again}"
+
+
+def test_a_round_is_mended_by_another_command_than_the_plan(ingested: Folder) -> None:
+    added = {"first": 5, "shards": 2, "rows": 3, "fingerprint": "f" * 16}
+    ingested.child("_rounds").publish("001.json", json.dumps(added).encode())
+    publish_rows(ingested, 5, [1, 9])
+    report = verify_dataset(ingested.url)
+    assert report.problems == ("shard 00006: not published",)
+    assert report.mend == f"clipstill ingest retry {ingested.url}"
+    publish_rows(ingested, 6, [4])  # which was a sample at once
+    assert problems(ingested) == ["shard 00006: key set-000000004 is in an earlier shard too"]
+
+
+def test_a_round_may_bring_rows_that_follow_on_the_last_and_no_others(ingested: Folder) -> None:
+    added = {"first": 5, "shards": 2, "rows": 4, "fingerprint": "f" * 16}
+    ingested.child("_rounds").publish("001.json", json.dumps(added).encode())
+    publish_rows(ingested, 5, [3, 15])
+    publish_rows(ingested, 6, [16, 17])
+    assert problems(ingested) == []
+    next(ingested.child("_records").path.glob("00006.*")).unlink()
+    publish_rows(ingested, 6, [17, 18])
+    (problem,) = problems(ingested)
+    assert problem == "shard 00006: ledger row 0 is set-000000017, the input has 16 rows"

@@ -12,14 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clipstill.main import main
 from shards import Dataset, InProcess, UserError
 from teacher_cache.exchange import export_clip_retrieval, import_clip_retrieval
 from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
 from teacher_cache.views import ViewPolicy
+from tests.conftest import model_cfg
 
 WIDTH = 8
-OPTIONS: dict[str, Any] = {"teacher": "ViT-B-32:openai", "logit_scale": 100.0, "image_size": 224}
+OPTIONS: dict[str, Any] = {"teacher": "small:8d", "logit_scale": 100.0, "image_size": 224}
 
 
 def unit(seed: int, rows: int) -> np.ndarray:
@@ -121,7 +123,7 @@ def test_captions_are_compared_where_the_metadata_has_them(
             super().start(task)
 
     # The column that samples are matched by may be the very same.
-    assert bring(tmp_path, column="caption", key_column="caption", teacher="ViT-L-14:openai").samples == 1
+    assert bring(tmp_path, column="caption", key_column="caption", teacher="large:8d").samples == 1
     report = import_clip_retrieval(*places, WithoutMetadata(), **OPTIONS)
     assert (report.samples, report.absent, report.left_out) == (2, 0, {"changed": 1})
 
@@ -165,5 +167,54 @@ def test_an_export_is_what_an_import_reads(tmp_path: Path, make_dataset: Callabl
     assert [row["caption"] for table in tables for row in table.to_pylist()] == [captions[at] for at in chosen]
     again = import_clip_retrieval(*(str(tmp_path / name) for name in ("out", "set", "again")), InProcess(), **OPTIONS)
     assert (again.samples, again.absent, again.unused) == (4, 1, 0)
-    facts = json.loads((tmp_path / "again" / "vit-b-32-openai" / "teacher.json").read_text())
-    assert (facts["spec"], facts["embed_dim"]) == ("ViT-B-32:openai", WIDTH)
+    facts = json.loads((tmp_path / "again" / "small-8d" / "teacher.json").read_text())
+    assert (facts["spec"], facts["embed_dim"]) == ("small:8d", WIDTH)
+
+
+def test_samples_are_joined_by_a_column_that_both_sides_have(
+    tmp_path: Path, make_dataset: Callable[..., Dataset], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the captions here, in another order; one of theirs is nobody's, one stands twice, one of ours is not there."""
+    dataset = make_dataset(tmp_path / "set", [5])
+    shard = dataset.shards[0]
+    captions = [shard.caption(row) for row in (3, 0, 2, 2, 1)]
+    columns = {"image_path": [f"{row:09d}" for row in range(6)], "caption": [*captions, "nobody's"]}
+    written = write(tmp_path / "emb", "0", columns, seed=4, kinds="img")
+    command = ["cache", "import", str(tmp_path / "set"), str(tmp_path / "emb"), "--format", "clip-retrieval"]
+    command += ["--teacher", "small:8d", "--image-size", "32", "--in-process", "--key-column", "caption"]
+    assert main([*command, "--out", str(tmp_path / "cache")]) == 0
+    told = capsys.readouterr().out
+    assert "3 samples have embeddings now" in told
+    assert "1 of yours are not there, 1 left out as ambiguous; 1 rows there are not yours" in told
+    cache = TeacherCache.open(str(tmp_path / "cache"), dataset, None, Join(policy="none"))
+    found = cache.image(np.array([[0, 3], [0, 0], [0, 1]]), np.zeros(3, np.int64))
+    np.testing.assert_allclose(found, written["img"][[0, 1, 4]], atol=1e-3)
+    assert main([*command, "--column", "caption", "--out", str(tmp_path / "again")]) == 0
+    assert main([*command, "--column", "address", "--out", str(tmp_path / "no")]) == 2
+    assert "no column 'address'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("claim", "values"),
+    [
+        ({"teacher": "ViT-B-32:openai", "image_size": 224}, ["512", "8"]),
+        ({"teacher": "ViT-L/14", "image_size": 224}, ["768", "8"]),
+        ({"teacher": "FOLDER", "image_size": 224}, ["32", "224"]),
+        ({"teacher": "FOLDER", "image_size": 32, "kind": "squash"}, ["crops", "--squash"]),
+    ],
+)
+def test_what_cannot_be_that_teachers_is_refused_without_its_weights(
+    tmp_path: Path, make_dataset: Callable[..., Dataset], claim: dict[str, Any], values: list[str]
+) -> None:
+    keys = make_dataset(tmp_path / "set", [2]).shards[0].keys
+    write(tmp_path / "emb", "0", {"image_path": keys}, seed=1)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"model_cfg": model_cfg(dim=WIDTH), "preprocess_cfg": {"resize_mode": "shortest"}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    teacher = str(folder) if claim["teacher"] == "FOLDER" else claim["teacher"]
+    with pytest.raises(UserError) as refused:
+        bring(tmp_path, **{**claim, "teacher": teacher})
+    assert all(value in str(refused.value) for value in values)
+    assert not (tmp_path / "cache").exists()
+    assert bring(tmp_path, **{**claim, "teacher": str(folder), "image_size": 32, "kind": "centre"}).samples == 2

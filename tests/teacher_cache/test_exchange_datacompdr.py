@@ -29,8 +29,8 @@ from teacher_cache.reader import TeacherCache
 from teacher_cache.views import EncodedImage, Operation, View, ViewPolicy
 
 WIDTHS = (6, 10)
-TEACHERS = (("ViT-L-14:openai", 6, 100.0), ("ViT-L-14:datacomp_xl_s13b_b90k", 10, 70.0))
-FOLDERS = ("vit-l-14-openai", "vit-l-14-datacomp_xl_s13b_b90k")
+TEACHERS = (("Small-L-14:openai", 6, 100.0), ("Small-L-14:datacomp_xl_s13b_b90k", 10, 70.0))
+FOLDERS = ("small-l-14-openai", "small-l-14-datacomp_xl_s13b_b90k")
 VIEWS, SYNTHETIC = 12, 3
 APPLE = [
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
@@ -359,7 +359,7 @@ def test_other_tars_do_not_go_into_the_same_cache(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"embeddings of other files: .*Import into a new .* from all files at once"):
         bring([str(tmp_path / "a.tar"), write_tar(tmp_path / "b.tar", samples[:1])], tmp_path)
     with pytest.raises(UserError, match=r"holds other embeddings: logit_scale was 100\.0, now 7\.0"):
-        bring([str(tmp_path / "a.tar")], tmp_path, teachers=(("ViT-L-14:openai", 6, 7.0), TEACHERS[1]))
+        bring([str(tmp_path / "a.tar")], tmp_path, teachers=(("Small-L-14:openai", 6, 7.0), TEACHERS[1]))
 
 
 @pytest.mark.parametrize(("form", "exact"), [("npz", True), ("pth.gz", False)])

@@ -31,15 +31,33 @@ def begin(*public: str) -> None:
     subprocess.run(["mount", "--bind", file.name, "/etc/resolv.conf"], check=True)
 
 
+def swallow(network: str = "5.5.0.0/16") -> None:
+    """A network that every route leads to and nobody answers in: connections there get neither yes nor no."""
+    gateway = network.replace(".0.0/", ".255.254/")
+    for command in (
+        "link add swallow type veth peer name swallowed",
+        f"addr add {gateway} dev swallow",
+        "link set swallow arp off up",
+        "link set swallowed up",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+
+
 class Resolver:
     """Answers for names: each query takes the next of its addresses, the last one for ever; others do not exist.
 
-    `seconds` is what each answer takes; queries are answered one after the other, as by a poor router.
+    `seconds` is what each answer takes; queries are answered one after the other, as by a poor router. Those that are
+    `silent` get none.
     """
 
-    def __init__(self, names: Mapping[str, Sequence[str]] | Callable[[str], Sequence[str]], seconds: float = 0) -> None:
+    def __init__(
+        self,
+        names: Mapping[str, Sequence[str]] | Callable[[str], Sequence[str]],
+        seconds: float = 0,
+        silent: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._names = names if callable(names) else lambda name: names.get(name, ())
-        self._seconds = seconds
+        self._seconds, self._silent = seconds, silent
         self.asked: dict[str, int] = {}
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 53))
@@ -49,15 +67,20 @@ class Resolver:
         while True:
             query, client = self._socket.recvfrom(512)
             time.sleep(self._seconds)
-            self._socket.sendto(self._answer(query), client)
+            answer = self._answer(query)
+            if answer is not None:
+                self._socket.sendto(answer, client)
 
-    def _answer(self, query: bytes) -> bytes:
+    def _answer(self, query: bytes) -> bytes | None:
         labels, place = [], 12
         while size := query[place]:
             labels.append(query[place + 1 : place + 1 + size].decode())
             place += size + 1
         question, kind = query[12 : place + 5], struct.unpack(">H", query[place + 1 : place + 3])[0]
         name = ".".join(labels).lower()
+        if self._silent(name):
+            self.asked[name] = self.asked.get(name, 0) + (kind == 1)
+            return None
         addresses = self._names(name)
         if kind != 1:
             return query[:2] + struct.pack(">5H", 0x8180 if addresses else 0x8183, 1, 0, 0, 0) + question

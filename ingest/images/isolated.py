@@ -1,0 +1,211 @@
+"""Images in processes of their own: one that takes too much, or crashes its decoder, costs its row and nothing else.
+
+A process is a fresh interpreter that is started when it is first needed and kept for many images. It gets body after
+body through a pipe and gives back what `ImageProcessor` makes of each. It may use so much CPU time for each image and
+so much memory, is the first to go when the machine has none left, prints nothing, and ends when its pipe does, however
+its parent ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from ingest.ledger import Fetched
+from ingest.settings import ImageSettings
+
+_MOST_BYTES = 460_000_000
+"""What a process may allocate beyond what it begins with; its `ImageProcessor` plans with less."""
+_SILENT_S = 600.0
+"""Nothing answers that late: the process is stopped, or waits for ever."""
+_TRIES = 2
+"""Something else may have ended the process; an image that ends two is to blame."""
+_LAST_S = 1.0
+"""How long a process that was told to end may take to do so."""
+_LENGTHS = struct.Struct("<IQ")
+
+
+class IsolatedProcessor:
+    """Like `ImageProcessor`, in other processes: one for each thread that calls `process` at the same time.
+
+    `cpu_s`: the CPU-seconds for one image.
+    """
+
+    def __init__(self, settings: ImageSettings, *, cpu_s: float = 10.0) -> None:
+        self._begin = json.dumps({"settings": asdict(settings), "cpu_s": cpu_s}).encode()
+        self._killed = Fetched(
+            error_class="killed_worker",
+            error_message=f"decoding it takes over {cpu_s:g} CPU-seconds or {_MOST_BYTES // 10**6} MB, or crashes",
+        )
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+        self._finalizer = weakref.finalize(self, _end_all, self._idle)
+
+    def process(self, body: bytes, digest: str | None = None) -> Fetched:
+        """What `ImageProcessor.process` returns, or the cause `killed_worker`."""
+        for _ in range(_TRIES):
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None:
+                child = _Child(self._begin)
+            try:
+                answer = child.ask({"digest": digest}, body)
+            except _DeadError as error:
+                if error.out_of_time:
+                    break
+                continue
+            with self._lock:
+                self._idle.append(child)
+            if answer is None:
+                break
+            return answer
+        return Fetched(**{**vars(self._killed), "bytes": len(body)})
+
+    def close(self) -> None:
+        """End the processes that are idle; whoever is in `process` still gets its answer."""
+        with self._lock:
+            _end_all(self._idle)
+
+
+def _end_all(children: list[_Child]) -> None:
+    while children:
+        children.pop().end()
+
+
+class _DeadError(Exception):
+    """The process ended without an answer; `out_of_time` if that was for the time it took."""
+
+    def __init__(self, *, out_of_time: bool) -> None:
+        super().__init__()
+        self.out_of_time = out_of_time
+
+
+class _Child:
+    def __init__(self, begin: bytes) -> None:
+        path = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from ingest.images.isolated import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            # What a terminal sends to all of a group is for the parent to answer.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        with suppress(BrokenPipeError):
+            _send(self._to, begin, b"")
+
+    def ask(self, request: dict[str, Any], body: bytes) -> Fetched | None:
+        """The image processed; None if it needed too much memory. Raises `_DeadError`."""
+        try:
+            _send(self._to, json.dumps(request).encode(), body)
+            described, image = self._answer()
+        except (BrokenPipeError, EOFError):
+            raise _DeadError(out_of_time=self.end() == -signal.SIGPROF) from None
+        except BaseException:
+            self.end()
+            raise
+        answer = json.loads(described)
+        return None if answer is None else Fetched(**answer, image=image or None)
+
+    def end(self) -> int:
+        """End it now; its exit status, negative for a signal."""
+        with suppress(OSError):
+            self._to.close()
+        # One that is ending by itself is not killed, so that its own status tells why.
+        if self._process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LAST_S)
+            self._process.kill()
+        self._from.close()
+        return self._process.wait()
+
+    def _answer(self) -> tuple[bytes, bytes]:
+        deadline = time.monotonic() + _SILENT_S
+        sizes = _LENGTHS.unpack(self._read(_LENGTHS.size, deadline))
+        described, image = (self._read(size, deadline) for size in sizes)
+        return described, image
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        """Exactly `size` bytes. Raises `EOFError` when they do not come."""
+        poll = select.poll()
+        poll.register(self._from, select.POLLIN)
+        data = bytearray()
+        while len(data) < size:
+            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+                raise EOFError
+            some = os.read(self._from.fileno(), size - len(data))
+            if not some:
+                raise EOFError
+            data += some
+        return bytes(data)
+
+
+def _send(into: IO[bytes], described: bytes, body: bytes) -> None:
+    into.write(_LENGTHS.pack(len(described), len(body)))
+    into.write(described)
+    into.write(body)
+    into.flush()
+
+
+def _receive(source: IO[bytes]) -> tuple[Any, bytes] | None:
+    """A described body; None at the end."""
+    lengths = source.read(_LENGTHS.size)
+    if len(lengths) < _LENGTHS.size:
+        return None
+    described, body = (source.read(size) for size in _LENGTHS.unpack(lengths))
+    return json.loads(described), body
+
+
+def serve() -> None:
+    """What a process does: image after image until its input ends."""
+    from ingest.images.processor import ImageProcessor  # noqa: PLC0415 - which imports this module
+
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    begin = _receive(source)
+    if begin is None:
+        return
+    processor = ImageProcessor(ImageSettings(**begin[0]["settings"]), alone=True)
+    _limit_memory()
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    while (received := _receive(source)) is not None:
+        request, body = received
+        # When it is over, the signal's default is to end the process.
+        signal.setitimer(signal.ITIMER_PROF, begin[0]["cpu_s"])
+        answer: dict[str, Any] | None
+        try:
+            answer = vars(processor.process(body, request["digest"])).copy()
+        except MemoryError:
+            answer = None
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        image = answer.pop("image") if answer is not None else None
+        del received, body
+        _send(sink, json.dumps(answer).encode(), image or b"")
+
+
+def _limit_memory() -> None:
+    """Let this process allocate `_MOST_BYTES` more than it has, where the system counts that (Linux)."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held = 1024 * int(next(line for line in lines if line.startswith("VmData")).split()[1])
+        resource.setrlimit(resource.RLIMIT_DATA, (held + _MOST_BYTES, held + _MOST_BYTES))

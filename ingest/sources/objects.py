@@ -1,0 +1,164 @@
+"""JSON objects, one a line or in one array. Values that are no text become JSON text; a name that is absent is null.
+
+Of an array that is broken somewhere, the next row is the next object that follows another one after a comma.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from ingest.sources.columns import Chosen
+from ingest.sources.reader import LONGEST, Block, Fault, FileReader, text_schema
+from ingest.sources.text import STRAY, decode, read_blocks, read_lines, readable, stray
+
+_ROWS = 10_000
+_SAMPLED = 1_000
+"""Objects whose names are taken for those of all."""
+_ENDS = (b"\n", b",", b"}")
+_BETWEEN = re.compile(r"[\s,]*")
+_AFTER_COMMA = re.compile(r",\s*\{")
+_SHORT = 16
+"""Characters: longer than a literal, an escape, or what stands between two items."""
+_NO_OBJECT = "JSON, but no object"
+
+_Row = dict[str, Any]
+
+
+class JsonReader(FileReader):
+    """A file may hold either form; its first character tells."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+
+    def schema(self, path: str) -> pa.Schema:
+        found = [row for row in islice(self._rows(path), _SAMPLED) if not isinstance(row, Fault)]
+        return text_schema(list(dict.fromkeys(name for row in found for name in row)))
+
+    def blocks(self, path: str, chosen: Chosen) -> Iterator[Block]:
+        rows = self._rows(path)
+        while batch := list(islice(rows, _ROWS)):
+            faults = {place: row for place, row in enumerate(batch) if isinstance(row, Fault)}
+            arrays = [
+                pa.array([None if isinstance(row, Fault) else _text(row.get(column)) for row in batch], pa.string())
+                for column in chosen.all
+            ]
+            yield Block(pa.table(arrays, text_schema(chosen.all)), faults)
+
+    def _rows(self, path: str) -> Iterator[_Row | Fault]:
+        head = next(read_blocks(path, self._encoding, _ENDS), b"")
+        return self._in_array(path) if head.lstrip().startswith(b"[") else self._in_lines(path)
+
+    def _in_lines(self, path: str) -> Iterator[_Row | Fault]:
+        for lines in read_lines(path, self._encoding):
+            for place, text in enumerate(lines.texts.to_pylist()):
+                is_stray = lines.stray is not None and lines.stray[place]
+                row = stray(self._encoding) if is_stray else _parse(text)
+                yield Fault(text, f"line {lines.numbers[place]}: {row}") if isinstance(row, str) else row
+
+    def _in_array(self, path: str) -> Iterator[_Row | Fault]:
+        for number, (raw, row) in enumerate(_Array(read_blocks(path, self._encoding, _ENDS)).items(), 1):
+            why = stray(self._encoding) if STRAY.search(raw) else row if isinstance(row, str) else None
+            if why is not None or isinstance(row, str):
+                yield Fault(readable(raw).rstrip(), f"item {number}: {why}")
+            else:
+                yield row
+
+
+class _Array:
+    """The items of a JSON array of which no more is held than the item that is being read and a few MB."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._decode = blocks, json.JSONDecoder().raw_decode
+        self._text, self._at = "", 0
+
+    def items(self) -> Iterator[tuple[str, _Row | str]]:
+        """Each item as it stands there, and as an object, or why it is none."""
+        while self._next() == "[":
+            self._at += 1
+            while (sign := self._next()) != "]":
+                if not sign:
+                    yield "", "the array does not end"
+                    return
+                raw, row = self._item()
+                yield raw, row
+                if isinstance(row, str) and not self._next():
+                    return
+            self._at += 1
+        if self._next():
+            yield self._text[self._at :], "this stands behind the array"
+
+    def _more(self) -> bool:
+        block = next(self._blocks, None)
+        if block is None or len(self._text) - self._at > LONGEST:
+            return False
+        self._text, self._at = self._text[self._at :] + decode(block)[0], 0
+        return True
+
+    def _next(self) -> str:
+        """The next character that is neither white space nor a comma; empty at the end."""
+        while True:
+            match = _BETWEEN.match(self._text, self._at)
+            assert match is not None
+            self._at = match.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _item(self) -> tuple[str, _Row | str]:
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except (ValueError, RecursionError) as error:
+                at = error.pos if isinstance(error, json.JSONDecodeError) else self._at
+                # A string that does not end, or an error at the very end, may be no more than the end of what is held.
+                may_go_on = "Unterminated" in str(error) or at > len(self._text) - _SHORT
+                if may_go_on and self._more():
+                    continue
+                return self._skip(at), _why(error)
+            raw, self._at = self._text[self._at : end], end
+            return raw, value if isinstance(value, dict) else _NO_OBJECT
+
+    def _skip(self, broken: int) -> str:
+        """Go on to what may be the next item after a place where this one is broken; returns what is passed over."""
+        begin, broken = 0, broken - self._at
+        while True:
+            for match in _AFTER_COMMA.finditer(self._text, self._at + begin):
+                if match.end() > self._at + max(broken, 1):
+                    raw, self._at = self._text[self._at : match.start()], match.end() - 1
+                    return raw
+            begin = max(len(self._text) - self._at - _SHORT, 0)
+            if not self._more():
+                end = self._text.rfind("]", self._at)
+                end = end if end >= 0 and not self._text[end + 1 :].strip() else len(self._text)
+                raw, self._at = self._text[self._at : end], end
+                return raw
+
+
+def _parse(line: str) -> _Row | str:
+    """An object, or why there is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return _why(error) if line.strip() else "it is blank"
+    return row if isinstance(row, dict) else _NO_OBJECT
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON ({error.msg}, at character {error.colno})"
+    return "JSON that is nested too deeply" if isinstance(error, RecursionError) else f"no JSON ({error})"
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # JSON can spell half of a surrogate pair, which no UTF-8 can hold.
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
