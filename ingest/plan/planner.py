@@ -205,6 +205,7 @@ class Planner:
                 reading.drop(part["rows"])
                 self.stages[-1] = stage
                 self.planned_now += part["rows"]
+                pa.default_memory_pool().release_unused()
                 if len(stage["parts"]) == 1:
                     self._warn_of_names(stage)
                 yield piece
