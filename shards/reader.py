@@ -229,6 +229,8 @@ def read_planning(folder: Folder) -> dict[str, Any] | None:
 
 
 def _read_facts(folder: Folder, name: str) -> dict[str, Any]:
+    if folder.is_local and not folder.path.is_dir():
+        raise FileNotFoundError
     facts: Any = None
     if folder.is_local and folder.path.is_file():
         raise NotADirectoryError

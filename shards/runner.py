@@ -229,11 +229,11 @@ def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATT
         UserError: a worker met something that only the user can mend; the run stops.
         IncompleteError: the run ended with shards missing; the message names them and why.
     """
-    work = _Work(task)
+    work = _Work(task, attempts)
     summary = Summary()
     try:
         with Meter(task.name, work.total, unit="shards") as meter:
-            for outcome in _outcomes(work, task, executor, meter, attempts):
+            for outcome in _outcomes(work, task, executor, meter):
                 if outcome.record is None:
                     work.failed.append(outcome)
                     work.tell(meter)
@@ -242,7 +242,7 @@ def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATT
                     work.tell(meter, 1, outcome.record.count)
     finally:
         work.close()
-    summary.skipped, summary.remade = work.skipped, work.withdrawn
+    summary.skipped, summary.remade = work.skipped, work.published.withdrawn
     _add_up(work.wanted, summary)
     if work.failed:
         causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in work.failed[:5])
@@ -263,14 +263,13 @@ class _Work:
     is over all the same: what is in flight shall end first.
     """
 
-    def __init__(self, task: ShardTask[Any]) -> None:
+    def __init__(self, task: ShardTask[Any], attempts: int) -> None:
+        self.attempts = attempts
         self._growing = task if isinstance(task, GrowingTask) else None
         known = [] if self._growing else list(task.specs())
         self._known = len(known)
         self._specs: Iterator[Spec | None] = task.specs() if self._growing else iter(known)
-        self._done: dict[Folder, dict[int, RecordName]] = {}
-        self._damaged: dict[Folder, dict[int, str]] = {}
-        self.withdrawn: list[str] = []
+        self.published = _Published()
         self._more = True
         self.again: deque[Spec] = deque()
         self.wanted: dict[Folder, set[int]] = {}
@@ -305,24 +304,11 @@ class _Work:
         return None if self._more or not self.again else self.again.popleft()
 
     def _is_done(self, spec: Spec) -> bool:
-        """Whether the record that `spec` asks for is there; it is withdrawn if its files are not as it says."""
-        folder, shard = spec.folder, spec.shard
-        if folder not in self._done:
-            # In each folder one listing of its records, and one of its files.
-            self._done[folder] = published_records(folder)
-            self._damaged[folder] = damaged_shards(folder, self._done[folder].values())
-            self.wanted[folder] = set()
-            self.failures.look(folder)
-        self.wanted[folder].add(shard)
-        name = self._done[folder].get(shard)
-        if name is None or name.fingerprint != spec.fingerprint:
-            return False
-        if shard in self._damaged[folder]:
-            folder.child(RECORDS).delete(str(name))
-            del self._done[folder][shard]
-            self.withdrawn.append(self._damaged[folder][shard])
-            return False
-        return True
+        if spec.folder not in self.wanted:
+            self.wanted[spec.folder] = set()
+            self.failures.look(spec.folder)
+        self.wanted[spec.folder].add(spec.shard)
+        return self.published.has(spec)
 
     def tell(self, meter: Meter, units: int = 0, items: int = 0) -> None:
         """Tell the meter what is done and how much there is, and whatever else is to be known."""
@@ -346,7 +332,7 @@ def _add_up(wanted: dict[Folder, set[int]], into: Summary) -> None:
                 into.stats.update(record.stats)
 
 
-def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Meter, attempts: int) -> Iterator[Outcome]:
+def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Meter) -> Iterator[Outcome]:
     """Final outcomes in order of completion; retries and the quarantine happen inside.
 
     The executor is started for the first spec that is to be run, and closed in the end.
@@ -370,7 +356,7 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
                 outcome = executor.wait()
                 flying -= 1
                 tries[outcome.spec] += 1
-                if _is_final(outcome, tries[outcome.spec], attempts, work):
+                if _is_final(outcome, tries[outcome.spec], work):
                     yield outcome
     finally:
         if started:
@@ -379,16 +365,41 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
         raise work.broken
 
 
-def _is_final(outcome: Outcome, tried: int, attempts: int, work: _Work) -> bool:
-    """Whether the outcome of the attempt number `tried` of `attempts` stands; else its spec is to be tried again."""
+def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
+    """Whether the outcome of the attempt number `tried` stands; else its spec is to be tried again."""
     if outcome.record is not None:
         work.failures.clear(outcome.spec)
         return True
     if outcome.error is not None:
         raise outcome.error
-    if outcome.kind == "transient" and tried < attempts:
+    if outcome.kind == "transient" and tried < work.attempts:
         log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
         work.again.append(outcome.spec)
         return False
     work.failures.add(outcome, tried)
     return True
+
+
+class _Published:
+    """What is done already: in each folder one listing of its records, and one of its files."""
+
+    def __init__(self) -> None:
+        self._names: dict[Folder, dict[int, RecordName]] = {}
+        self._damaged: dict[Folder, dict[int, str]] = {}
+        self.withdrawn: list[str] = []
+
+    def has(self, spec: Spec) -> bool:
+        """Whether the record that `spec` asks for is there; it is withdrawn if its files are not as it says."""
+        folder, shard = spec.folder, spec.shard
+        if folder not in self._names:
+            self._names[folder] = published_records(folder)
+            self._damaged[folder] = damaged_shards(folder, self._names[folder].values())
+        name = self._names[folder].get(shard)
+        if name is None or name.fingerprint != spec.fingerprint:
+            return False
+        if shard in self._damaged[folder]:
+            folder.child(RECORDS).delete(str(name))
+            del self._names[folder][shard]
+            self.withdrawn.append(self._damaged[folder][shard])
+            return False
+        return True

@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-plan-", dir=args.scratch) as scratch:
         body, goals = _measure(Path(scratch), rows)
     body |= {"machine": before, "versions": versions("numpy", "pyarrow"), "seconds": time.monotonic() - began}
+    _BENCH.mkdir(exist_ok=True)
+    # All that lies here can be made again.
+    (_BENCH / ".gitignore").write_text("*\n")
     folder = _BENCH / "quick" if args.quick else RESULTS
     return finish(folder, "plan", body, goals, write_page=None, judged=not args.quick)
 

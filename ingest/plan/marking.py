@@ -187,7 +187,7 @@ def _says_something(captions: pa.ChunkedArray) -> np.ndarray:
     sure: np.ndarray = pc.fill_null(pc.match_substring_regex(captions, "[0-9A-Za-z]"), False).to_numpy()
     # What is white space, Python says, as where it is decided what to fetch.
     others = captions.filter(pa.array(~sure)).to_pylist()
-    result = sure.copy()
+    result: np.ndarray = sure.copy()
     result[~sure] = [bool(text and text.strip()) for text in others]
     return result
 

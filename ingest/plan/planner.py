@@ -26,7 +26,7 @@ from ingest.plan.sense import Sense
 from ingest.plan.stages import Part, Stage, is_whole, publish_planning, publish_whole, read_stages, remove_remains
 from ingest.settings import IngestSettings
 from ingest.sources import Source
-from shards import Folder, UserError, copies, fingerprint, published_records
+from shards import Folder, UserError, copies, fingerprint, published_records, sound_records
 from shards.errors import full_disk
 from shards.keys import check_dataset_name
 from shards.reader import SCHEMA_VERSION, read_rounds
@@ -104,7 +104,7 @@ class Planner:
             UserError: an input that turns out to be unusable or senseless, or a full disk.
         """
         names = set(self._out.child(PLAN).names())
-        made = published_records(self._out) if any(stage["parts"] for stage in self.stages) else {}
+        made = sound_records(self._out) if any(stage["parts"] for stage in self.stages) else {}
         for piece in self.planned():
             if piece.part["name"] not in names:
                 wanted = [f"{shard:05d}.parquet" for shard in piece.lacking(made)]
@@ -205,6 +205,7 @@ class Planner:
                 reading.drop(part["rows"])
                 self.stages[-1] = stage
                 self.planned_now += part["rows"]
+                pa.default_memory_pool().release_unused()
                 if len(stage["parts"]) == 1:
                     self._warn_of_names(stage)
                 yield piece

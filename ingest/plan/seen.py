@@ -20,9 +20,9 @@ import numpy as np
 from shards import Folder
 
 _FAN = 4
-_QUERIES = 1 << 15
+_QUERIES = 1 << 13
 """Looked up at a time, so that of a large run only so many pages are in memory."""
-_MERGED = 1 << 20
+_MERGED = 1 << 18
 """Entries merged at a time."""
 _ROW_BITS = np.uint64(48)
 _ROW = np.uint64((1 << 48) - 1)

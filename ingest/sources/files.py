@@ -99,11 +99,9 @@ def look_at_input(path: str) -> dict[str, Any]:
     """An input file's `name`, its `bytes` and when it was last `modified`: text or a number, null if the store does not
     say. Nothing is read. Raises `UserError` if it cannot be looked at.
     """
-    try:
+    with explained(path):
         fs, plain = fsspec.core.url_to_fs(path)
         info = fs.info(plain)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error})", where=path) from None
     marks = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"))
     modified = next((mark if isinstance(mark, int | float) else str(mark) for mark in marks if mark), None)
     return {"name": path.rsplit("/", 1)[-1], "bytes": info.get("size"), "modified": modified}

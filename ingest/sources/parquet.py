@@ -35,18 +35,19 @@ class ParquetReader(FileReader):
 
     def blocks(self, path: str, chosen: Chosen, skip: int = 0) -> Iterator[Block]:
         """As in the protocol, but from row `skip` of the file on: row groups before it are not read."""
-        number = 1
+        number = 1 + skip
         with open_raw(path) as file:
             # Otherwise the columns of a row group, which may be all of a file, are read whole.
             parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
             first, groups = 0, parquet.metadata.num_row_groups
-            while first < groups and skip >= number - 1 + (rows := parquet.metadata.row_group(first).num_rows):
-                first, number = first + 1, number + rows
+            while first < groups and skip >= (rows := parquet.metadata.row_group(first).num_rows):
+                first, skip = first + 1, skip - rows
             for batch in parquet.iter_batches(_ROWS, columns=chosen.all, row_groups=range(first, groups)):
-                over = min(max(0, skip - (number - 1)), batch.num_rows)
+                over = min(skip, batch.num_rows)
+                skip -= over
                 if over < batch.num_rows:
-                    yield self._block(batch.select(chosen.all).slice(over), chosen, number + over)
-                number += batch.num_rows
+                    yield self._block(batch.select(chosen.all).slice(over), chosen, number)
+                    number += batch.num_rows - over
 
     def _block(self, batch: pa.RecordBatch, chosen: Chosen, number: int) -> Block:
         columns: dict[str, pa.Array] = {}

@@ -209,7 +209,7 @@ def test_a_full_disk_is_a_failure_like_any_other(
 import resource, signal, sys
 from clipstill.main import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (11_000, 11_000))
 sys.exit(main({[str(word) for word in command(listing, out, "--in-process")]!r}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
