@@ -117,7 +117,7 @@ class Transfer:
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(settings.connect_timeout * 1000)))
         handle.setopt(pycurl.NOSIGNAL, 1)
         # Through a proxy of the environment's, nobody would see which address is asked in the end.
-        handle.setopt(pycurl.PROXY, settings.proxy or "")
+        handle.setopt(pycurl.PROXY, _looking_up(settings.proxy or ""))
         handle.setopt(pycurl.NOPROXY, "")
         handle.setopt(_SUPPRESS_CONNECT_HEADERS, 1)
         handle.setopt(pycurl.BUFFERSIZE, _BUFFER)
@@ -331,3 +331,9 @@ class Transfer:
         if self.size > self._max_bytes:
             return Outcome(*_FAILURES[pycurl.E_FILESIZE_EXCEEDED])
         return Outcome()
+
+
+def _looking_up(proxy: str) -> str:
+    """The proxy by the scheme that has it look names up: with the plain ones of SOCKS, curl would do so here."""
+    scheme, mark, place = proxy.partition("://")
+    return {"socks4": "socks4a", "socks5": "socks5h"}.get(scheme, scheme) + mark + place

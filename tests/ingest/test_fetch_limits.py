@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socketserver
 import subprocess
 import sys
 import threading
@@ -163,6 +164,37 @@ def test_a_proxy_that_is_named_is_asked_for_names_and_addresses(
         "http://10.0.0.1/b Basic dXNlcjp3b3Jk",
         "http://name.invalid/a Basic dXNlcjp3b3Jk",
     ]
+
+
+class _Socks(socketserver.StreamRequestHandler):
+    """SOCKS 5 without a password, and what is asked behind it; knows names only."""
+
+    def handle(self) -> None:
+        self.rfile.read(self.rfile.read(2)[1])
+        self.wfile.write(b"\5\0")
+        request = self.rfile.read(5)
+        self.server.asked.append(self.rfile.read(request[4]).decode() if request[3] == 3 else "an address")  # type: ignore[attr-defined]
+        self.rfile.read(2)
+        self.wfile.write(b"\5\0\0\1" + bytes(6))
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_a_socks_proxy_looks_names_up_whatever_it_is_called(scheme: str) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Socks) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            place = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+            (answer,) = fetch(["http://name.invalid/a"], proxy=place, retries=0)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (answer.error_class, answer.size) == (None, 2)
+    assert server.asked == ["name.invalid"]  # type: ignore[attr-defined]
 
 
 def test_a_proxy_that_is_not_there_is_no_connection() -> None:
