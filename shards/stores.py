@@ -26,7 +26,8 @@ def told(error: BaseException) -> tuple[str, str] | None:
         return f"cannot be reached ({text})", "Check the address and the network"
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or text})", "Check the path and its permissions"
-    if isinstance(error, ImportError | ValueError):
+    # fsspec hands on what it does not understand of a path, which then is an argument too many somewhere.
+    if isinstance(error, ImportError | ValueError | TypeError):
         return f"cannot be opened ({text})", "Check the path"
     return None
 

@@ -31,6 +31,7 @@ def opts_out(value: str, agent: str, directives: Collection[str] = OPT_OUTS) -> 
     A list of rules, each for everybody or, after `NAME:`, for the agent of that name alone until the next name.
     Rules may have values with colons (`max-snippet:50`), and dates with commas too.
     """
+    wanted = frozenset(directives)
     for_us, in_date = True, False
     for part in re.split("[,;]", value.lower()):
         words = part.strip()
@@ -38,7 +39,7 @@ def opts_out(value: str, agent: str, directives: Collection[str] = OPT_OUTS) -> 
         in_date = in_date and words[:1].isdigit()
         while ":" in words and not in_date:
             name, _, rest = (text.strip() for text in words.partition(":"))
-            if name in OPT_OUTS or name in directives or len(name) > 100 or not _AGENT.fullmatch(name):
+            if name in OPT_OUTS or name in wanted or len(name) > 100 or not _AGENT.fullmatch(name):
                 break
             if name.startswith("max-"):
                 # The value may be `none`.
@@ -47,7 +48,7 @@ def opts_out(value: str, agent: str, directives: Collection[str] = OPT_OUTS) -> 
                 words, in_date = rest, True
             else:
                 for_us, words = name == "*" or name.partition("/")[0] == agent, rest
-        if for_us and any(word in directives for word in re.split(r"[\s:]+", words)):
+        if for_us and not wanted.isdisjoint(re.split(r"[\s:]+", words)):
             return True
     return False
 

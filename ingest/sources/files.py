@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import fsspec
@@ -129,7 +129,10 @@ _READING: dict[str, pa.NativeFile] = {}
 def read_so_far(path: str) -> int:
     """How many bytes into a file its reader is; 0 if none is at it."""
     file = _READING.get(path)
-    return 0 if file is None or file.closed else int(file.tell())
+    # Whoever reads it may close it meanwhile.
+    with suppress(pa.ArrowException, ValueError, OSError):
+        return 0 if file is None or file.closed else int(file.tell())
+    return 0
 
 
 @contextmanager

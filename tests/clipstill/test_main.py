@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,9 +62,9 @@ def test_help_ends_with_an_example_that_would_parse(command: list[str], capsys: 
         (["distill", "x", "--student", "a", "--steps", "1", "--out", "x", "--loss", "warm=1"], ["'warm'", "affinity"]),
         (["distill", "x", "--student", "a", "--steps", "1", "--out", "x", "--loss", "fd"], ["--cache"]),
         (["distill", "x", "--student", "a", "--steps", "1", "--out", "x", "--loss", "affinity=a"], ["'a'", "number"]),
-        (["evaluate", "nowhere/model", "x"], ["nowhere/model", "no such folder"]),
-        (["evaluate", "ViT-B-33:openai", "x"], ["ViT-B-33", "ViT-B-32"]),
-        (["evaluate", "ViT-B-32:mine", "x"], ["'mine'", "laion2b_s34b_b79k"]),
+        (["evaluate", "nowhere/model", "data"], ["nowhere/model", "no such folder"]),
+        (["evaluate", "ViT-B-33:openai", "data"], ["ViT-B-33", "ViT-B-32"]),
+        (["evaluate", "ViT-B-32:mine", "data"], ["'mine'", "laion2b_s34b_b79k"]),
         (["evaluate", "ViT-B-32:openai", "x", "--classes", "text.csv"], ["text.csv", "templates"]),
         (["export", "nowhere/model", "--out", "x"], ["nowhere/model", "no such folder"]),
     ],
@@ -73,10 +74,14 @@ def test_bad_input_is_one_line_and_status_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    make_dataset: Any,
+    *,
     arguments: list[str],
     told: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "data" in arguments:
+        make_dataset(tmp_path / "data", [2])
     Path("text.csv").write_text("address,caption\nhttp://127.0.0.1/a,b\n")
     Path("empty.tsv").write_text("")
     assert main(arguments) == 2

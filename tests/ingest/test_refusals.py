@@ -99,7 +99,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "no size": ("good.tsv --format cc3m --image-size 0", "image size 0"),
     "no bytes": ("good.tsv --format cc3m --max-bytes 0", "limit of 0 bytes"),
     "more pixels than can be": ("good.tsv --format cc3m --max-pixels 1000000000", "1000000000 pixels"),
-    "a file for a folder": ("good.tsv --format cc3m --out file", "cannot be used (File exists)"),
+    "a file for a folder": ("good.tsv --format cc3m --out file", "this is a file, and a dataset is a folder"),
     "a file above the folder": ("good.tsv --format cc3m --out file/below", "cannot be used (Not a directory)"),
     "a folder that cannot be": ("good.tsv --format cc3m --out /proc/clipstill", "/proc/clipstill"),
     "negative workers": ("good.tsv --format cc3m --workers -1", "-1 workers"),
@@ -151,7 +151,8 @@ def test_damage_is_told_with_status_one(inputs: Path, clipstill_here: Callable[.
     path = inputs / "out" / "00000.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     done = clipstill_here("shards", "verify", "out")
-    first, last = done.stdout.splitlines()
+    first, *_, counted, mend = done.stdout.splitlines()
     assert done.returncode == 1
     assert first.startswith("shard 00000: 00000.parquet cannot be read")
-    assert last.startswith("1 problems: 1 shards")
+    assert counted.startswith("1 problems: 1 shards")
+    assert mend.startswith("to mend it: rm ")
