@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingest import plan
@@ -11,7 +13,7 @@ from ingest.fetch import Fetcher, make_room
 from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
-from shards import Folder, Summary, UserError, published_records, run_shards
+from shards import Folder, IncompleteError, Summary, UserError, published_records, read_records, run_shards
 from shards.places import refuse_other_things
 from shards.reader import DATASET, PLANNING
 from shards.runner import Executor
@@ -19,6 +21,7 @@ from shards.runner import Executor
 log = logging.getLogger(__name__)
 
 _HELP = {
+    "filtered_where": "No row meets all conditions: check their spelling",
     "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
     "bad_url": "Only http and https are fetched: check --url-column",
     "bad_row": "Check --format, --columns, --quoted and --encoding",
@@ -39,14 +42,23 @@ class IngestReport:
     failed: dict[str, int]
     summary: Summary
 
-    @property
-    def main_cause(self) -> str | None:
-        """If no row became a sample though some should have: the cause of most of them, and what can be done."""
-        failed = {cause: count for cause, count in self.failed.items() if cause not in {"duplicate", "filtered_where"}}
-        if self.samples or not failed:
-            return None
-        cause, count = max(failed.items(), key=lambda item: item[1])
-        return f"{count} are {cause}. {_HELP.get(cause, 'error_message in the ledgers says more of each')}"
+
+def refuse_nothing(out: str, reports: Sequence[IngestReport]) -> None:
+    """Raise `IncompleteError`, with the cause of most rows, if no row of the dataset at `out` became a sample in these
+    runs or in those before: however short the list is, that is no success.
+    """
+    if any(report.samples for report in reports):
+        return
+    records = list(read_records(Folder(out)).values())
+    if any(record.count for record in records):
+        return
+    counts = Counter[str]()
+    for record in records:
+        counts.update({name: int(count) for name, count in record.stats.items()})
+    failed = {name.removeprefix("failed."): count for name, count in counts.items() if name.startswith("failed.")}
+    cause, count = max(failed.items(), key=lambda item: item[1])
+    do = _HELP.get(cause, "error_message in the ledgers says more of each")
+    raise IncompleteError(f"{out}: none of {counts['rows']} rows became a sample: {count} are {cause}. {do}")
 
 
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:

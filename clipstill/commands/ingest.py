@@ -7,7 +7,6 @@ import shlex
 from typing import TYPE_CHECKING
 
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
-from shards.errors import IncompleteError
 
 if TYPE_CHECKING:
     from ingest import IngestReport, NetworkSettings
@@ -201,8 +200,7 @@ def _network(args: argparse.Namespace) -> NetworkSettings:
 
 def run(args: argparse.Namespace) -> int:
     from ingest import ImageSettings, IngestSettings, SourceSettings, ingest  # noqa: PLC0415 - `--help` stays fast
-    from shards import Folder  # noqa: PLC0415
-    from shards.reader import read_rounds  # noqa: PLC0415
+    from ingest.run import refuse_nothing  # noqa: PLC0415
 
     settings = IngestSettings(
         source=SourceSettings(
@@ -250,13 +248,13 @@ def run(args: argparse.Namespace) -> int:
     if remade := report.summary.remade:
         more = f" and {len(remade) - 5} more" if len(remade) > 5 else ""
         show(f"{len(remade)} of them made again: {'; '.join(remade[:5])}{more}")
-    if report.main_cause is not None and not read_rounds(Folder(args.out)):
-        raise IncompleteError(f"{args.out}: none of {report.rows} rows became a sample: {report.main_cause}")
+    refuse_nothing(args.out, [report])
     return 0
 
 
 def run_retry(args: argparse.Namespace) -> int:
     from ingest import retry  # noqa: PLC0415
+    from ingest.run import refuse_nothing  # noqa: PLC0415
 
     executor = make_executor(args, workers=cores(), cpus=1)
     reports = retry(args.out, _network(args), executor, stop_on_collapse=not args.no_stop, attempts=args.attempts)
@@ -264,6 +262,7 @@ def run_retry(args: argparse.Namespace) -> int:
         _tell(report, args.out)
     if not reports:
         show("nothing to fetch again: no row failed that may pass")
+    refuse_nothing(args.out, reports)
     return 0
 
 

@@ -143,7 +143,10 @@ class Source:
         number, rows, total = self._reading
         done = float(sum(sizes[:number]))
         if number < len(sizes):
-            done += sizes[number] * rows / total if total else read_so_far(self.paths[number])
+            # A reader that is at an end may have closed its file already.
+            done += (
+                sizes[number] * rows / total if total else read_so_far(self.paths[number]) or sizes[number] * bool(rows)
+            )
         return min(1.0, done / max(1, sum(sizes)))
 
     def _belongs(self, file: str) -> bool:
