@@ -145,8 +145,11 @@ class ShardWatch:
                     return  # another shard's trial was about these rows
                 judged = list(watch.recent) if window else self._rows
                 failed = [seen for seen in judged if seen.group is not None]
-                witnesses = list(watch.witnesses)
                 watch.recent.clear()
+            time.sleep(_PAUSE_S)
+            with watch.lock:
+                # Those too that have answered meanwhile, in other shards.
+                witnesses = list(watch.witnesses)
             answered, from_failed = _ask_again(engine, failed, witnesses)
             with watch.lock:
                 if from_failed:
@@ -173,8 +176,7 @@ class ShardWatch:
 
 
 def _ask_again(engine: Engine, failed: Sequence[_Seen], witnesses: Sequence[Request]) -> tuple[bool, bool]:
-    """Whether anything answers after a pause, and whether one of the failed rows does: the last ones, one a host."""
-    time.sleep(_PAUSE_S)
+    """Whether anything answers now, and whether one of the failed rows does: the last ones, one a host."""
     engine.forget_failures()
     probes = [seen.request for seen in {seen.host: seen for seen in failed}.values()][-_PROBES:]
     results = engine.fetch([*probes, *witnesses])

@@ -37,6 +37,11 @@ _WORDS: dict[str, Cause] = {
     "bad_url": Cause(
         LIST, "No http(s) URL: empty, a local path, or without a host.", "If there are many, look at --url-column."
     ),
+    "bad_boxes": Cause(
+        LIST,
+        "The boxes of faces to blur could not be read, and without them the picture is not stored.",
+        "Mend the column that --blur-faces names.",
+    ),
     "no_caption": Cause(LIST, "The row has no text.", "Nothing; or, for images alone, --no-captions, which " + _ANEW),
     "blocked_address": Cause(
         FORBIDDEN,

@@ -60,7 +60,7 @@ def several(world: Any, tmp_path_factory: pytest.TempPathFactory, save_teacher: 
         policy=POLICY,
         captions=captions,
     )
-    other = (TeacherSpec(save_teacher(root / "other", seed=5, image=32, dim=24), "other"),)
+    other = (TeacherSpec(save_teacher(root / "model", seed=5, image=32, dim=24), "other"),)
     made = {
         "one": base,
         "other": replace(base, teachers=other),

@@ -60,7 +60,7 @@ def test_a_hostile_header_is_read_quickly() -> None:
     for piece in ("a:", "a: ", "1", "a", ",", "max-a:", "unavailable_after:", ": ", "a a:"):
         for end in ("", "!:", ":!", ",!:x"):
             assert not opts_out(piece * (100_000 // len(piece)) + end, "clipstill")
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 20  # what grows with the square of a header takes minutes
 
 
 def test_the_agents_name() -> None:
