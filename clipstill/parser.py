@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 _ADDING = (argparse._AppendAction, argparse._HelpAction)
 
@@ -21,6 +22,13 @@ class Parser(argparse.ArgumentParser):
         if args is not None and self._subparsers is None:
             self._check_options(args)
         return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """One line and the way to the others, instead of all options; where a command is missing, all there are."""
+        if self._subparsers is not None and message.startswith("the following arguments are required"):
+            self.print_help(sys.stderr)
+            self.exit(2)
+        self.exit(2, f"{self.prog}: error: {message}. See `{self.prog} --help`\n")
 
     def _check_options(self, args: Sequence[str]) -> None:
         seen: dict[int, str] = {}

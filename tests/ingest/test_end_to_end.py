@@ -158,7 +158,8 @@ def run(
     def ingest(*options: str) -> tuple[Path, Any]:
         out = tmp_path_factory.mktemp("out") / "set"
         chosen = ["--format", "cc3m", "--name", "set", "--out", out, "--shard-size", SHARD, "--image-size", 48]
-        limits = ["--deadline", 3, "--connect-timeout", 1, "--retries", 1, "--max-bytes", 30_000, "--max-pixels", 10**6]
+        limits = ["--deadline", 3, "--connect-timeout", 1, "--max-bytes", 30_000, "--max-pixels", 10**6]
+        limits += [] if "--retries" in options else ["--retries", 1]
         return out, clipstill("ingest", listing, *chosen, *limits, "--allow-address", "127.0.0.1", *options)
 
     return ingest
@@ -168,6 +169,11 @@ def run(
 def here(run: Callable[..., tuple[Path, Any]]) -> tuple[Path, Any]:
     """Everything in one process."""
     return run("--in-process", "--connections", "16")
+
+
+def only_progress(told: str, work: str) -> bool:
+    """Whether nothing is told but how far it is: how often depends on the clock."""
+    return all(line.startswith(f"{work}: ") and " shards" in line for line in told.splitlines())
 
 
 def ledger(out: Path) -> list[dict[str, Any]]:
@@ -194,7 +200,7 @@ def test_the_command_says_what_became_of_the_rows_and_nothing_else(here: tuple[P
     shards = len(shards_of(rows))
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"ingest: {shards}/{shards} shards")
-    assert len(done.stderr.splitlines()) == 1
+    assert only_progress(done.stderr, "ingest")
     first, *middle, hint, last = done.stdout.splitlines()
     assert hint.startswith("bad_row: error_message in the ledger names each one's line and fault")
     failed = causes.total() - causes["duplicate"]
@@ -283,7 +289,7 @@ def test_the_dataset_is_sound(here: tuple[Path, Any], rows: list[Row], clipstill
     assert (report.rows, report.samples) == (len(rows), sum(row.cause is None for row in rows))
     done = clipstill("shards", "verify", out)
     assert (done.returncode, done.stdout[:6]) == (0, "sound:")
-    assert len(done.stderr.splitlines()) == 1
+    assert only_progress(done.stderr, "verify")
 
 
 def test_the_statistics_are_img2datasets(here: tuple[Path, Any], rows: list[Row]) -> None:
@@ -315,7 +321,7 @@ def test_ray_makes_the_same_bytes_and_keeps_to_itself(
     site.hits["/flaky"] = 0
     out, done = run("--workers", "2", "--connections", "3")
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert only_progress(done.stderr, "ingest"), done.stderr
     assert done.stdout == here[1].stdout.replace(str(here[0]), str(out))
     assert snapshot(out) == snapshot(here[0])
 
