@@ -194,7 +194,7 @@ def test_no_pickled_code_runs(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "evil": Evil(trace)}, tmp_path / "evil.pt")
     (tmp_path / "evil.bin").write_bytes(pickle.dumps(Evil(trace)))
     for name in ("evil.pt", "evil.bin"):
-        with pytest.raises(UserError, match="weights cannot be loaded"):
+        with pytest.raises(UserError, match=r"Python objects|cannot be loaded"):
             load_model(f"ViT-Tiny-8:{tmp_path}/{name}")
     assert not trace.exists()
 

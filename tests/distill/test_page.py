@@ -429,7 +429,7 @@ def test_a_run_without_settings_or_facts_has_a_page_that_says_so(make_run: Calla
 
 
 def test_what_is_no_run_is_told_in_one_line(tmp_path: Path, make_run: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match=r"nowhere: no run in this folder\. Give what"):
+    with pytest.raises(UserError, match=r"nowhere: no run in this folder: .* no such folder\. Give what"):
         write_run_page(tmp_path / "nowhere")
     (make_run() / "settings.json").write_text('{"settings": ')
     with pytest.raises(UserError, match=r"a/settings\.json: it is not JSON"):

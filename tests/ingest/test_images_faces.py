@@ -122,7 +122,7 @@ def test_a_list_of_faces_is_blurred_or_warned_of(
     boxes = pa.array([[list(BOX[0])], [[1.0, 2.0, 300.0, 4.0]], []], pa.list_(pa.list_(pa.float64())))
     pq.write_table(pa.table({"url": urls, "text": ["a", "b", "c"], "face_bboxes": boxes}), tmp_path / "a.parquet")
     common = ["ingest", tmp_path / "a.parquet", "--format", "datacomp", "--name", "set", "--image-size", "400"]
-    common += ["--allow-address", "127.0.0.1", "--in-process"]
+    common += ["--allow-address", "127.0.0.1"]
     done = clipstill_here(*common, "--out", tmp_path / "plain")
     assert done.returncode == 0, done.stderr
     assert caplog.text.count("not blurred without --blur-faces") == 1

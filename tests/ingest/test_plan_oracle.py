@@ -110,6 +110,7 @@ def planned_row(rows: list[Row], row: int, first_of: dict[tuple[str, str], int])
         "duplicate_of": None if first == row else f"set-{first:09d}",
         "filtered_by": None if given.kept else WHERE,
         "digest": (given.digest or "").strip().lower() or None,
+        "fault": None,
     }
 
 

@@ -213,4 +213,4 @@ def test_a_lost_ledger_is_one_line(listing: Path, clipstill_here: Callable[..., 
     (out / "00001.parquet").unlink()
     done = clipstill_here("ingest retry", out)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "00001.parquet is missing" in done.stderr
+    assert "1 of 3 shards are missing. Run the same `clipstill ingest` command again" in done.stderr
