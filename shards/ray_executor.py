@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.ray_session import RayLostError, RaySession, ray_session
 from shards.runner import Host, Outcome
 from shards.task import ShardTask, Spec
@@ -29,7 +29,6 @@ R = TypeVar("R")
 _LOOK_EVERY_S = 2.0
 _TRIES = 3
 """So many workers in a row that die before they begin, or starts of Ray that bring nothing, and there is no use."""
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class _Actor(Host):
@@ -175,12 +174,18 @@ class RayExecutor:
             self._calls[seat.actor.begin.remote()] = seat
 
     def submit(self, spec: Spec) -> None:
+        if not self._waiting and not any(seat.at for seat in self._seats):
+            # There was nothing that could have ended.
+            self._moved = time.monotonic()
         self._waiting.append(spec)
 
-    def wait(self) -> Outcome:
+    def wait(self, most: float | None = None) -> Outcome | None:
+        until = math.inf if most is None else time.monotonic() + most
         while not self._ended:
             try:
-                self._step()
+                left = max(0.0, until - time.monotonic())
+                if not self._step(min(left, _LOOK_EVERY_S)) and time.monotonic() >= until:
+                    return None
             except RayLostError as lost:
                 self._renew(str(lost))
         self._moved = time.monotonic()
@@ -190,17 +195,22 @@ class RayExecutor:
             self._renewals = 0
         return outcome
 
-    def _step(self) -> None:
-        """Hand out what waits and see what came of one call; look around every few seconds."""
+    def _step(self, most: float) -> bool:
+        """Hand out what waits and see what came of one call, if one ends within `most` seconds: whether one did.
+
+        Looks around every few seconds.
+        """
         import ray  # noqa: PLC0415
 
+        ended: list[Any] = []
         try:
             self._hand_out()
             if self._calls:
-                for call in ray.wait(list(self._calls), num_returns=1, timeout=_LOOK_EVERY_S)[0]:
+                ended, _ = ray.wait(list(self._calls), num_returns=1, timeout=most)
+                for call in ended:
                     self._take(call)
             else:
-                time.sleep(_LOOK_EVERY_S)
+                time.sleep(most)
         except (ray.exceptions.RayError, ConnectionError):
             self._machines()  # knows better
             raise
@@ -208,6 +218,7 @@ class RayExecutor:
             self._fill()
             self._say_what_stands()
             self._looked = time.monotonic()
+        return bool(ended)
 
     def _hand_out(self) -> None:
         """Give what waits to whoever has least to do; what died once goes first, and only to a worker with nothing."""
@@ -334,7 +345,7 @@ class RayExecutor:
 
 def _cause(error: Exception) -> tuple[str, str]:
     """Why a worker died, in one line, and all that Ray says of it."""
-    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    lines = [line for line in map(one_line, str(error).splitlines()) if line]
     if any("low on memory" in line for line in lines):
         return "its machine ran out of memory", "\n".join(lines)
     # Where the worker could not even begin, the last line is the cause.

@@ -11,7 +11,6 @@ import errno
 import importlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -23,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UserError
+from shards.errors import UserError, one_line
 from shards.scratch import end_processes_of, scratch_in, short_root
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,6 @@ _LONGEST = 43
 _PATIENCE_S = 20.0
 """So long a cluster's server may be silent; it may be on its way up again."""
 _TOKEN = secrets.token_hex(32)
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RayLostError(Exception):
@@ -180,7 +178,7 @@ class RaySession:
 
     def _told(self, error: Exception) -> UserError:
         where = repr(self.address or "this machine")
-        text = " ".join(_COLOUR.sub("", str(error)).split()) or type(error).__name__
+        text = one_line(str(error)) or type(error).__name__
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -191,7 +189,7 @@ class RaySession:
                 )
             text = f"{text} {cause}"
             cause = cause.__cause__ or cause.__context__
-        shown = " ".join(_COLOUR.sub("", str(error)).split())[:300]
+        shown = one_line(str(error))[:300]
         if "uthenticat" in text:
             return UserError(
                 f"the Ray cluster at {where} asks for its token, and was given none or another",

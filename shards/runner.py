@@ -18,7 +18,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
-from shards.errors import IncompleteError, ShardError, UserError, disk_is_full
+from shards.errors import IncompleteError, ShardError, UserError, disk_is_full, one_line
 from shards.progress import Meter
 from shards.publication import SupersededError
 from shards.record import RECORDS, RecordName, ShardRecord, compact, damaged_shards, published_records
@@ -64,8 +64,11 @@ class Executor(Protocol):
 
     def submit(self, spec: Spec) -> None: ...
 
-    def wait(self) -> Outcome:
-        """Block until one submitted spec has ended."""
+    def wait(self, most: float | None = None) -> Outcome | None:
+        """See to it that what was submitted begins where there is room, and block until one spec has ended.
+
+        None if none has within `most` seconds; an executor that runs specs in the calling thread takes what that takes.
+        """
         ...
 
     def close(self) -> None: ...
@@ -91,7 +94,7 @@ class Host:
         except UserError as error:
             return Outcome(spec, kind="user", cause=str(error), error=error)
         except ShardError as error:
-            return Outcome(spec, kind="permanent", cause=_one_line(error), trace=traceback.format_exc())
+            return Outcome(spec, kind="permanent", cause=one_line(str(error)), trace=traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
             return _failed(spec, error)
 
@@ -111,12 +114,8 @@ def _failed(spec: Spec, error: Exception) -> Outcome:
     if full is not None:
         # Every other shard would be made, and lost, in the same way.
         return Outcome(spec, kind="user", cause=str(full), error=full)
-    cause = f"{type(error).__name__}: {_one_line(error)}"
+    cause = f"{type(error).__name__}: {one_line(str(error))}"
     return Outcome(spec, kind="transient", cause=cause, trace=traceback.format_exc())
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 class InProcess:
@@ -149,13 +148,16 @@ class InProcess:
     def submit(self, spec: Spec) -> None:
         self._waiting.put(spec)
 
-    def wait(self) -> Outcome:
+    def wait(self, most: float | None = None) -> Outcome | None:
         assert self._host is not None
         if not self._threads:
             spec = self._waiting.get()
             assert spec is not None
             return self._host.run(spec)
-        ended = self._ended.get()
+        try:
+            ended = self._ended.get(timeout=most)
+        except Empty:
+            return None
         if isinstance(ended, BaseException):
             raise ended
         return ended
@@ -341,23 +343,28 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
     flying, started = 0, False
     try:
         while flying or not work.over:
-            while not work.over and (not started or flying < executor.slots):
+            asks = not work.over and (not started or flying < executor.slots)
+            if asks:
                 spec = work.next()
-                if spec is None:
-                    if not work.over:
-                        work.tell(meter)
-                    continue
-                if not started:
-                    executor.start(task)
-                    started = True
-                executor.submit(spec)
-                flying += 1
-            if flying:
-                outcome = executor.wait()
-                flying -= 1
-                tries[outcome.spec] += 1
-                if _is_final(outcome, tries[outcome.spec], work):
-                    yield outcome
+                if spec is not None:
+                    if not started:
+                        executor.start(task)
+                        started = True
+                    executor.submit(spec)
+                    flying += 1
+                elif not work.over:
+                    work.tell(meter)
+            if not flying:
+                continue
+            # The next spec may be long in coming: what is known begins, and what has ended is seen, before it is asked
+            # for. It is there that time passes then, not here too.
+            outcome = executor.wait(0.0 if asks else None)
+            if outcome is None:
+                continue
+            flying -= 1
+            tries[outcome.spec] += 1
+            if _is_final(outcome, tries[outcome.spec], work):
+                yield outcome
     finally:
         if started:
             executor.close()

@@ -39,8 +39,8 @@ class _Timed(InProcess):
         super().__init__()
         self.published: list[float] = []
 
-    def wait(self) -> Outcome:
-        outcome = super().wait()
+    def wait(self, most: float | None = None) -> Outcome | None:
+        outcome = super().wait(most)
         self.published.append(time.perf_counter())
         return outcome
 

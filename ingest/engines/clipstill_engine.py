@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from queue import SimpleQueue
@@ -179,7 +180,9 @@ class ClipstillEngine:
         """All that is under way is lost; whoever waits for it shall know why."""
         broken, self._fetcher = self._fetcher, None
         if broken is not None:
-            broken.close()
+            # Whatever that raises tells nobody anything new, and must not end the only thread that drives.
+            with suppress(Exception):
+                broken.close()
         else:
             # Not even a new one could be made.
             time.sleep(_PAUSE_S)

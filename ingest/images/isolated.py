@@ -40,7 +40,7 @@ _LENGTHS = struct.Struct("<IQ")
 
 
 class IsolatedProcessor:
-    """Like `ImageProcessor`, in other processes: one for each thread that calls `process` at the same time.
+    """Like `ImageProcessor`, in another process: threads take turns, so that memory does not grow with their number.
 
     `cpu_s`: the CPU-seconds for one image.
     """
@@ -51,12 +51,16 @@ class IsolatedProcessor:
             error_class="killed_worker",
             error_message=f"decoding it takes over {cpu_s:g} CPU-seconds or {_MOST_BYTES // 10**6} MB, or crashes",
         )
-        self._lock = threading.Lock()
+        self._turn, self._lock = threading.Lock(), threading.Lock()
         self._idle: list[_Child] = []
         self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
     def process(self, body: bytes, digest: str | None = None, boxes: Boxes = ()) -> Fetched:
         """What `ImageProcessor.process` returns, or the cause `killed_worker`."""
+        with self._turn:
+            return self._process(body, digest, boxes)
+
+    def _process(self, body: bytes, digest: str | None, boxes: Boxes) -> Fetched:
         for _ in range(_TRIES):
             with self._lock:
                 child = self._idle.pop() if self._idle else None
@@ -102,6 +106,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             env={**os.environ, "PYTHONPATH": path},
             # What a terminal sends to all of a group is for the parent to answer.
             start_new_session=True,
@@ -109,15 +114,19 @@ class _Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
+        # One that is stopped takes nothing more than fits into the pipe.
+        os.set_blocking(self._to.fileno(), False)
         with suppress(BrokenPipeError):
-            _send(self._to, begin, b"")
+            self._write(_head(begin, b""), time.monotonic() + _SILENT_S)
 
     def ask(self, request: dict[str, Any], body: bytes) -> Fetched | None:
         """The image processed; None if it needed too much memory. Raises `_DeadError`."""
+        deadline = time.monotonic() + _SILENT_S
         try:
-            _send(self._to, json.dumps(request).encode(), body)
-            described, image = self._answer()
-        except (BrokenPipeError, EOFError):
+            self._write(_head(json.dumps(request).encode(), body), deadline)
+            self._write(body, deadline)
+            described, image = self._answer(deadline)
+        except (BrokenPipeError, EOFError, TimeoutError):
             raise _DeadError(out_of_time=self.end() == -signal.SIGPROF) from None
         except BaseException:
             self.end()
@@ -137,20 +146,22 @@ class _Child:
         self._from.close()
         return self._process.wait()
 
-    def _answer(self) -> tuple[bytes, bytes]:
-        deadline = time.monotonic() + _SILENT_S
+    def _write(self, data: bytes, deadline: float) -> None:
+        rest = memoryview(data)
+        while rest:
+            _wait_for(self._to, select.POLLOUT, deadline)
+            rest = rest[os.write(self._to.fileno(), rest) :]
+
+    def _answer(self, deadline: float) -> tuple[bytes, bytes]:
         sizes = _LENGTHS.unpack(self._read(_LENGTHS.size, deadline))
         described, image = (self._read(size, deadline) for size in sizes)
         return described, image
 
     def _read(self, size: int, deadline: float) -> bytes:
         """Exactly `size` bytes. Raises `EOFError` when they do not come."""
-        poll = select.poll()
-        poll.register(self._from, select.POLLIN)
         data = bytearray()
         while len(data) < size:
-            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
-                raise EOFError
+            _wait_for(self._from, select.POLLIN, deadline)
             some = os.read(self._from.fileno(), size - len(data))
             if not some:
                 raise EOFError
@@ -158,11 +169,16 @@ class _Child:
         return bytes(data)
 
 
-def _send(into: IO[bytes], described: bytes, body: bytes) -> None:
-    into.write(_LENGTHS.pack(len(described), len(body)))
-    into.write(described)
-    into.write(body)
-    into.flush()
+def _wait_for(pipe: IO[bytes], event: int, deadline: float) -> None:
+    poll = select.poll()
+    poll.register(pipe, event)
+    if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+        raise TimeoutError
+
+
+def _head(described: bytes, body: bytes) -> bytes:
+    """What goes before a body."""
+    return _LENGTHS.pack(len(described), len(body)) + described
 
 
 def _receive(source: IO[bytes]) -> tuple[Any, bytes] | None:
@@ -201,7 +217,10 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         image = answer.pop("image") if answer is not None else None
         del received, body
-        _send(sink, json.dumps(answer).encode(), image or b"")
+        image = image or b""
+        sink.write(_head(json.dumps(answer).encode(), image))
+        sink.write(image)
+        sink.flush()
 
 
 def _limit_memory() -> None:

@@ -32,7 +32,7 @@ _LONGEST = {"jpg": 65_500, "png": 1_000_000, "webp": 16_383}
 _OUTPUT_BYTES = 10
 """What resizing, turning and encoding hold for each pixel of the result."""
 _MOST_BYTES = 420_000_000
-"""What the images being decoded at one time may hold: with the process itself, under 700 MB."""
+"""What the images being decoded at one time may hold, here or in a process of their own: in all, under 700 MB."""
 _UNFORESEEABLE_S = 2.0
 """CPU-seconds for an image whose header does not tell what it costs."""
 
@@ -63,7 +63,9 @@ class ImageProcessor:
             return self._process(body, digest, boxes)
         except UnforeseeableError:
             assert self._isolated is not None
-            return self._isolated.process(body, digest, boxes)
+            # What that takes is as much as all that is decoded here may.
+            with self._room.taken(_MOST_BYTES):
+                return self._isolated.process(body, digest, boxes)
         except RefusedError as error:
             # Not the error itself: with its traceback it would hold this frame, and the body, until a collection.
             cause, message = error.cause, str(error)

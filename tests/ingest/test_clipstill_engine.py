@@ -172,6 +172,29 @@ def test_what_breaks_the_fetching_reaches_every_caller_and_then_it_goes_on(
     ours.close()
 
 
+def test_what_breaks_again_when_it_is_cleared_away_does_not_end_the_fetching(
+    site: Any, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = engine()
+    fetcher = type(ours._fetcher)
+    close = fetcher.close
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError("no disk")
+
+    def close_and_break(it: Any) -> None:
+        close(it)
+        monkeypatch.undo()
+        raise OSError("nor anything else")
+
+    monkeypatch.setattr(fetcher, "poll", broken)
+    monkeypatch.setattr(fetcher, "close", close_and_break)
+    with pytest.raises(OSError, match="no disk"):
+        list(ours.fetch([Request(site.add_stall("cleared", b"x", 0))]))
+    assert [result.error_class for _, result in ours.fetch([Request(site.add("sound", picture()))])] == [None]
+    ours.close()
+
+
 def test_closing_ends_those_who_wait(site: Any) -> None:
     ours = engine()
     failed: list[BaseException] = []

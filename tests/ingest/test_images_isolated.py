@@ -77,12 +77,13 @@ def test_bytes_and_causes_are_those_of_this_process(isolated: IsolatedProcessor)
     assert len(children_of(os.getpid())) == 1
 
 
-def test_several_threads_have_a_process_each(isolated: IsolatedProcessor) -> None:
+def test_several_threads_take_turns_at_one_process(isolated: IsolatedProcessor) -> None:
     bodies = [encode(noise(300 + number, 200), "JPEG") for number in range(12)]
     here = ImageProcessor(ImageSettings(), alone=True)
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(isolated.process, bodies)) == [here.process(body) for body in bodies]
-    assert len(children_of(os.getpid())) <= 2
+    # None has ended, so there was never another.
+    assert len(children_of(os.getpid())) == 1
 
 
 def test_a_picture_that_ends_its_process_costs_its_row(isolated: IsolatedProcessor) -> None:
@@ -120,6 +121,43 @@ def test_a_process_that_was_ended_by_something_else_costs_nothing(isolated: Isol
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not children_of(os.getpid()))
     assert isolated.process(good()) == before
+
+
+def test_a_process_that_is_stopped_holds_nobody_up(
+    isolated: IsolatedProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no more of the body than fits into a pipe, 64 kB, and does not answer."""
+    body = encode(noise(400, 300), "PNG")
+    assert len(body) > 200_000
+    before = isolated.process(body)
+    (stopped,) = children_of(os.getpid())
+    os.kill(stopped, signal.SIGSTOP)
+    # Too short for a new one to start, too.
+    monkeypatch.setattr("ingest.images.isolated._SILENT_S", 0.05)
+    assert isolated.process(body).error_class == "killed_worker"
+    assert children_of(os.getpid()) == []
+    monkeypatch.undo()
+    assert isolated.process(body) == before
+
+
+def test_nothing_is_decoded_here_while_the_process_works() -> None:
+    """Together they would hold twice what all threads may."""
+    processor = ImageProcessor(ImageSettings())
+    body = encode(noise(400, 300), "TIFF")
+    assert processor.process(body).status == "success"
+    (child,) = children_of(os.getpid())
+    os.kill(child, signal.SIGSTOP)
+    with ThreadPoolExecutor(2) as threads:
+        there = threads.submit(processor.process, body)
+        try:
+            wait_until(lambda: processor._room._free == 0)
+            here = threads.submit(processor.process, good())
+            with pytest.raises(TimeoutError):
+                here.result(0.3)
+        finally:
+            os.kill(child, signal.SIGCONT)
+        assert (there.result().status, here.result().status) == ("success", "success")
+    processor.close()
 
 
 def test_a_picture_that_takes_too_long_says_the_same_in_every_run() -> None:

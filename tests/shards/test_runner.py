@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,7 @@ from shards import (
 from shards.publication import Publication
 from shards.ray_executor import RayExecutor
 from shards.runner import Outcome
+from tests.conftest import encoded, picture
 
 # Ray's workers do not have the folder of the tests on their path.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -165,6 +168,7 @@ def test_only_what_is_missing_or_was_made_otherwise_is_made(start: Start, out: F
     for path in changed.glob("00002.*"):
         path.unlink()
     for path in changed.glob("00003.*"):
+        path.write_text(path.read_text().replace("a000000000000003", "b000000000000003"))
         path.rename(path.with_name(path.name.replace(".a", ".b")))
     task = Task(out, 4)
     summary = run_shards(task, start())
@@ -271,9 +275,10 @@ class Recording(InProcess):
         self.most = max(self.most, self.held)
         super().submit(spec)
 
-    def wait(self) -> Outcome:
-        self.held -= 1
-        return super().wait()
+    def wait(self, most: float | None = None) -> Outcome | None:
+        outcome = super().wait(most)
+        self.held -= outcome is not None
+        return outcome
 
 
 def test_no_more_is_in_flight_than_there_are_slots(out: Folder) -> None:
@@ -289,6 +294,40 @@ def test_a_worker_is_at_as_many_shards_at_once_as_its_task_says(start: Start, ou
     at_once = [int((task.diary / f"at-once-{shard}").read_text()) for shard in range(9)]
     workers = len(list((task.diary / "opened").iterdir()))
     assert 3 <= max(at_once) <= 3 * workers
+
+
+@dataclass(frozen=True)
+class Growing(Task):
+    """Each shard becomes known when the one before has begun; without `ends` it stays open whether another comes."""
+
+    overlap: int = 3
+    ends: bool = True
+
+    def specs(self) -> Iterator[Spec | None]:
+        deadline = time.monotonic() + DEADLINE
+        for spec in Task.specs(self):
+            yield spec
+            while not (self.diary / f"tries-{spec.shard}").exists():
+                assert time.monotonic() < deadline, f"{spec.shard} has not begun"
+                time.sleep(0.005)
+                yield None
+        while not self.ends:
+            assert time.monotonic() < deadline, "nobody saw what ended"
+            time.sleep(0.005)
+            yield None
+
+    def outlook(self) -> tuple[int, str]:
+        return self.count, ""
+
+
+def test_what_is_known_begins_while_the_next_is_long_in_coming(start: Start, out: Folder) -> None:
+    # None of them ends before all have begun, and there is room for more.
+    assert run_shards(Growing(out, 2, meet=2), start()).finished == 2
+
+
+def test_what_ends_is_seen_while_the_next_is_long_in_coming(start: Start, out: Folder) -> None:
+    with pytest.raises(UserError, match="7 is too many"):
+        run_shards(Growing(out, 2, {1: ["user"]}, ends=False), start())
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -350,11 +389,31 @@ def test_a_shard_that_kills_its_worker_each_time_is_quarantined(out: Folder) -> 
     assert payload(task).keys() == {"00000.txt", "00002.txt"}
 
 
+class _Picture(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(encoded(picture(1, 64, 48)))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def pictures() -> Iterator[str]:
+    """The address of a server that has a picture at every path."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Picture)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.usefixtures("ray_here")
-def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path: Path) -> None:
+def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path: Path, pictures: str) -> None:
     address = ray.get_runtime_context().gcs_address
-    (tmp_path / "list.tsv").write_text("a\thttp://127.0.0.1:1/x.jpg\n" * 3)
-    where = f"--out {tmp_path}/out --shard-size 1 --workers 8 --ray-address {address}"
+    (tmp_path / "list.tsv").write_text("".join(f"a\t{pictures}/{number}.jpg\n" for number in range(3)))
+    where = f"--out {tmp_path}/out --shard-size 1 --workers 8 --ray-address {address} --allow-address 127.0.0.1"
     command = f"ingest {tmp_path}/list.tsv --format cc3m --name set {where}".split()
     done = subprocess.run(
         [Path(sys.executable).with_name("clipstill"), *command],
@@ -365,9 +424,9 @@ def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "3 shards made" in done.stdout
-    # How many lines of progress there are is the clock's business.
+    # How many lines of progress there are, and what rate the last one gives, is the clock's business.
     *progress, last = done.stderr.splitlines()
-    assert last == "ingest: 3/3 shards", done.stderr
+    assert last.startswith("ingest: 3/3 shards"), done.stderr
     assert all(line.startswith("ingest: ") for line in progress), done.stderr
     assert run_shards(Task(Folder(tmp_path / "after"), 2), RayExecutor(2)).finished == 2
 
