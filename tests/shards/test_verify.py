@@ -407,6 +407,18 @@ def test_a_round_is_mended_by_another_command_than_the_plan(ingested: Folder) ->
     assert problems(ingested) == ["shard 00006: key set-000000004 is in an earlier shard too"]
 
 
+def test_what_a_list_had_grown_by_is_mended_from_the_list_as_it_is_by_now(ingested: Folder) -> None:
+    inputs = [{"name": "l.csv"}, {"name": "more.csv"}]
+    added = {"first": 5, "shards": 1, "rows": 2, "row": 15, "fingerprint": "f" * 16, "inputs": inputs}
+    ingested.child("_rounds").publish("001.json", json.dumps(added).encode())
+    again = f"clipstill ingest l.csv more.csv --name set --out {ingested.url} (with the options it had)"
+    assert verify_dataset(ingested.url).mend == again
+    publish_rows(ingested, 5, [15, 16])
+    assert verify_dataset(ingested.url).problems == ()
+    (ingested.path / "00003.tar").unlink()
+    assert verify_dataset(ingested.url).mend == again
+
+
 def test_a_round_may_bring_rows_that_follow_on_the_last_and_no_others(ingested: Folder) -> None:
     added = {"first": 5, "shards": 2, "rows": 4, "fingerprint": "f" * 16}
     ingested.child("_rounds").publish("001.json", json.dumps(added).encode())
