@@ -208,12 +208,14 @@ def _value_sizes(values: pa.Array) -> np.ndarray:
     if isinstance(values, pa.ExtensionArray):
         return _value_sizes(values.storage)
     if pa.types.is_struct(kind):
-        return np.sum([_value_sizes(field) for field in values.flatten()], axis=0) + np.zeros(len(values), np.int64)
+        return sum(map(_value_sizes, values.flatten()), np.zeros(len(values), np.int64))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         within = np.concatenate([[0], np.cumsum(_value_sizes(values.flatten()))])
         ends = np.cumsum(pc.fill_null(pc.list_value_length(values), 0).to_numpy(), dtype=np.int64)
         between: np.ndarray = np.diff(within[ends], prepend=0)
         return between
+    if pa.types.is_fixed_size_list(kind):
+        return np.full(len(values), 8 * kind.list_size, np.int64)
     lengths = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
     if any(is_one(kind) for is_one in lengths):
         counted: np.ndarray = pc.fill_null(pc.binary_length(values), 0).to_numpy().astype(np.int64)

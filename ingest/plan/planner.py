@@ -258,7 +258,8 @@ class Planner:
         return table
 
     def _write(self, name: str, table: pa.Table, ends: list[int]) -> Part:
-        table = table.combine_chunks()
+        # With a chunk more it is copied in any case: a slice is written with bits of the row after it.
+        table = pa.concat_tables([table, table.schema.empty_table()]).combine_chunks()
         tables = [table.slice(start, end - start) for start, end in zip([0, *ends], ends, strict=False)]
         place = self._out.child(PLAN)
         with full_disk(str(place) if self._out.is_local else f"{place} or $TMPDIR"):
