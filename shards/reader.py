@@ -207,7 +207,7 @@ def read_dataset_facts(folder: Folder, *, unfinished: bool = False) -> dict[str,
     planning = read_planning(folder)
     try:
         facts = _read_facts(folder, DATASET)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         if planning is None:
             raise UserError(
                 f"no dataset here (there is no {DATASET}): this is {what_is_at(folder)}",
@@ -224,7 +224,7 @@ def read_planning(folder: Folder) -> dict[str, Any] | None:
     """`planning.json`: what is known of a dataset, or of rows that are being added to it, until their plan is whole."""
     try:
         return _read_facts(folder, PLANNING)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
 
 
@@ -232,8 +232,6 @@ def _read_facts(folder: Folder, name: str) -> dict[str, Any]:
     if folder.is_local and not folder.path.is_dir():
         raise FileNotFoundError
     facts: Any = None
-    if folder.is_local and folder.path.is_file():
-        raise NotADirectoryError
     with contextlib.suppress(ValueError):
         facts = json.loads(folder.read(name))
     if not isinstance(facts, dict) or "schema" not in facts:

@@ -20,15 +20,7 @@ from PIL import Image
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
 from shards.progress import Meter
-from shards.reader import (
-    Shard,
-    is_planned,
-    is_retry,
-    planned_shards,
-    read_dataset_facts,
-    read_rounds,
-    shards_of,
-)
+from shards.reader import Shard, is_planned, is_retry, planned_shards, read_dataset_facts, read_rounds, stage_of
 from shards.record import RECORDS, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
@@ -180,16 +172,14 @@ def _mend(folder: Folder, facts: dict[str, Any], unmade: set[int], damaged: set[
     numbers = ",".join(f"{shard:05d}" for shard in sorted(damaged))
     records = f"{out}/{RECORDS}/{f'{{{numbers}}}' if len(damaged) > 1 else numbers}.*"
     again = [f"rm {records}"] if damaged and folder.is_local else [f"delete {records}"] if damaged else []
-    rounds = read_rounds(folder)
-    retries = {shard for added in rounds if is_retry(added) for shard in shards_of(added)}
-    broken = (unmade | damaged) & planned_shards(folder, facts).keys()
-    if broken - retries:
-        # A list that has grown is given as it is by now.
-        lists = [facts, *(added for added in rounds if not is_retry(added))]
+    last = max(planned_shards(folder, facts))
+    lists = [stage for stage in [facts, *read_rounds(folder)] if not is_retry(stage)]
+    retried = {is_retry(stage_of(folder, facts, shard)) for shard in unmade | damaged if shard <= last}
+    if False in retried:
         names = [entry["name"] for entry in lists[-1].get("inputs", [])]
         inputs = " ".join(map(shlex.quote, names[:3])) + (" ..." if len(names) > 3 else "")
         again.append(f"clipstill ingest {inputs} --name {facts['name']} --out {out} (with the options it had)")
-    if broken & retries:
+    if True in retried:
         again.append(f"clipstill ingest retry {out}")
     return "; then ".join(again)
 

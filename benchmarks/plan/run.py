@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ingest import IngestSettings, SourceSettings
 from ingest.plan import Planning
-from shards.record import RECORDS, RecordName
+from shards.record import RECORDS, ShardRecord
 
 WHERE = ("similarity >= 0.3", "NSFW == UNLIKELY")
 
@@ -30,7 +30,11 @@ def main(listing: str, out: str) -> None:
                 continue
             if not shards:
                 _say(first=time.monotonic() - began)
-            (records / str(RecordName(spec.shard, spec.fingerprint, "0" * 16))).touch()
+            record = ShardRecord(spec.shard, spec.fingerprint, "", 0, ())
+            # Whole or not there, whenever this is killed; and not synced to disk, which would be most of the time.
+            beside = records / ".record.tmp"
+            beside.write_text(record.to_json())
+            beside.rename(records / str(record.name))
             shards += 1
             if planning.rows != known:
                 known = planning.rows
@@ -42,8 +46,14 @@ def main(listing: str, out: str) -> None:
         shards=shards,
         seconds=time.monotonic() - began,
         cpu=usage.ru_utime + usage.ru_stime,
-        memory=usage.ru_maxrss * 1024,
+        memory=_peak(),
     )
+
+
+def _peak() -> int:
+    """The most bytes of memory that this program had at once. `ru_maxrss` would begin with that of its parent."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def _say(**values: float) -> None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
 from typing import Any
 
 import fsspec
 
 from ingest.plan.ahead import StoppedError
+from ingest.plan.parts import read_rows
 from ingest.plan.stages import Stage, is_whole
 from ingest.settings import IngestSettings
 from ingest.sources import Source, hash_input
+from ingest.sources.quoted import UNCLOSED
 from shards import Folder, UserError, fingerprint
 from shards.fingerprint import first_difference
 
@@ -102,6 +105,10 @@ def has_grown(out: Folder, stages: Sequence[Stage], source: Source, settings: In
         raise _another(
             out, f"input {before[-1]['name']} has grown, and its last row of then was not ended by a line feed"
         )
+    if grown and _ends_within_quotes(out, stages):
+        raise _another(
+            out, f"input {before[-1]['name']} has grown, and a quote was open at its end: rows of then may go on now"
+        )
     more = grown or len(now) > len(before)
     if more and not is_whole(last):
         raise UserError(
@@ -151,6 +158,16 @@ def _ends_a_line(path: str, size: int) -> bool:
     with fsspec.open(path, "rb") as file:
         file.seek(size - 1)
         return bool(file.read(1) == b"\n")
+
+
+def _ends_within_quotes(out: Folder, stages: Sequence[Stage]) -> bool:
+    """Whether the last rows are faulty since a quote was never closed: what follows may close it."""
+    last = next(stage for stage in reversed(stages) if stage["shards"])
+    try:
+        faults = read_rows(out, last, last["first"] + last["shards"] - 1)["fault"].to_pylist()
+    except UserError:
+        return False  # They are planned again, and refused if they are others now.
+    return any(fault.endswith(UNCLOSED) for fault in takewhile(bool, reversed(faults)))
 
 
 def _another(out: Folder, difference: str) -> UserError:

@@ -20,17 +20,22 @@ MOST_CAPTIONS = 1000
 """Captions of other rows kept with a sample: a placeholder's URL may stand in millions of rows."""
 _MOST_ROWS = 64
 """A shard has at most so many times the rows that are to be fetched of it: a filter may leave none for long."""
+SHARD_BYTES = 1 << 29
+"""And no more bytes of rows than this, but for one that has more by itself: a column of text holds at most 2 GiB."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """Consecutive rows of the input: the table that a `Source` gives, and of the rows that may be fetched (they have a
     URL and are not filtered) their `places` in it, int64, with the `hashes` of URL and promised digest.
+
+    `sizes` are the rows' bytes, (n,) int64: a row has the same wherever the blocks that were read begin and end.
     """
 
     table: pa.Table
     places: np.ndarray
     hashes: Hashes
+    sizes: np.ndarray
 
     @staticmethod
     def of(table: pa.Table) -> Rows:
@@ -46,7 +51,7 @@ class Rows:
             named = pc.coalesce(both, some["url"])
         assert len(named) == len(places)
         assert not named.null_count
-        return Rows(table, places, Hashes.of(named.cast(pa.binary()).to_pylist()))
+        return Rows(table, places, Hashes.of(named.cast(pa.binary()).to_pylist()), row_sizes(table))
 
     @staticmethod
     def joined(several: Sequence[Rows]) -> Rows:
@@ -55,11 +60,13 @@ class Rows:
         starts = np.cumsum([0, *(rows.table.num_rows for rows in several[:-1])])
         places = [rows.places + start for rows, start in zip(several, starts.tolist(), strict=True)]
         table = pa.concat_tables([rows.table for rows in several])
-        return Rows(table, np.concatenate(places), Hashes.joined([rows.hashes for rows in several]))
+        sizes = np.concatenate([rows.sizes for rows in several])
+        return Rows(table, np.concatenate(places), Hashes.joined([rows.hashes for rows in several]), sizes)
 
     def slice(self, start: int, end: int) -> Rows:
         low, high = np.searchsorted(self.places, [start, end])
-        return Rows(self.table.slice(start, end - start), self.places[low:high] - start, self.hashes[slice(low, high)])
+        table, places = self.table.slice(start, end - start), self.places[low:high] - start
+        return Rows(table, places, self.hashes[slice(low, high)], self.sizes[start:end])
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -162,10 +169,12 @@ def shard_ends(marks: Marks, size: int, most: int, *, ended: bool) -> list[int]:
     """Where the shards that are complete end, as numbers of rows from the first on.
 
     A shard has `size` rows to be fetched and those that need no fetch up to the next one that does; but in all at most
-    64 times `size` rows, or `most` if that is less (and more than `size`). The input's end completes the last one.
+    64 times `size` rows, or `most` if that is less (and more than `size`), and `SHARD_BYTES`. The input's end completes
+    the last one.
     """
     count, limit = len(marks.rows), max(size, min(_MOST_ROWS * size, most))
     fetched = marks.rows.places[marks.fetched]
+    filled = np.cumsum(marks.rows.sizes)
     ends: list[int] = []
     start = 0
     while start < count:
@@ -173,6 +182,9 @@ def shard_ends(marks: Marks, size: int, most: int, *, ended: bool) -> list[int]:
         end = start + limit
         if next_one < len(fetched):
             end = min(end, int(fetched[next_one]))
+        full = int(np.searchsorted(filled, SHARD_BYTES + (filled[start - 1] if start else 0), side="right"))
+        if full < count:
+            end = min(end, max(full, start + 1))
         if end > count:
             if ended:
                 ends.append(count)
@@ -180,6 +192,36 @@ def shard_ends(marks: Marks, size: int, most: int, *, ended: bool) -> list[int]:
         ends.append(end)
         start = end
     return ends
+
+
+def row_sizes(table: pa.Table) -> np.ndarray:
+    """(n,) int64: about how many bytes each row has, from its values alone."""
+    sizes = np.zeros(table.num_rows, np.int64)
+    for column in table.columns:
+        if column.num_chunks:
+            sizes += np.concatenate([_value_sizes(chunk) for chunk in column.chunks])
+    return sizes
+
+
+def _value_sizes(values: pa.Array) -> np.ndarray:
+    kind = values.type
+    if isinstance(values, pa.ExtensionArray):
+        return _value_sizes(values.storage)
+    if pa.types.is_struct(kind):
+        return sum(map(_value_sizes, values.flatten()), np.zeros(len(values), np.int64))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        within = np.concatenate([[0], np.cumsum(_value_sizes(values.flatten()))])
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(values), 0).to_numpy(), dtype=np.int64)
+        between: np.ndarray = np.diff(within[ends], prepend=0)
+        return between
+    if pa.types.is_fixed_size_list(kind):
+        return np.full(len(values), 8 * kind.list_size, np.int64)
+    lengths = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+    if any(is_one(kind) for is_one in lengths):
+        counted: np.ndarray = pc.fill_null(pc.binary_length(values), 0).to_numpy().astype(np.int64)
+        return counted
+    # Numbers and times; of other kinds a guess.
+    return np.full(len(values), 8, np.int64)
 
 
 def _says_something(captions: pa.ChunkedArray) -> np.ndarray:

@@ -20,6 +20,8 @@ from shards.fingerprint import sha256_file
 PLAN = "_plan"
 PART_ROWS = 1 << 18
 """The most rows of a part, unless one shard has more."""
+PART_BYTES = 1 << 26
+"""The most bytes of rows of a part, unless one shard has more: planning holds some of each at a time."""
 _REMAKE = "Run the same `clipstill ingest` command again, or restore it"
 
 
@@ -36,16 +38,18 @@ def write_part(folder: Folder, name: str, tables: Sequence[pa.Table]) -> Part:
 
 
 def write_parts(folder: Folder, prefix: str, tables: Iterable[pa.Table]) -> list[Part]:
-    """Publish tables, one for each shard and all with one schema, in parts of at most `PART_ROWS` rows or one shard.
+    """Publish tables, one for each shard and all with one schema, in parts of at most `PART_ROWS` and `PART_BYTES`.
 
     The parts' names begin with `prefix`. Returns what `read_rows` needs as `parts`; empty if there is no table.
     """
     parts: list[Part] = []
     held: list[pa.Table] = []
+    rows = size = 0
     for table in tables:
-        if held and sum(one.num_rows for one in held) + table.num_rows > PART_ROWS:
+        rows, size = rows + table.num_rows, size + table.nbytes
+        if held and (rows > PART_ROWS or size > PART_BYTES):
             parts.append(write_part(folder, part_name(prefix, len(parts)), held))
-            held = []
+            held, rows, size = [], table.num_rows, table.nbytes
         held.append(table)
     if held:
         parts.append(write_part(folder, part_name(prefix, len(parts)), held))

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
+from ingest.ledger import read_ledger
 from ingest.plan.ahead import StoppedError
 from ingest.plan.inputs import Hashing, fingerprint_of, has_grown, is_as_it_was
 from ingest.plan.marking import Marks, Rows, shard_ends
-from ingest.plan.parts import PART_ROWS, PLAN, part_name, write_part
+from ingest.plan.parts import PART_BYTES, PART_ROWS, PLAN, part_name, write_part
 from ingest.plan.seen import Seen
 from ingest.plan.sense import Sense
 from ingest.plan.stages import Part, Stage, is_whole, publish_planning, publish_whole, read_stages, remove_remains
@@ -28,6 +30,7 @@ from ingest.settings import IngestSettings
 from ingest.sources import Source
 from shards import Folder, UserError, copies, fingerprint, published_records, sound_records
 from shards.errors import full_disk
+from shards.fingerprint import sha256_file
 from shards.keys import check_dataset_name
 from shards.reader import SCHEMA_VERSION, read_rounds
 from shards.record import RecordName
@@ -98,23 +101,39 @@ class Planner:
     def pieces(self) -> Iterator[Piece]:
         """Every part in order, those that stand and then those that are planned now.
 
-        One whose rows are wanted, and are neither there nor in its ledgers, is planned again.
+        One whose rows are wanted, and are neither there as they were written nor in its ledgers, is planned again.
 
         Raises:
             UserError: an input that turns out to be unusable or senseless, or a full disk.
         """
-        names = set(self._out.child(PLAN).names())
         made = sound_records(self._out) if any(stage["parts"] for stage in self.stages) else {}
+        sizes = self._out.child(PLAN).sizes()
         for piece in self.planned():
-            if piece.part["name"] not in names:
-                wanted = [f"{shard:05d}.parquet" for shard in piece.lacking(made)]
-                if not all(map(self._out.exists, wanted)):
-                    self._plan_again(piece)
+            lacking = piece.lacking(made)
+            if lacking and not self._has_rows(piece.part, lacking, sizes.get(piece.part["name"])):
+                self._plan_again(piece)
             yield piece
         if not is_whole(self.stages[-1]):
             yield from self._go_on(self.stages[-1])
 
     # What is there.
+
+    def _has_rows(self, part: Part, lacking: list[int], size: int | None) -> bool:
+        """Whether the rows of the shards that are `lacking` can be read: a part of `size` bytes, or none, is there."""
+        if size is None:
+            return all(map(self._has_ledger, lacking))
+        # What is on an object store is hashed by whoever copies it.
+        place = self._out.child(PLAN)
+        return size == part["bytes"] and not (
+            place.is_local and sha256_file(place.path / part["name"]) != part["sha256"]
+        )
+
+    def _has_ledger(self, shard: int) -> bool:
+        try:
+            read_ledger(self._out, shard)
+        except UserError:
+            return False
+        return True
 
     def _settled(self) -> list[Stage]:
         stages = read_stages(self._out)
@@ -182,9 +201,7 @@ class Planner:
             reading = _Reading(self.source, stage["row"] + stage["rows"], self.stop)
             sequence, shard = len(list(self.planned())), stage["first"] + stage["shards"]
             while reading.any():
-                marks = reading.marked(max(PART_ROWS, self._settings.shard_size), seen)
-                ends = shard_ends(marks, self._settings.shard_size, PART_ROWS, ended=reading.ended)
-                marks = marks.slice(ends[-1])
+                marks, ends = self._whole_shards(reading, seen)
                 if sense is not None:
                     sense.see(marks.rows.table)
                     if not stage["parts"]:
@@ -220,6 +237,15 @@ class Planner:
         if not self._out.is_local:
             seen.clear()
 
+    def _whole_shards(self, reading: _Reading, seen: Seen) -> tuple[Marks, list[int]]:
+        """The next rows as they are marked, as many as make a part, and where their shards end: one at least."""
+        size, most = self._settings.shard_size, PART_BYTES
+        while True:
+            marks = reading.marked(max(PART_ROWS, size), seen, most)
+            if ends := shard_ends(marks, size, PART_ROWS, ended=reading.ended):
+                return marks.slice(ends[-1]), ends
+            most *= 2
+
     def _enter(self, sequence: int, marks: Marks) -> pa.Table:
         """Add a part's rows to the index; returns them as they are planned."""
         assert self._index is not None
@@ -232,7 +258,8 @@ class Planner:
         return table
 
     def _write(self, name: str, table: pa.Table, ends: list[int]) -> Part:
-        table = table.combine_chunks()
+        # With a chunk more it is copied in any case: a slice is written with bits of the row after it.
+        table = pa.concat_tables([table, table.schema.empty_table()]).combine_chunks()
         tables = [table.slice(start, end - start) for start, end in zip([0, *ends], ends, strict=False)]
         place = self._out.child(PLAN)
         with full_disk(str(place) if self._out.is_local else f"{place} or $TMPDIR"):
@@ -285,21 +312,26 @@ class _Reading:
         """Whether there is another row."""
         return self._count(1) > 0
 
-    def marked(self, most: int, seen: Seen) -> Marks:
-        """The next rows, `most` unless there are fewer, after all those that `seen` knows."""
+    def marked(self, most: int, seen: Seen, most_bytes: float = math.inf) -> Marks:
+        """The next rows, `most` unless there are fewer or more than `most_bytes`, after all those that `seen` knows."""
         # One more tells whether there are more.
-        self.ended = self._count(most + 1) <= most
-        self._held = [Rows.joined(self._held)]
-        return Marks.of(self._held[0].slice(0, min(most, len(self._held[0]))), self.row, seen)
+        self._count(most + 1, most_bytes)
+        held = Rows.joined(self._held)
+        fitting = int(np.searchsorted(np.cumsum(held.sizes), most_bytes, side="right"))
+        count = min(most, max(fitting, 1), len(held))
+        self.ended = count == len(held)
+        self._held = [held]
+        return Marks.of(held.slice(0, count), self.row, seen)
 
     def drop(self, rows: int) -> None:
         """Be done with so many of the next rows."""
         self._held = [self._held[0].slice(rows, len(self._held[0]))]
         self.row += rows
 
-    def _count(self, wanted: int) -> int:
-        """The rows at hand, `wanted` at least unless there are fewer."""
-        while (count := sum(map(len, self._held))) < wanted:
+    def _count(self, wanted: int, most_bytes: float = math.inf) -> int:
+        """The rows at hand, `wanted` at least unless there are fewer, or two have more than `most_bytes`."""
+        count, size = sum(map(len, self._held)), sum(int(rows.sizes.sum()) for rows in self._held)
+        while count < wanted and not (count > 1 and size > most_bytes):
             if self._stop.is_set():
                 raise StoppedError
             table = next(self._tables, None)
@@ -307,4 +339,5 @@ class _Reading:
                 break
             if table.num_rows:
                 self._held.append(Rows.of(table))
+                count, size = count + table.num_rows, size + int(self._held[-1].sizes.sum())
         return count

@@ -73,13 +73,20 @@ def find_part(folder: Folder, facts: Stage, shard: int) -> tuple[Part, int]:
     Raises `ValueError` if it is not planned.
     """
     place = (folder, facts.get("fingerprint"))
-    for known in ([facts], _KNOWN.get(place), None):
-        if known is None:
-            _KNOWN[place] = read_stages(folder)
-        for stage in known or _KNOWN[place]:
-            number = shard - stage.get("first", 0)
-            for part in stage["parts"] if number >= 0 else ():
-                if number < part["shards"]:
-                    return part, number
-                number -= part["shards"]
-    raise ValueError(f"shard {shard} is not in this plan")
+    found = _look_up([facts], shard) or _look_up(_KNOWN.get(place, []), shard)
+    if found is None:
+        _KNOWN[place] = read_stages(folder)
+        found = _look_up(_KNOWN[place], shard)
+    if found is None:
+        raise ValueError(f"shard {shard} is not in this plan")
+    return found
+
+
+def _look_up(stages: list[Stage], shard: int) -> tuple[Part, int] | None:
+    for stage in stages:
+        number = shard - stage.get("first", 0)
+        for part in stage["parts"] if number >= 0 else ():
+            if number < part["shards"]:
+                return part, number
+            number -= part["shards"]
+    return None

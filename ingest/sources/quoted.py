@@ -28,7 +28,7 @@ _BLOCK = 1 << 20
 _OPEN = 1 << 22
 """The most characters over which a quote may stay open past its line."""
 _URL = re.compile(r"\s*(?:https?:)?//", re.IGNORECASE)
-_UNCLOSED = "a quote that is not closed"
+UNCLOSED = "a quote that is not closed"
 
 
 class QuotedReader(FileReader):
@@ -131,7 +131,7 @@ class _Grammar:
             if end - at > 1 or is_open:
                 swallows = any(map(self._is_row, lines[at + 1 : end])) or sum(map(len, lines[at:end])) > _OPEN
                 if swallows or (is_open and is_last):
-                    why = _UNCLOSED
+                    why = UNCLOSED
                 elif is_open:
                     break
             if why is None and row is not None and len(row) != self._width:

@@ -230,6 +230,30 @@ def test_a_list_whose_last_line_goes_on_is_another(tmp_path: Path) -> None:
         ingest_it(settings(out, path))
 
 
+@pytest.mark.parametrize("end", ['http://127.0.0.1:9/2,"begun\n', 'http://127.0.0.1:9/2,"begun\nand so on\n'])
+def test_a_list_that_ended_within_quotes_does_not_grow(tmp_path: Path, end: str) -> None:
+    """What follows may close them: rows of then would go on."""
+    path, out = tmp_path / "a.csv", tmp_path / "out"
+    path.write_text("url,caption\nhttp://127.0.0.1:9/1,one\n" + end)
+    chosen = settings(out, source=SourceSettings(paths=(str(path),)))
+    ingest_it(chosen)
+    with path.open("a") as file:
+        file.write('to an end"\nhttp://127.0.0.1:9/3,three\n')
+    with pytest.raises(UserError, match=r"input a\.csv has grown, and a quote was open at its end"):
+        ingest_it(chosen)
+
+
+def test_a_list_that_ended_with_a_faulty_row_grows(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.csv", tmp_path / "out"
+    path.write_text("url,caption\nhttp://127.0.0.1:9/1,one\n\n")
+    chosen = settings(out, source=SourceSettings(paths=(str(path),)))
+    ingest_it(chosen)
+    with path.open("a") as file:
+        file.write("http://127.0.0.1:9/3,three\n")
+    assert ingest_it(chosen).rows == 3
+    assert columns(out, "error_class") == [("blocked_address",), ("bad_row",), ("blocked_address",)]
+
+
 def test_what_failed_before_a_list_grew_is_fetched_again_too(
     site: Any, picture: Callable[..., bytes], tmp_path: Path
 ) -> None:
