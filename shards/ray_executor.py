@@ -330,7 +330,7 @@ class RayExecutor:
     def close(self) -> None:
         import ray  # noqa: PLC0415
 
-        if self._shared:
+        if self._ray is not None and self._shared:
             # Ray outlives us; otherwise they go with it.
             with contextlib.suppress(RayLostError, UserError):
                 self._machines()
