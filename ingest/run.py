@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _HELP = {
     "filtered_where": "No row meets all conditions: check their spelling",
     "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
-    "bad_url": "Only http and https are fetched: check --url-column",
+    "bad_url": "Only http and https are fetched, and no local files: check --url-column",
     "bad_row": "Check --format, --columns, --quoted and --encoding",
     "no_caption": "Check --caption-column, or take images alone with --no-captions",
     "dns": "Check the network and its resolver",

@@ -236,7 +236,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             load_model(str(folder))
         assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 400
+        assert len(str(caught.value).replace(str(tmp_path), "")) < 400
         return str(caught.value)
 
     assert "size mismatch for text_projection" in error({"embed_dim": 32})
