@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-DEADLINE = 90.0
+DEADLINE = 150.0
 
 
 class Pictures(http.server.ThreadingHTTPServer):
@@ -81,7 +81,7 @@ def pictures() -> Iterator[Pictures]:
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], object]], None]:
-    """Waits until a condition holds; fails if it does not within a minute and a half."""
+    """Waits until a condition holds; fails if it does not within two and a half minutes."""
 
     def wait(condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE

@@ -58,7 +58,7 @@ def records(out: Path) -> int:
     [
         ("--in-process", signal.SIGINT),
         ("--in-process", signal.SIGTERM),
-        ("--workers=2", signal.SIGTERM),
+        pytest.param(("--workers=2", signal.SIGTERM), marks=pytest.mark.long),
         pytest.param(("--workers=2", signal.SIGINT), marks=pytest.mark.long),
     ],
 )
