@@ -32,6 +32,16 @@ def good() -> bytes:
     return encode(noise(400, 300), "JPEG")
 
 
+_OTHERS: set[int] = set()
+"""Those of tests that ran before in this process."""
+
+
+@pytest.fixture(autouse=True)
+def _only_own() -> None:
+    _OTHERS.clear()
+    _OTHERS.update(children_of(os.getpid()))
+
+
 def children_of(pid: int) -> list[int]:
     """The interpreters that `pid` has started and that still run."""
     found = []
@@ -41,7 +51,7 @@ def children_of(pid: int) -> list[int]:
             command = stat.with_name("cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(parent) == pid and state != "Z" and b"isolated" in command:
+        if int(parent) == pid and state != "Z" and b"isolated" in command and int(stat.parent.name) not in _OTHERS:
             found.append(int(stat.parent.name))
     return found
 
