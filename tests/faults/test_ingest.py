@@ -57,7 +57,7 @@ def records(out: Path) -> int:
     "how",
     [
         ("--in-process", signal.SIGINT),
-        ("--in-process", signal.SIGTERM),
+        pytest.param(("--in-process", signal.SIGTERM), marks=pytest.mark.long),
         pytest.param(("--workers=2", signal.SIGTERM), marks=pytest.mark.long),
         pytest.param(("--workers=2", signal.SIGINT), marks=pytest.mark.long),
     ],
@@ -96,6 +96,7 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(
     assert snapshot(out) == expected
 
 
+@pytest.mark.long
 def test_a_killed_driver_leaves_no_worker_and_no_half_shard(
     pictures: Any, listing: Path, expected: dict[str, bytes], request: pytest.FixtureRequest
 ) -> None:
