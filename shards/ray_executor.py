@@ -221,7 +221,10 @@ class RayExecutor:
         return bool(ended)
 
     def _hand_out(self) -> None:
-        """Give what waits to whoever has least to do; what died once goes first, and only to a worker with nothing."""
+        """Give what waits to whoever has least to do; what died once goes first, and only to a worker with nothing.
+
+        Nobody gets more than an even share: a worker that begins a little later shall find something to do.
+        """
         assert self._task is not None
         careful = deque(spec for spec in self._waiting if spec.careful)
         others = deque(spec for spec in self._waiting if not spec.careful)
@@ -233,9 +236,11 @@ class RayExecutor:
         if careful and free and len(free) == len(begun):
             # Someone must run empty to take it.
             free.remove(min(free, key=lambda seat: len(seat.at)))
+        under_way = sum(len(seat.at) for seat in self._seats)
+        share = math.ceil((len(self._waiting) + under_way) / max(1, len(self._seats)))
         while others and free:
             seat = min(free, key=lambda seat: len(seat.at))
-            if len(seat.at) >= self._task.overlap:
+            if len(seat.at) >= min(share, self._task.overlap):
                 break
             self._give(seat, others.popleft())
         self._waiting = careful + others

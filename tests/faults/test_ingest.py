@@ -28,12 +28,12 @@ def settings(listing: Path, out: Path) -> IngestSettings:
         name="set",
         shard_size=SHARD,
         image=ImageSettings(size=16),
-        network=NetworkSettings(connections=1, deadline=60, allow_addresses=("127.0.0.1",)),
+        network=NetworkSettings(connections=ROWS, deadline=60, allow_addresses=("127.0.0.1",)),
     )
 
 
 def command(listing: Path, out: Path, *more: str) -> list[str | Path]:
-    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --connections 1 --deadline 60"
+    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --connections {ROWS} --deadline 60"
     return ["ingest", listing, "--out", out, *options.split(), "--allow-address", "127.0.0.1", *more]
 
 
@@ -57,8 +57,8 @@ def records(out: Path) -> int:
     "how",
     [
         ("--in-process", signal.SIGINT),
-        pytest.param(("--in-process", signal.SIGTERM), marks=pytest.mark.long),
-        pytest.param(("--workers=2", signal.SIGTERM), marks=pytest.mark.long),
+        ("--in-process", signal.SIGTERM),
+        ("--workers=2", signal.SIGTERM),
         pytest.param(("--workers=2", signal.SIGINT), marks=pytest.mark.long),
     ],
 )
@@ -96,7 +96,6 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(
     assert snapshot(out) == expected
 
 
-@pytest.mark.long
 def test_a_killed_driver_leaves_no_worker_and_no_half_shard(
     pictures: Any, listing: Path, expected: dict[str, bytes], request: pytest.FixtureRequest
 ) -> None:
@@ -104,7 +103,7 @@ def test_a_killed_driver_leaves_no_worker_and_no_half_shard(
     out = listing.parent / "out"
     pictures.held_from = ROWS // 2
     run = start(*command(listing, out, "--workers=2"))
-    wait_until(lambda: records(out) and pictures.waiting == 2)
+    wait_until(lambda: records(out) and pictures.waiting == ROWS // 2)
     below = run.look()
     workers = [process for process, line in below.items() if line.startswith(b"ray::_Actor")]
     servers = [process for process, line in below.items() if b"raylet/raylet" in line or b"gcs_server" in line]

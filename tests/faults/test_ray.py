@@ -36,7 +36,7 @@ def test_whatever_of_ray_dies_the_run_goes_on_to_its_end(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     request.getfixturevalue("monkeypatch").setenv("TMPDIR", str(scratch))
-    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --connections 1 --deadline 60"
+    options = f"--format cc3m --name set --shard-size {SHARD} --image-size 16 --connections {ROWS} --deadline 60"
     more = ("--allow-address", "127.0.0.1", "--workers", "2")
     pictures.held_from = ROWS // 2
     run = start("ingest", listing, "--out", tmp_path / "out", *options.split(), *more)
@@ -52,7 +52,7 @@ def test_whatever_of_ray_dies_the_run_goes_on_to_its_end(
     assert not alive(below)
     assert list(scratch.iterdir()) == []
     source = SourceSettings(paths=(str(listing),), format="cc3m")
-    network = NetworkSettings(connections=1, deadline=60, allow_addresses=("127.0.0.1",))
+    network = NetworkSettings(connections=ROWS, deadline=60, allow_addresses=("127.0.0.1",))
     undisturbed = IngestSettings(
         source=source,
         out=str(tmp_path / "undisturbed"),

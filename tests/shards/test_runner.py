@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -294,6 +295,15 @@ def test_a_worker_is_at_as_many_shards_at_once_as_its_task_says(start: Start, ou
     at_once = [int((task.diary / f"at-once-{shard}").read_text()) for shard in range(9)]
     workers = len(list((task.diary / "opened").iterdir()))
     assert 3 <= max(at_once) <= 3 * workers
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_worker_that_begins_first_leaves_the_others_their_share(out: Folder) -> None:
+    # None of them ends before all have begun, and one worker could take them all.
+    task = Task(out, 6, meet=6, overlap=6)
+    assert run_shards(task, RayExecutor(2)).finished == 6
+    workers = [(task.diary / f"tries-{shard}" / "0").read_text() for shard in range(6)]
+    assert sorted(Counter(workers).values()) == [3, 3]
 
 
 @dataclass(frozen=True)
