@@ -1,8 +1,10 @@
 """Shards and a cache in, a trained student out; no teacher is ever loaded here.
 
 Comes in: a dataset as `shards` defines it, a teacher cache beside it (or none, for plain CLIP training), a student.
-Goes out: a run folder with checkpoints, logs and the student as an open_clip model; also evaluation and export.
+Goes out: a run folder with checkpoints, logs and the student as an open_clip model.
 
-Read `train.py` first (the loop), then `loader.py` (which samples, when), `losses/` (what is minimised).
+    data/ (which samples, when) → training/ (the loop) ← losses/ (what is minimised), pruning/
+    run folder → report/ (pages), export/ (other formats)
+
 Importing this package never imports ray.
 """

@@ -115,7 +115,7 @@ class LossTerm:
 class EvaluationSettings:
     """Evaluation inside a run, on the dataset `shards` every `every` steps and at the end.
 
-    Retrieval always; zero-shot if `classes` is given, a file as in `distill.evaluation.read_classes`, with `label`, the
+    Retrieval always; zero-shot if `classes` is given, a file as in `evaluation.read_classes`, with `label`, the
     metadata's field that names a sample's class. `best`: the figure by which the best checkpoint is kept, named as in
     the log (`eval/zero_shot/top1`, more is better); None for none.
     """

@@ -14,7 +14,7 @@ from clip_models import Precision
 from shards import Dataset, Shard, ShardRecord, UserError, seed64
 from shards.fingerprint import sha256_file
 from shards.progress import Meter
-from teacher_cache.build.facts import teacher_facts
+from teacher_cache.building.facts import teacher_facts
 from teacher_cache.captions import source_of
 from teacher_cache.join import Join
 from teacher_cache.layer_files import LayerFile

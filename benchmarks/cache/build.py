@@ -15,7 +15,7 @@ from benchmarks.cache.material import SampleBytes, photos, write_dataset
 from benchmarks.record import spread
 from clip_models import Normaliser, Precision, autocast, create_student, load_model, save_model
 from shards.runner import InProcess, Outcome
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.teachers import Forward
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.cache.material import CacheShape, blank_params, keys_only, settle
 from benchmarks.cache.process import answer
-from distill.order import Order
+from distill.data.order import Order
 from shards import Dataset, Folder, ShardRecord, seed64
 from shards.record import RECORDS, FileEntry
 from teacher_cache import TeacherCache

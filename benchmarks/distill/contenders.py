@@ -13,11 +13,11 @@ from torch import Tensor
 
 from benchmarks.distill.material import TEACHERS
 from clip_models import ModelConfig, Normaliser, Precision, autocast, create_student
-from distill.loader import Batch
+from distill.data.loader import Batch
 from distill.losses import Embeddings
-from distill.run import Run
 from distill.settings import RunSettings
-from distill.step import Targets
+from distill.training.run import Run
+from distill.training.step import Targets
 
 
 @dataclass(frozen=True, kw_only=True)

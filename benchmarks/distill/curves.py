@@ -13,9 +13,9 @@ import numpy.typing as npt
 from benchmarks.distill.contenders import LiveTeachers
 from benchmarks.distill.material import architecture, build, scene_material
 from clip_models import load_model
-from distill.run import Run
 from distill.settings import OptimiserSettings, RunSettings
-from teacher_cache.build import TeacherSpec
+from distill.training.run import Run
+from teacher_cache.building import TeacherSpec
 
 Losses = npt.NDArray[np.float64]
 _SCALE = 100.0

@@ -9,11 +9,11 @@ from typing import Any
 from benchmarks.cache.material import SampleBytes, photos, write_dataset
 from benchmarks.ingest.images import jpeg
 from clip_models import create_student, save_model
-from clipstill.demo.scenes import render, scene
+from demo.scenes import render, scene
 from distill.settings import OptimiserSettings, RunSettings
-from distill.train import train
+from distill.training.train import train
 from shards import InProcess
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.dtypes import Dtype
 
 WIDTH = 768

@@ -10,8 +10,8 @@ import numpy as np
 from markupsafe import Markup
 
 from benchmarks.page import render_page
-from distill.page.chart import Frame, Line, chart
-from distill.page.run_folder import Series
+from distill.report.chart import Frame, Line, chart
+from distill.report.run_folder import Series
 
 _CURVES = {"online": "live teacher", "float16": "float16 cache", "float32": "float32 cache"}
 

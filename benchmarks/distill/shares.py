@@ -11,8 +11,8 @@ import numpy as np
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.distill.contenders import Contender, synchronise
-from distill.loader import Batch
-from distill.step import Targets
+from distill.data.loader import Batch
+from distill.training.step import Targets
 
 _FORWARD, _LOSS, _OPTIMISER = "forward", "loss", "optimiser"
 _BACKWARD = "backward, clipping"

@@ -24,7 +24,7 @@ from benchmarks.inheritance.material import (
 from benchmarks.inheritance.page import write_page
 from benchmarks.inheritance.students import FIGURES, KINDS, Course, Students, teacher_score
 from benchmarks.record import RESULTS, Goal, finish, machine, say, spread, versions
-from clipstill.demo.pool import run_side_by_side
+from demo.pool import run_side_by_side
 from shards import Folder, UserError
 from shards.fingerprint import first_difference
 

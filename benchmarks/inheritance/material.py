@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from clip_models.config import CONFIG_NAME
 from distill.settings import OptimiserSettings, RunSettings
-from distill.train import train
+from distill.training.train import train
 from shards import Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
 from shards.publication import Publication
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 COLUMNS = ("title", "article_type", "split", "jpeg")
 LABEL = "article_type"

@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from benchmarks.page import render_page
-from distill.page.chart import Frame, Line, chart
-from distill.page.run_folder import Series
 from distill.pruning.report import draw_architecture
+from distill.report.chart import Frame, Line, chart
+from distill.report.run_folder import Series
 
 _FIGURES = {
     "top1": "zero-shot top-1, %",

@@ -14,12 +14,12 @@ import torch
 
 from benchmarks.inheritance.material import LABEL, Material
 from clip_models import load_model
-from distill.evaluation import InRun
-from distill.logs import read_log
 from distill.pruning import PruneSettings
-from distill.run import Run
 from distill.settings import EvaluationSettings, OptimiserSettings, RunSettings
-from distill.train import train
+from distill.training.logs import read_log
+from distill.training.run import Run
+from distill.training.train import train
+from evaluation import InRun
 from shards import Folder
 
 KINDS = ("scratch", "manual", "automatic")

@@ -1,4 +1,4 @@
-"""Ours: `distill.loader`, one process, a thread a core; with `cache`, joined with two teachers' embeddings.
+"""Ours: `distill.data.loader`, one process, a thread a core; with `cache`, joined with two teachers' embeddings.
 
 python run_ours.py JSON
 """
@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.loader.clock import answer, speed, wanted
 from clip_models import tokenizer_for
-from distill.loader import Loader, Views
-from distill.order import Order
-from distill.tokens import with_memory
+from distill.data.loader import Loader, Views
+from distill.data.order import Order
+from distill.data.tokens import with_memory
 from shards import Dataset
 from teacher_cache.reader import TeacherCache
 from teacher_cache.views import EncodedImage, ViewPolicy

@@ -11,7 +11,7 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from shards.runner import Executor
-    from teacher_cache.build import BuildSettings
+    from teacher_cache.building import BuildSettings
 
 _TEACHERS = """\
 A teacher is an open_clip model (ARCH:TAG, ARCH:/path/to/weights, hf-hub:ORG/NAME, or a folder in open_clip's layout),
@@ -148,7 +148,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(args: argparse.Namespace, cache: str) -> BuildSettings:
-    from teacher_cache.build import BuildSettings, TeacherSpec  # noqa: PLC0415 - `--help` stays fast
+    from teacher_cache.building import BuildSettings, TeacherSpec  # noqa: PLC0415 - `--help` stays fast
     from teacher_cache.captions import CaptionSource  # noqa: PLC0415
     from teacher_cache.teachers import Forward  # noqa: PLC0415
     from teacher_cache.views import ViewPolicy  # noqa: PLC0415
@@ -201,7 +201,7 @@ def _executor(args: argparse.Namespace) -> Executor:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from teacher_cache.build import build_cache  # noqa: PLC0415
+    from teacher_cache.building import build_cache  # noqa: PLC0415
 
     settings = _settings(args, args.out)
     report = build_cache(settings, _executor(args))
@@ -218,7 +218,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    from teacher_cache.build.plan import plan_cache  # noqa: PLC0415
+    from teacher_cache.building.plan import plan_cache  # noqa: PLC0415
 
     settings = _settings(args, "")
     passes = args.epochs * args.students

@@ -25,7 +25,7 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from distill.page import write_comparison  # noqa: PLC0415 - `--help` stays fast
+    from distill.report import write_comparison  # noqa: PLC0415 - `--help` stays fast
 
     page = write_comparison([local_path(run, "a run's folder") for run in args.runs], local_path(args.out, "a page"))
     show(f"compared {len(args.runs)} runs: {page}")

@@ -24,7 +24,7 @@ def add(commands: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from clipstill.demo.run import DemoSettings, run_demo  # noqa: PLC0415 - `--help` stays fast
+    from demo.run import DemoSettings, run_demo  # noqa: PLC0415 - `--help` stays fast
 
     page = run_demo(DemoSettings(out=args.out, teacher=args.teacher), cores())
     show(f"the page: {page}")

@@ -237,13 +237,13 @@ def _defaults() -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     if args.recipe == "list":
         return _list()
-    from distill.launch import launch  # noqa: PLC0415 - `--help` stays fast
     from distill.recipe import load_recipe, settings_from  # noqa: PLC0415
+    from distill.training.launch import launch  # noqa: PLC0415 - `--help` stays fast
 
     start = partial(launch, launcher=args.launcher, processes=args.processes, address=args.ray_address)
     recipe = load_recipe(args.recipe) if args.recipe else {}
     if args.smoke:
-        from clipstill.smoke import smoke  # noqa: PLC0415
+        from demo.smoke import smoke  # noqa: PLC0415
 
         _say(smoke(recipe, _given(args), start))
         return 0

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     import torch  # noqa: PLC0415 - `--help` stays fast
 
     from clip_models import load_model  # noqa: PLC0415
-    from distill.evaluation import SHARED, evaluate, read_classes, shared_note  # noqa: PLC0415
+    from evaluation import SHARED, evaluate, read_classes, shared_note  # noqa: PLC0415
     from shards import Dataset  # noqa: PLC0415
 
     classes, templates = read_classes(args.classes) if args.classes else (None, ())

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from teacher_cache.exchange.untrusted import Arrays, read_npz, read_pth_gz
+from teacher_cache.exchange.safe_arrays import Arrays, read_npz, read_pth_gz
 from teacher_cache.views import Operation, View
 from teacher_cache.views.view import OPERATIONS
 

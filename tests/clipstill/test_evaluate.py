@@ -11,7 +11,7 @@ import pytest
 
 from clip_models import load_model
 from clipstill.main import main
-from distill.evaluation import evaluate
+from evaluation import evaluate
 from shards import Dataset
 
 

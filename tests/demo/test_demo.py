@@ -15,7 +15,7 @@ import pytest
 
 SMALL = """
 import sys, warnings
-from clipstill.demo.run import DemoSettings, run_demo
+from demo.run import DemoSettings, run_demo
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
@@ -140,14 +140,14 @@ def test_a_demo_killed_in_every_stage_ends_with_the_same_numbers(script: Path, t
 
 
 def test_a_demo_begun_otherwise_is_refused(tmp_path: Path) -> None:
-    from clipstill.demo.run import DemoSettings, run_demo  # noqa: PLC0415 - slow to import
+    from demo.run import DemoSettings, run_demo  # noqa: PLC0415 - slow to import
     from shards import UserError  # noqa: PLC0415
 
     (tmp_path / "results").mkdir()
     first = DemoSettings(out=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipstill.demo.run.Demo._ingest", _stop)
-        patch.setattr("clipstill.demo.run.ray_session", lambda **_: _Nothing())
+        patch.setattr("demo.run.Demo._ingest", _stop)
+        patch.setattr("demo.run.ray_session", lambda **_: _Nothing())
         with pytest.raises(_StoppedError):
             run_demo(first, 1)
     with pytest.raises(UserError, match='teacher was null, now "ViT-B-32:openai"'):

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from clipstill.demo import scenes
-from clipstill.demo.scenes import CLASSES, COLOURS, SHAPES, TEMPLATES, UNSEEN, render, scene
+from demo import scenes
+from demo.scenes import CLASSES, COLOURS, SHAPES, TEMPLATES, UNSEEN, render, scene
 
 FINGERPRINT = """
 import hashlib, sys
-from clipstill.demo.scenes import render, scene
+from demo.scenes import render, scene
 digest = hashlib.sha256()
 for split in ("train", "held_out"):
     for index in (5, 0, 12345):

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from clipstill.demo.scenes import render, scene
-from clipstill.demo.server import FAULT_PERIOD, FAULTS, HOST, SceneServer, fault, free_port, list_rows
+from demo.scenes import render, scene
+from demo.server import FAULT_PERIOD, FAULTS, HOST, SceneServer, fault, free_port, list_rows
 from shards import UserError
 
 FIRST = {kind: index for index, kind in reversed(FAULTS.items())}
@@ -206,7 +206,7 @@ def test_it_ends_with_its_block() -> None:
 
 PARENT = """
 import os, sys
-from clipstill.demo.server import SceneServer
+from demo.server import SceneServer
 if __name__ == "__main__":
     with SceneServer() as base_url:
         if sys.argv[1] == "fork" and os.fork() == 0:

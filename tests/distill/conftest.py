@@ -64,7 +64,7 @@ def world(
     save_student: Callable[..., str],
 ) -> World:
     from teacher_cache import ViewPolicy  # noqa: PLC0415
-    from teacher_cache.build import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
+    from teacher_cache.building import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
 
     root = tmp_path_factory.mktemp("world")
     dataset = make_dataset(root / "shards", (9, 0, 12, 5))
@@ -87,7 +87,7 @@ def rich(world: World, save_teacher: Callable[..., str]) -> str:
     """A cache of the world's samples: teachers `teach` and, 24 wide like the student, `other`; captions `txt` and
     `json-key`; two views; and `texts`, the other teacher's captions alone."""
     from teacher_cache import ViewPolicy  # noqa: PLC0415
-    from teacher_cache.build import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
+    from teacher_cache.building import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
     from teacher_cache.captions import CaptionSource  # noqa: PLC0415
 
     other = save_teacher(world.root / "other", scale=20.0, seed=5, dim=24)
@@ -125,7 +125,7 @@ def part(
     save_student: Callable[..., str],
 ) -> Part:
     from teacher_cache import ViewPolicy  # noqa: PLC0415
-    from teacher_cache.build import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
+    from teacher_cache.building import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
 
     root = tmp_path_factory.mktemp("part")
     dataset = make_dataset(root / "shards", (9, 3, 4))

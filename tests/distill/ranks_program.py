@@ -26,11 +26,11 @@ from torch import Tensor
 
 from distill.losses import Embeddings
 from distill.pruning import PruneSettings
-from distill.ranks import Ranks
-from distill.run import Run
 from distill.settings import LossTerm, OptimiserSettings, RunSettings
-from distill.step import Targets
-from distill.train import train
+from distill.training.ranks import Ranks
+from distill.training.run import Run
+from distill.training.step import Targets
+from distill.training.train import train
 
 
 def gradients(settings: RunSettings, ranks: Ranks, steps: list[int]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import checkpoint
-from distill.checkpoint import Checkpoints, flatten, unflatten
-from distill.optim import make_adamw
 from distill.settings import OptimiserSettings
+from distill.training import checkpoint
+from distill.training.checkpoint import Checkpoints, flatten, unflatten
+from distill.training.optim import make_adamw
 from shards import UserError
 
 

@@ -22,7 +22,7 @@ from clip_models import create_student, load_model, save_model
 from distill.export import FORMATS
 from distill.export.snippets import snippet
 from distill.settings import EvaluationSettings
-from distill.train import train
+from distill.training.train import train
 
 TEXTS = ["a photo of a cat", "a photo of a dog"]
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from clipstill.main import main
-from distill.checkpoint import Checkpoints
-from distill.interrupt import Interrupted
-from distill.run import Run
-from distill.train import train
+from distill.training.checkpoint import Checkpoints
+from distill.training.interrupt import Interrupted
+from distill.training.run import Run
+from distill.training.train import train
 from tests.distill.ranks_program import written
 
 
@@ -117,9 +117,9 @@ def test_a_checkpoint_is_due_by_time(world: Any, tmp_path: Path, minutes: float,
 PROGRAM = """
 import functools, json, os, signal, sys
 import open_clip
-from distill.interrupt import Interrupted
-from distill.ranks import Ranks
-from distill.run import Run
+from distill.training.interrupt import Interrupted
+from distill.training.ranks import Ranks
+from distill.training.run import Run
 from tests.distill import ranks_program as program
 
 open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)

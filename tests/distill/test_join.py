@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.loader import Batch
-from distill.run import Run
-from distill.train import train
+from distill.data.loader import Batch
+from distill.training.run import Run
+from distill.training.train import train
 from shards import UserError
 from teacher_cache import TeacherCache
 

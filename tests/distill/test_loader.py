@@ -20,8 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.loader import Batch, Loader, TeacherRows, Views
-from distill.order import Order
+from distill.data.loader import Batch, Loader, TeacherRows, Views
+from distill.data.order import Order
 from shards import Dataset, UserError
 from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
 
@@ -221,7 +221,7 @@ def test_a_damaged_image_is_named(world: Any, tmp_path: Path, make_dataset: Call
 
 def test_only_so_many_shards_stay_open_however_many_there_are(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [batch.images for batch in make_loader(world).batches(0, 8)]
-    monkeypatch.setattr("distill.filling._OPEN_SHARDS", 1)
+    monkeypatch.setattr("distill.data.collate._OPEN_SHARDS", 1)
     monkeypatch.setattr("teacher_cache.layer_files._OPEN_FILES", 1)
     loader = make_loader(world, dataset=Dataset.open(world.shards))
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from distill.loader import Loader, Views
-from distill.order import Order
+from distill.data.loader import Loader, Views
+from distill.data.order import Order
 from shards import Dataset, InProcess, copies
 from shards.reader import Shard
 from teacher_cache import TeacherCache, ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 COUNTS = (6, 7, 5, 6, 8)
 
@@ -50,7 +50,7 @@ def test_batches_from_a_store_within_a_bound_are_those_from_a_disk(
     most = max(sum(shard.record.file(suffix).bytes for suffix in (".tar", ".index.arrow")) for shard in far.shards)
     monkeypatch.setenv("CLIPSTILL_CACHE_BYTES", str(2 * most))
     monkeypatch.setattr("shards.copies._RECENT", 1)
-    monkeypatch.setattr("distill.filling._OPEN_SHARDS", 1)
+    monkeypatch.setattr("distill.data.collate._OPEN_SHARDS", 1)
     monkeypatch.setattr("teacher_cache.layer_files._OPEN_FILES", 1)
     removed = set()
     remove = copies._remove_unused

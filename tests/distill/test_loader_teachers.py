@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from distill.loader import Loader, Views
-from distill.order import Order
+from distill.data.loader import Loader, Views
+from distill.data.order import Order
 from shards import Dataset, InProcess, UserError
 from teacher_cache import TeacherCache, ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 
 TOKENIZER = open_clip.get_tokenizer("ViT-B-32", context_length=16)
@@ -194,8 +194,8 @@ def test_a_part_is_the_same_whoever_fills_it_in_however_many_chunks(
     several: Several, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [several.loader("one").batch(step) for step in range(6)]
-    monkeypatch.setattr("distill.loader._CHUNK", 3)
-    monkeypatch.setattr("distill.loader._AHEAD", 1)
+    monkeypatch.setattr("distill.data.loader._CHUNK", 3)
+    monkeypatch.setattr("distill.data.loader._AHEAD", 1)
     for batch, alone in zip(several.loader("one").batches(0, 6), expected, strict=True):
         assert batch.keys == alone.keys
         assert batch.captions == alone.captions

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.logs import RunLog, read_log
+from distill.training.logs import RunLog, read_log
 from shards import UserError
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from clip_models import create_student
-from distill.optim import learning_rate, make_adamw, make_average
 from distill.settings import OptimiserSettings
+from distill.training.optim import learning_rate, make_adamw, make_average
 
 
 def test_the_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:

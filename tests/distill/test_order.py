@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from distill.order import Order
+from distill.data.order import Order
 
 COUNTS = [7, 0, 31, 1, 0, 12, 44, 5, 0]
 
@@ -73,7 +73,7 @@ def test_another_batch_size_cuts_the_same_order() -> None:
 def test_processes_agree() -> None:
     program = """
 import json, sys
-from distill.order import Order
+from distill.data.order import Order
 order = Order([7, 0, 31, 1, 0, 12, 44, 5, 0], 7, seed=int(sys.argv[1]))
 print(json.dumps([order.batch(step).tolist() for step in range(30)]))
 """

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_models import create_student, load_model, save_model
-from distill.evaluation import evaluate
 from distill.export import FORMATS
 from distill.pruning import PruneSettings, pruning_report
 from distill.pruning.gates import LIMIT
-from distill.run import Run
 from distill.settings import RunSettings
-from distill.train import train
+from distill.training.run import Run
+from distill.training.train import train
+from evaluation import evaluate
 from shards import UserError
 from tests.distill import pruning_formulas as formulas
 
@@ -96,7 +96,7 @@ def test_what_is_left_is_known_on_the_way_and_the_delivered_model_is_counted(
 
     settings = replace(pruned, out=str(tmp_path / "run"), checkpoint_every=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.train._Training._keep", stop)
+        patch.setattr("distill.training.train._Training._keep", stop)
         with pytest.raises(StoppedError):
             train(settings)
     on_the_way = json.loads((tmp_path / "run" / "pruning.json").read_text())

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from distill.pruning import PruneSettings, pruning_report
 from distill.pruning.masks import masked_towers
-from distill.ranks import Ranks
-from distill.run import Run
 from distill.settings import RunSettings
+from distill.training.ranks import Ranks
+from distill.training.run import Run
 from tests.distill.pruning_formulas import probability
 from tests.distill.ranks_program import doubled, gradients, in_float64, pruned, scatter
 

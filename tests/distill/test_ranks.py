@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.logs import read_log
 from distill.pruning import PruneSettings
-from distill.ranks import Ranks
 from distill.settings import RunSettings
-from distill.train import train
+from distill.training.logs import read_log
+from distill.training.ranks import Ranks
+from distill.training.train import train
 from tests.distill.ranks_program import gradients, pruned, written
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.evaluation import recall, recall_of_groups
-from distill.evaluation.retrieval import _summary
+from evaluation import recall, recall_of_groups
+from evaluation.retrieval import _summary
 
 MEDIANS = ("median_rank", "median_rank_open_clip")
 
@@ -47,7 +47,7 @@ def pairs(count: int, captions: int, noise: float) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("captions", [1, 5])
 def test_equals_the_brute_force_count(captions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # A few rows a block, the last block not full.
-    monkeypatch.setattr("distill.evaluation.retrieval._SIMILARITIES_A_BLOCK", 7 * 60)
+    monkeypatch.setattr("evaluation.retrieval._SIMILARITIES_A_BLOCK", 7 * 60)
     images, texts, text_to_image = pairs(60, captions, noise=2.0)
     got = recall(torch.tensor(images), torch.tensor(texts), torch.tensor(text_to_image))
     expected = by_hand(images, texts, text_to_image)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from distill.logs import read_log
-from distill.run import Run
 from distill.settings import LossTerm
-from distill.train import train
+from distill.training.logs import read_log
+from distill.training.run import Run
+from distill.training.train import train
 from shards import UserError
 from teacher_cache import TeacherCache
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.ranks import Ranks
-from distill.run import Run
+from distill.training.ranks import Ranks
+from distill.training.run import Run
 from tests.distill.ranks_program import gradients
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_models import create_student, load_model
-from distill.ranks import Ranks
-from distill.run import Run
-from distill.student import make_student
-from distill.train import train
+from distill.training.ranks import Ranks
+from distill.training.run import Run
+from distill.training.student import make_student
+from distill.training.train import train
 from shards import UserError
 from tests.distill.ranks_program import gradients
 

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from distill.tokens import with_memory
+from distill.data.tokens import with_memory
 
 TEXTS = [
     "",
@@ -43,7 +43,7 @@ def test_tokens_are_open_clips(context: int) -> None:
 
 
 def test_random_text_has_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill.tokens._WORDS", 50)  # forgotten again and again
+    monkeypatch.setattr("distill.data.tokens._WORDS", 50)  # forgotten again and again
     theirs = open_clip.get_tokenizer("ViT-B-32")
     ours = with_memory(theirs)
     draw = random.Random(5)

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from clip_models import create_student, load_model
-from distill.checkpoint import Checkpoints
-from distill.logs import read_log
-from distill.run import Run
 from distill.settings import EvaluationSettings, LossTerm, RunSettings
-from distill.train import train
+from distill.training.checkpoint import Checkpoints
+from distill.training.logs import read_log
+from distill.training.run import Run
+from distill.training.train import train
 from shards import Dataset, InProcess, UserError
 from teacher_cache import ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 
 Snapshot = Callable[[str | Path], dict[str, bytes]]
@@ -187,7 +187,7 @@ KILLED = """
 import functools
 import open_clip
 from distill.settings import OptimiserSettings, RunSettings
-from distill.train import train
+from distill.training.train import train
 
 # Read once, not in every process.
 open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)

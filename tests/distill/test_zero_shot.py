@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clip_models import LoadedModel, create_student, load_model, save_model
-from distill.evaluation import class_weights, evaluate, top_k
+from evaluation import class_weights, evaluate, top_k
 from shards.errors import UserError
 from shards.fingerprint import sha256_file
 from shards.reader import Dataset, Shard
@@ -94,7 +94,7 @@ def test_class_weights_refuses(classes: list[str], templates: list[str], says: s
 
 def test_top_k_equals_counting_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Blocks of 3 rows, so that the last one is not full.
-    monkeypatch.setattr("distill.evaluation.zero_shot._LOGITS_A_BLOCK", 3 * 12)
+    monkeypatch.setattr("evaluation.zero_shot._LOGITS_A_BLOCK", 3 * 12)
     rng = np.random.default_rng(0)
     images, weights = rng.normal(size=(50, 8)), rng.normal(size=(12, 8))
     labels = rng.integers(0, 12, 50)

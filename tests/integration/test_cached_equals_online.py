@@ -16,14 +16,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from distill.loader import Batch, Views
+from distill.data.loader import Batch, Views
 from distill.losses import Embeddings
-from distill.run import Run, TargetsOf
 from distill.settings import OptimiserSettings, RunSettings
-from distill.step import Targets
+from distill.training.run import Run, TargetsOf
+from distill.training.step import Targets
 from shards import Dataset, InProcess
 from teacher_cache import ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.teachers import Teacher, load_teacher
 from teacher_cache.views import EncodedImage
 

@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "ingest": {"shards"},
     "teacher_cache": {"shards", "clip_models"},
     "distill": {
+        "evaluation",
         "shards",
         "clip_models",
         "teacher_cache.reader",
@@ -33,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Package → what of ours it may import: a whole package, or single modules of it."""
 
-ONLY_HOME = {"ray": ("shards/ray_session.py", "shards/ray_executor.py", "distill/ray_launcher.py")}
+ONLY_HOME = {"ray": ("shards/ray_session.py", "shards/ray_executor.py", "distill/training/ray_launcher.py")}
 """A library → the files that import it, and only inside functions."""
 
 LATE = {"shards": {"torch", "ray"}}
@@ -145,7 +146,7 @@ FINE = {
     "distill/train.py": "import torch\nfrom teacher_cache.reader import A\nfrom teacher_cache import views, reader",
     "distill/deep/inner.py": "from .. import train\nfrom ..train import Run\nfrom teacher_cache.views import View",
     "clip_models/models.py": "from shards.errors import UserError\nfrom shards.storage import Folder",
-    "clipstill/main.py": "def f():\n    from distill.train import train\n    import ingest.task",
+    "clipstill/main.py": "def f():\n    from distill.training.train import train\n    import ingest.task",
 }
 
 
@@ -160,21 +161,21 @@ FINE = {
         ("shards/ray_executor.py", "import ray"),
         ("shards/storage.py", "def f():\n    import ray"),
         ("shards/storage.py", "def f():\n    from clip_models import x"),
-        ("ingest/task.py", "from distill.train import train"),
-        ("ingest/task.py", "def f():\n    def g():\n        import distill.order"),
+        ("ingest/task.py", "from distill.training.train import train"),
+        ("ingest/task.py", "def f():\n    def g():\n        import distill.data.order"),
         ("ingest/task.py", "import teacher_cache.views"),
         ("ingest/task.py", "import clip_models"),
         ("ingest/task.py", "from ray import init"),
         ("distill/train.py", "import ingest"),
-        ("distill/train.py", "from teacher_cache.build import build_cache"),
-        ("distill/train.py", "from teacher_cache import build"),
+        ("distill/train.py", "from teacher_cache.building import build_cache"),
+        ("distill/train.py", "from teacher_cache import building"),
         ("distill/train.py", "from teacher_cache import reader, teachers"),
         ("distill/train.py", "from teacher_cache import TeacherCache"),
         ("distill/train.py", "def f():\n    import teacher_cache.verify"),
         ("distill/deep/inner.py", "from ... import ingest"),
         ("distill/deep/inner.py", "import teacher_cache"),
         ("distill/train.py", "import clipstill.main"),
-        ("teacher_cache/build.py", "import distill.order"),
+        ("teacher_cache/build.py", "import distill.data.order"),
         ("teacher_cache/build.py", "async def f():\n    import ingest"),
         ("clip_models/models.py", "from shards import UserError"),
         ("clip_models/models.py", "import shards.runner"),
@@ -198,10 +199,10 @@ def test_the_check_itself_finds_an_import_that_points_the_wrong_way(tmp_path: Pa
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("distill.train", ["ray", "teacher_cache.teachers", "teacher_cache.build", "ingest"]),
+        ("distill.training.train", ["ray", "teacher_cache.teachers", "teacher_cache.building", "ingest"]),
         ("shards", ["torch", "ray"]),
         ("teacher_cache", ["torch", "ray", "open_clip"]),
-        ("distill.order", ["torch", "ray"]),
+        ("distill.data.order", ["torch", "ray"]),
     ],
 )
 def test_what_an_import_does_not_load(module: str, absent: list[str]) -> None:

@@ -10,10 +10,10 @@ import pytest
 import s3fs
 
 from distill.settings import OptimiserSettings, RunSettings
-from distill.train import train
+from distill.training.train import train
 from shards import Dataset, InProcess, UserError
 from teacher_cache import TeacherCache
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.verify import verify_cache
 
 COUNTS = (7, 0, 9)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from distill.launch import launch
-from distill.logs import read_log
 from distill.settings import OptimiserSettings, RunSettings
+from distill.training.launch import launch
+from distill.training.logs import read_log
 from shards import Dataset, InProcess, UserError
 from shards.ray_session import ray_session
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 # Ray's own.
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")

@@ -14,7 +14,7 @@ import pytest
 
 from shards import Dataset, IncompleteError, InProcess, UserError
 from teacher_cache import TeacherCache
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 LIMITED = """
 SEEN = []

@@ -23,7 +23,7 @@ from PIL import Image
 from shards import Dataset, IncompleteError, InProcess, UserError
 from shards.ray_executor import RayExecutor
 from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
-from teacher_cache.build import BuildReport, BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildReport, BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 from teacher_cache.teachers import Forward
 from teacher_cache.verify import verify_cache

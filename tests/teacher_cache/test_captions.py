@@ -18,7 +18,7 @@ import pytest
 from shards import Dataset, Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
 from shards.publication import Publication
 from teacher_cache import TeacherCache, captions
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 
 METAS: list[dict[str, Any]] = [

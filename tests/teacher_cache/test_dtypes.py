@@ -14,7 +14,7 @@ import torch
 
 from shards import Dataset, InProcess, UserError
 from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.dtypes import check_dtype, load, row_bytes, store
 
 ALL: list[Any] = ["float16", "bfloat16", "float32", "int8"]

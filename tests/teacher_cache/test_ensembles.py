@@ -15,7 +15,7 @@ import pytest
 
 from shards import Dataset, IncompleteError, InProcess, UserError
 from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache, forward
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache, forward
 
 POLICY = ViewPolicy(scale=(0.4, 1.0), flip=0.5)
 COUNTS = (5, 0, 6)
@@ -125,11 +125,11 @@ def test_a_teacher_that_comes_later_touches_no_file(
 
 PROGRAM = """
 sys.path[:] = {path!r}
-import teacher_cache.build.forward as forward
+import teacher_cache.building.forward as forward
 import teacher_cache.teachers.python_teacher, teacher_cache.views.rendering  # once, not in every child
 from shards import InProcess
 from teacher_cache import ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 whole = forward.EncodedImage
 forward.EncodedImage = lambda data: (tick(), whole(data))[1]

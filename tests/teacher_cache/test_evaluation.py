@@ -18,7 +18,7 @@ from PIL import Image
 
 from shards import Dataset, InProcess, UserError
 from teacher_cache import TeacherCache
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 Save = Callable[..., str]
 

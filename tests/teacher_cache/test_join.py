@@ -16,7 +16,7 @@ import pytest
 from shards import Dataset, Folder, InProcess, ShardRecord, ShardWriter, Spec, UserError, fingerprint
 from shards.publication import Publication
 from teacher_cache import Join, TeacherCache
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.join import join_layer
 from teacher_cache.layout import read_layer
 

@@ -14,9 +14,9 @@ import pytest
 
 from shards import Dataset, InProcess, UserError
 from teacher_cache import ViewPolicy
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
-from teacher_cache.build import plan as planning
-from teacher_cache.build.plan import TeacherCost, plan_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import plan as planning
+from teacher_cache.building.plan import TeacherCost, plan_cache
 from teacher_cache.captions import CaptionSource
 
 

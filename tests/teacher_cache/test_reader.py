@@ -19,7 +19,7 @@ import pytest
 
 from shards import Dataset, Folder, InProcess, UserError, read_records
 from teacher_cache import TeacherCache, layer_files
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.join import Join
 from teacher_cache.layer_files import LayerFile
 from teacher_cache.layout import read_layer

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards import Dataset, InProcess, UserError
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 from teacher_cache.report import ReportFacts, report_cache
 from tests.conftest import small_samples

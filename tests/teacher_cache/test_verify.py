@@ -16,7 +16,7 @@ import pytest
 from shards import Dataset, Folder, InProcess, Spec, UserError
 from shards.publication import Publication
 from teacher_cache import TeacherCache
-from teacher_cache.build import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 from teacher_cache.dtypes import store
 from teacher_cache.layout import LayerFacts, TeacherFacts, layer_table, publish_facts, write_layer_file

@@ -1,0 +1,165 @@
+"""`distill --smoke`: whether a recipe runs, on data and teachers small enough to make on the spot.
+
+The student is the recipe's own, in its full size, and so are losses, caption sets, and the number of teachers. Images
+are drawn, teachers have random weights, the batch is tiny: it shows that everything fits together, never how good the
+result is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clip_models import create_student, load_model, save_model
+from demo.scenes import render, scene
+from distill.losses import LOSSES
+from distill.recipe import Recipe, merged, settings_from
+from distill.settings import RunSettings
+from distill.training.logs import read_log
+from distill.training.train import Result
+from shards import Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
+from shards.publication import Publication
+from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.captions import CaptionSource
+
+_SHARDS, _SAMPLES, _PIXELS, _VIEWS = 2, 16, 96, 2
+_WIDTH = 48
+"""Of the teachers; no student is as wide, so that losses which project do."""
+
+
+def smoke(recipe: Mapping[str, Any], given: Mapping[str, Any], start: Callable[[RunSettings], Result]) -> str:
+    """Make what is not given, train a few steps, load the student again; returns what that has shown.
+
+    `recipe` and `given` as in `settings_from`; all lies below `given["out"]`, else in a folder that is removed.
+    Raises `UserError` as training does.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a smoke test runs in one process", where="--smoke", do="Leave out torchrun, or --smoke")
+    if ("shards" in given) < ("cache" in given):
+        raise UserError("a cache was given, and no shards", where="--smoke", do="Give both, or neither")
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        out = given.get("out") or stack.enter_context(tempfile.TemporaryDirectory(prefix="clipstill-smoke-"))
+        fields = merged(merged(_lasting(recipe), _small()), {**given, "out": str(Path(out) / "run")})
+        if "shards" not in fields:
+            fields["shards"] = str(_draw_dataset(Path(out) / "shards", fields))
+            if _needs_cache(fields):
+                fields["cache"] = str(_build_cache(Path(out), fields))
+        settings = settings_from(fields)
+        result = start(settings)
+        shown = _look(settings, result)
+    kept = f" It lies in {out}." if "out" in given else ""
+    return f"{shown} {time.monotonic() - began:.0f} s.{kept}"
+
+
+def _small() -> Recipe:
+    cuda = torch.cuda.is_available()
+    # Half precision is slow on a CPU, and without a meaning for three steps.
+    return {"steps": 3, "batch_size": 4, "log_every": 1, **({} if cuda else {"precision": "fp32"})} | {
+        "optimiser": {"warmup": 1}
+    }
+
+
+def _lasting(recipe: Mapping[str, Any]) -> Recipe:
+    """The recipe without what looks beyond the run."""
+    return {name: value for name, value in recipe.items() if name not in {"evaluation", "wandb"}}
+
+
+def _needs_cache(fields: Mapping[str, Any]) -> bool:
+    taught = any(LOSSES[name].needs_teacher for name in fields.get("losses", {}) if name in LOSSES)
+    return taught or fields.get("text_tower") == "cache" or "teachers" in fields or _sets(fields) != ("txt",)
+
+
+def _sets(fields: Mapping[str, Any]) -> Sequence[str]:
+    captions: Sequence[str] = fields.get("captions", ("txt",))
+    return captions
+
+
+def _draw_dataset(folder: Path, fields: Mapping[str, Any]) -> Path:
+    """Scenes with their captions; every other caption set has two of other scenes, as a field of the JSON."""
+    if (folder / "dataset.json").exists():
+        return folder
+    place = Folder(folder)
+    for number in range(_SHARDS):
+        publication = Publication(Spec(number, place, fingerprint(["smoke", number])))
+        with publication.file(".tar") as path, ShardWriter(path) as writer:
+            for row in range(number * _SAMPLES, (number + 1) * _SAMPLES):
+                drawn, image = scene(row, "train"), io.BytesIO()
+                render(drawn, _PIXELS).save(image, "JPEG", quality=90)
+                others = [scene(10_000 + 2 * row + more, "train").caption for more in range(2)]
+                said = {name: others for name in _sets(fields) if name != "txt"}
+                writer.add(f"smoke-{row:09d}", image.getvalue(), "jpg", drawn.caption, said)
+        with publication.file(".index.arrow") as path:
+            writer.write_index(path)
+        publication.finish(_SAMPLES, {})
+    facts = {"schema": 1, "name": "smoke", "shards": _SHARDS, "rows": _SHARDS * _SAMPLES}
+    place.publish("dataset.json", json.dumps(facts).encode())
+    return folder
+
+
+def _build_cache(out: Path, fields: Mapping[str, Any]) -> Path:
+    names = fields.get("teachers") or ("teacher",)
+    texts_only = fields.get("text_tower") == "cache"
+    width = _WIDTH
+    if texts_only and "student" in fields:
+        width = create_student(fields["student"], 0, ("image",))[1]["model_cfg"]["embed_dim"]
+    sources = ["txt" if name == "txt" else f"{name}=json:{name}*2" for name in _sets(fields)]
+    build = BuildSettings(
+        shards=fields["shards"],
+        cache=str(out / "cache"),
+        teachers=tuple(
+            TeacherSpec(str(_make_teacher(out / "teachers", name, seed, width)), name)
+            for seed, name in enumerate(names)
+        ),
+        towers="text" if texts_only else "both",
+        views=_VIEWS,
+        captions=tuple(CaptionSource.parse(source) for source in sources),
+        batch_size=_SAMPLES,
+    )
+    build_cache(build, InProcess())
+    return out / "cache"
+
+
+def _make_teacher(folder: Path, name: str, seed: int, width: int) -> Path:
+    """A tiny model of random weights."""
+    if (folder / name / "open_clip_config.json").exists():
+        return folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1}
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"embed_dim": width, "vision_cfg": vision, "text_cfg": text}))
+    model, config = create_student(str(path), seed)
+    save_model(model, config, str(folder / name))
+    return folder / name
+
+
+@torch.no_grad()
+def _look(settings: RunSettings, result: Result) -> str:
+    """What the run has shown; the student is loaded as a user would."""
+    loaded = load_model(result.model)
+    pixels = loaded.preprocess(render(scene(0, "held_out"), _PIXELS))
+    embedding = loaded.model.encode_image(pixels[None], normalize=True)
+    assert torch.isfinite(embedding).all(), "the student's embedding of an image"
+    losses = [line["loss"] for line in read_log(Path(settings.out) / "log.jsonl") if "loss" in line]
+    millions = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+    teachers = (len(settings.teachers) or 1) if settings.cache else 0
+    terms = " + ".join(settings.terms())
+    return (
+        f"{settings.student} ({millions:.1f} M parameters) trains: {terms}, {_count(teachers, 'teacher')}, captions "
+        f"{' and '.join(settings.captions)}; loss {losses[0]:.4f} → {losses[-1]:.4f} in {_count(result.steps, 'step')} "
+        f"of {settings.batch_size}; saved, loaded again, an image is {embedding.shape[1]} numbers."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

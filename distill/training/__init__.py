@@ -1,0 +1,1 @@
+"""What runs a step, and a run of steps. Read `train.py` first (the loop), then `run.py` (what it holds), `step.py`."""

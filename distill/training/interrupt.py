@@ -1,0 +1,93 @@
+"""A checkpoint when no step says so: minutes have gone by, or the run is asked to end (Ctrl-C, SIGTERM).
+
+Processes of one run must agree on the step. Each says after every step what it wants, and all act on what was said
+after the step before: nobody waits for a step that has just begun on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+
+from distill.training.monitor import Figures
+from distill.training.ranks import Ranks
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run ended early because it was asked to, its checkpoint on disk. `signal`: which one asked."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class Wanted(NamedTuple):
+    """What all processes do after a step: write a checkpoint; then end."""
+
+    checkpoint: bool = False
+    end: bool = False
+
+
+class Interrupts:
+    """Use as a context manager around the steps, which holds signals back meanwhile.
+
+    `minutes` without a checkpoint make one due, 0: never. The first signal asks the run to end, the same one again ends
+    it at once, with `KeyboardInterrupt`. A signal that is ignored stays so; outside the main thread none is caught.
+    """
+
+    def __init__(self, ranks: Ranks, minutes: float) -> None:
+        self._ranks, self._seconds = ranks, 60 * minutes
+        self._kept = time.monotonic()
+        self._said: Figures | None = None
+        self._before: dict[int, Any] = {}
+        self.signal = 0
+
+    def __enter__(self) -> Interrupts:
+        self._kept = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            # None: what was there is not Python's, and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _asked(self, number: int, _: FrameType | None) -> None:
+        if self.signal == number:
+            raise KeyboardInterrupt
+        if not self.signal and self._ranks.first:
+            # Not print: a signal may have come in the middle of one.
+            os.write(2, b"clipstill: ending after this step, with a checkpoint (once more: at once, without)\n")
+        self.signal = number
+
+    def kept(self) -> None:
+        """Say that a checkpoint was begun."""
+        self._kept = time.monotonic()
+
+    def wanted(self, step: int) -> Wanted:
+        """To be called by all processes after every step, with its number."""
+        due = 0 < self._seconds <= time.monotonic() - self._kept
+        if due:
+            self.kept()
+        if self._ranks.size == 1:
+            return Wanted(due or self.signal > 0, self.signal > 0)
+        numbers = {"checkpoint": float(due and self._ranks.first), "signal": float(self.signal)}
+        told = self._ranks.most({name: torch.tensor(value) for name, value in numbers.items()})
+        before, self._said = self._said, Figures(step, told)
+        if before is None:
+            return Wanted()
+        heard = before.numbers()
+        # Of a signal that another process got the others know this way.
+        self.signal = self.signal or int(heard["signal"])
+        return Wanted(heard["checkpoint"] > 0 or heard["signal"] > 0, heard["signal"] > 0)

@@ -1,0 +1,81 @@
+"""The optimiser: AdamW in groups, the learning rate as a function of the step, the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from distill.settings import OptimiserSettings
+from distill.training.student import parameters
+
+
+def make_adamw(
+    student: nn.Module, loss: nn.Module, settings: OptimiserSettings, others: Sequence[dict[str, Any]] = ()
+) -> torch.optim.AdamW:
+    """AdamW over every parameter that takes a gradient; those with fewer than two dimensions are not decayed.
+
+    `others`: groups with settings of their own, whose learning rate has no course.
+    """
+    groups = []
+    own = {id(parameter) for group in others for parameter in group["params"]}
+    for module, decay in ((student, settings.weight_decay), (loss, settings.loss_weight_decay)):
+        found = [parameter for parameter in parameters([module]) if id(parameter) not in own]
+        for parameter in found:
+            # The fused kernel walks memory: a slice of a larger tensor would be updated beyond its rows, and moments
+            # read back from a checkpoint would meet the wrong elements of a transposed one.
+            parameter.data = parameter.data.contiguous()
+        groups += [
+            {"params": [p for p in found if p.ndim >= 2], "weight_decay": decay},
+            {"params": [p for p in found if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    return torch.optim.AdamW(
+        [
+            *({**group, "course": True} for group in groups if group["params"]),
+            *({**g, "course": False} for g in others),
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, steps: int, settings: OptimiserSettings) -> float:
+    """The rate at `step` of `steps` (from 0): linear from lr/warmup up to lr, then by the schedule."""
+    warmup = settings.warmup_steps(steps)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    through = (step - warmup) / max(1, steps - warmup)
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "wsd":
+        left = (steps - step) / max(1, round(settings.decay * steps))
+        return settings.final_lr + (settings.lr - settings.final_lr) * min(1.0, left)
+    return settings.final_lr + (settings.lr - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * through))
+
+
+def clip_gradients(found: Sequence[nn.Parameter], norm: float) -> torch.Tensor:
+    """Scale the gradients down to the global `norm` (0: leave them); returns the norm before, 0-d."""
+    return torch.nn.utils.clip_grad_norm_(found, norm or math.inf)
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and buffers: average = decay·average + (1 − decay)·weights.
+
+    It begins as the weights after the first step that it sees. Counts are copied.
+    """
+
+    def update(average: Any, current: Any, _: Any) -> None:
+        if torch.is_floating_point(average[0]):
+            # Not torch's own `lerp`: of the infinities in an attention mask it makes NaN.
+            torch._foreach_mul_(average, decay)
+            torch._foreach_add_(average, current, alpha=1 - decay)
+        else:
+            torch._foreach_copy_(average, current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

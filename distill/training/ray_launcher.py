@@ -1,0 +1,125 @@
+"""A run's processes on a Ray cluster, through Ray Train: the same loop as under `torchrun`.
+
+A worker that dies takes its group with it; the group is started again and goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from distill.settings import RunSettings
+from distill.training.logs import read_log
+from distill.training.ranks import PATIENCE
+from distill.training.train import DONE, SETTINGS, Result, train
+from shards import UserError
+from shards.progress import Meter
+from shards.ray_session import ray_session
+
+log = logging.getLogger(__name__)
+
+_STARTS = 3
+"""How often the group is started without a step of progress in between."""
+_LOOK_EVERY_S = 1.0
+
+
+def train_on_ray(settings: RunSettings, processes: int | None = None, address: str | None = None) -> Result:
+    """Train in `processes` workers, by default one a GPU of the cluster, or one; each has a GPU where there are any.
+
+    `address` as in `shards.ray_session.ray_session`. `settings.out` is a folder that every node sees. Raises
+    `UserError` as `train` does, or if the cluster has no room for that many.
+    """
+    import ray  # noqa: PLC0415 - slow to import, and the loop itself needs none of it
+    from ray.train import RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
+    from ray.train.v2.api.exceptions import WorkerGroupError  # noqa: PLC0415
+
+    out = Path(settings.out).resolve()
+    settings = replace(settings, out=str(out))
+    # What Ray Train has to say is its log; what goes wrong comes as an exception.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_LOGGING", "0")
+    with ray_session(cpus=max(os.cpu_count() or 1, processes or 1), address=address):
+        there = ray.cluster_resources()
+        gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+        processes = processes or gpus or 1
+        room, kind = (gpus, "GPUs") if gpus else (cpus, "cores")
+        if processes > room:
+            raise UserError(
+                f"{processes} processes were asked for, the cluster has {room} {kind}",
+                where="--processes",
+                do="Ask for fewer",
+            )
+        scaling = ScalingConfig(
+            num_workers=processes,
+            use_gpu=gpus > 0,
+            # Cores are not shared out where there are GPUs: those may stand on other machines.
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpus else {"CPU": max(1, cpus // processes)},
+        )
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"settings": settings},
+            scaling_config=scaling,
+            torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
+            run_config=RunConfig(name="ray", storage_path=str(out)),
+        )
+        starts, reached = 0, _reached(out)
+        with _followed(out):
+            while True:
+                try:
+                    trainer.fit()
+                    break
+                except WorkerGroupError as error:
+                    for failure in error.worker_failures.values():
+                        if isinstance(cause := getattr(failure, "cause", failure), UserError):
+                            raise cause from None
+                    starts = 1 if _reached(out) > reached else starts + 1
+                    reached = _reached(out)
+                    if starts == _STARTS:
+                        raise
+                    log.warning(
+                        "a worker was lost after step %d; starting again (%s)", reached, str(error).splitlines()[0]
+                    )
+    done = json.loads((out / DONE).read_text())
+    speeds = [line["measured"]["samples_per_second"] for line in read_log(out / "log.jsonl") if "measured" in line]
+    return Result(str(out / "model"), done["steps"], done["loss"], speeds[-1] if speeds else None, done["best"])
+
+
+def _work(config: dict[str, RunSettings]) -> None:
+    train(config["settings"])
+
+
+def _reached(out: Path) -> int:
+    return max((line["step"] for line in read_log(out / "log.jsonl")), default=0)
+
+
+@contextlib.contextmanager
+def _followed(out: Path) -> Iterator[None]:
+    """Draw the progress of a run in other processes, from its log."""
+    ended = threading.Event()
+    follower = threading.Thread(target=_follow, args=(out, ended), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+
+
+def _follow(out: Path, ended: threading.Event) -> None:
+    while not (out / SETTINGS).exists():
+        if ended.wait(_LOOK_EVERY_S):
+            return
+    body = json.loads((out / SETTINGS).read_text())
+    total, size = body["facts"]["steps"], body["settings"]["batch_size"]
+    with Meter(f"distill {out.name}", total, unit="steps", done=min(_reached(out), total)) as meter:
+        while not ended.wait(_LOOK_EVERY_S):
+            lines = [line for line in read_log(out / "log.jsonl") if "loss" in line]
+            if lines and lines[-1]["step"] > meter.done:
+                steps = lines[-1]["step"] - meter.done
+                meter.advance(steps, items=steps * size, note=f"loss {lines[-1]['loss']:.3f}")

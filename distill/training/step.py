@@ -1,0 +1,185 @@
+"""The gradients of one step: a process's part of a global batch, whole or in micro-batches.
+
+    pixels, tokens → raw embeddings of this part → gathered from all processes → Σ weight·loss over this part's rows
+                                                                             → gradients, averaged over processes
+
+In micro-batches it takes two passes (the gradient cache of Gao et al., 2021, arXiv:2101.06983): embed all of them
+without keeping activations, take the loss's gradient with respect to the embeddings, then run each again and carry
+that gradient back through it. The loss sees the whole batch either way, so the gradient is the same but for rounding.
+What is not the same: batch norms see one piece of one process at a time, and dropout and masks are drawn for each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.data.loader import Batch
+from distill.losses import Embeddings, Pair, WeightedSum
+from distill.training.ranks import Ranks
+from distill.training.student import Student, batch_statistics
+
+Encoded = dict[str, Tensor]
+"""As `Student.forward` returns it."""
+
+Teachers = dict[str, tuple[Embeddings, ...]]
+"""By caption set, what each teacher made of this process's part of the batch; only of the samples it knows."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The teachers' side of a part. `taught` as in `Batch`; `ragged`: whether any process may have some untaught."""
+
+    teachers: Teachers
+    taught: Tensor | None = None
+    ragged: bool = False
+
+
+class Gradients:
+    """Computes a step's gradients into the parameters of student and loss.
+
+    `text_from_cache`: the only teacher's text embeddings stand for the student's. `seed` maps the place of a
+    micro-batch's first sample in the global batch, and the step, to what seeds its randomness.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        loss: WeightedSum,
+        ranks: Ranks,
+        *,
+        batch_size: int,
+        micro_batches: int,
+        text_from_cache: bool,
+        seed: Callable[[int, int], int],
+    ) -> None:
+        self._student, self._loss, self._ranks = student, loss, ranks
+        self._text_from_cache, self._seed = text_from_cache, seed
+        self._rows = ranks.rows(batch_size)
+        part = batch_size // ranks.size
+        self._pieces = [slice(at, at + part // micro_batches) for at in range(0, part, part // micro_batches)]
+        self._trains = any(parameter.requires_grad for parameter in student.parameters())
+        self._shared: nn.Module = student
+        if ranks.size > 1 and self._trains:
+            devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+            self._shared = DistributedDataParallel(student, device_ids=devices, gradient_as_bucket_view=True)
+
+    def __call__(
+        self,
+        batch: Batch,
+        targets: Targets,
+        weights: Mapping[str, float],
+        scaled: Callable[[Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Add the gradients of `scaled(loss)`; returns the loss and its terms, 0-d, means over all processes."""
+        device = self._ranks.device
+        pixels = batch.images.to(device, non_blocking=True)
+        tokens = {name: ids.to(device, non_blocking=True) for name, ids in batch.tokens.items()}
+        if len(self._pieces) == 1:
+            self._begin(batch.step, 0)
+            encoded = self._shared(pixels, tokens)
+            total, terms = self._total(encoded, targets, weights)
+            # What no loss reaches has a gradient too, zero: the processes wait for each other's.
+            torch.autograd.backward(scaled(total + 0 * (encoded["logit_scale"] + encoded["logit_bias"])))
+        else:
+            total, terms = self._in_two_passes(batch.step, pixels, tokens, targets, weights=weights, scaled=scaled)
+        self._ranks.mean_gradients([self._loss])
+        return self._ranks.mean({"loss": total.detach(), **terms})
+
+    def _begin(self, step: int, at: int) -> None:
+        # Whatever is random in a forward (dropout, masks) depends on step and place alone: a resumed run repeats it.
+        torch.manual_seed(self._seed(step, (self._rows.start or 0) + at))
+
+    def _in_two_passes(
+        self,
+        step: int,
+        pixels: Tensor,
+        tokens: Mapping[str, Tensor],
+        targets: Targets,
+        *,
+        weights: Mapping[str, float],
+        scaled: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        statistics = batch_statistics(self._student)
+        before = [buffer.clone() for buffer in statistics]
+        parts: list[Encoded] = []
+        with torch.no_grad():
+            for piece in self._pieces:
+                self._begin(step, piece.start)
+                parts.append(self._student(pixels[piece], {name: ids[piece] for name, ids in tokens.items()}))
+            # The second pass sees the same batches: they are to count once.
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
+        rows = [name for name in parts[0] if parts[0][name].ndim]
+        leaves = {name: torch.cat([part[name] for part in parts]) for name in rows} | self._student.scalars()
+        leaves = {name: value.detach().requires_grad_() for name, value in leaves.items()}
+        total, terms = self._total(leaves, targets, weights)
+        torch.autograd.backward(scaled(total))
+        last = self._pieces[-1]
+        for piece in self._pieces if self._trains else ():
+            self._begin(step, piece.start)
+            alone = getattr(self._shared, "no_sync", None)
+            with contextlib.nullcontext() if piece is last or alone is None else alone():
+                encoded = self._shared(pixels[piece], {name: ids[piece] for name, ids in tokens.items()})
+                carried = [(encoded[name], _grad(leaves[name])[piece]) for name in rows]
+                # The scalars' gradient is of the whole part: it is carried once.
+                carried += [(encoded[n], _grad(leaves[n]) * (piece is last)) for n in ("logit_scale", "logit_bias")]
+                torch.autograd.backward(torch.stack([(value * grad).sum() for value, grad in carried]).sum())
+        return total, terms
+
+    def _total(
+        self, encoded: Encoded, targets: Targets, weights: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        ranks = self._ranks
+        image = ranks.gather(encoded["image"])
+        taught = self._all_taught(targets, len(encoded["image"]))
+        pairs = {}
+        for captions in self._captions(encoded, targets):
+            found = targets.teachers.get(captions, ())
+            teachers = tuple(self._whole(teacher, targets, len(encoded["image"]), taught) for teacher in found)
+            text = teachers[0].text if self._text_from_cache else ranks.gather(encoded[f"text/{captions}"])
+            # Raw rows are what is gathered and carried between passes, so that their lengths have gradients too.
+            student = Embeddings.of_raw(image, text, encoded["logit_scale"], encoded["logit_bias"])
+            if self._text_from_cache:
+                student = replace(student, text=text)  # of unit norm already
+            pairs[captions] = Pair(student, teachers, taught)
+        summed: tuple[Tensor, dict[str, Tensor]] = self._loss(pairs, weights, self._rows)
+        return summed
+
+    def _captions(self, encoded: Encoded, targets: Targets) -> list[str]:
+        if self._text_from_cache:
+            return list(targets.teachers)
+        return [name.removeprefix("text/") for name in encoded if name.startswith("text/")]
+
+    def _all_taught(self, targets: Targets, part: int) -> Tensor | None:
+        """The taught samples' places in the global batch."""
+        if not targets.ragged:
+            return None
+        own = torch.ones(part, dtype=torch.bool, device=self._ranks.device)
+        if targets.taught is not None:
+            own.zero_()[targets.taught.to(own.device)] = True
+        return self._ranks.gather(own.to(torch.uint8)).nonzero()[:, 0]
+
+    def _whole(self, teacher: Embeddings, targets: Targets, part: int, taught: Tensor | None) -> Embeddings:
+        """A teacher's embeddings of the whole batch, or of all its taught samples."""
+
+        def gathered(own: Tensor) -> Tensor:
+            own = own.to(self._ranks.device, non_blocking=True)
+            if targets.taught is not None:
+                # Parts of one size can be gathered: the untaught are left open, and left out below.
+                padded = own.new_zeros(part, own.shape[1])
+                padded[targets.taught.to(own.device)] = own
+                own = padded
+            whole = self._ranks.gather(own)
+            return whole if taught is None else whole[taught]
+
+        return Embeddings(gathered(teacher.image), gathered(teacher.text), teacher.logit_scale, teacher.logit_bias)
+
+
+def _grad(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

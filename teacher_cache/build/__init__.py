@@ -1,8 +1,0 @@
-"""Run teachers over a dataset: `settings.py` (what to cache), `build.py` (settle the layers), `task.py` (one shard of
-one layer), `forward.py` (decode ahead, forward in batches), `batch_size.py`; `plan.py` says beforehand what it costs.
-"""
-
-from teacher_cache.build.build import BuildReport, build_cache
-from teacher_cache.build.settings import BuildSettings, TeacherSpec
-
-__all__ = ["BuildReport", "BuildSettings", "TeacherSpec", "build_cache"]

@@ -1,0 +1,8 @@
+"""Run teachers over a dataset: `settings.py` (what to cache), `build.py` (settle the layers), `task.py` (one shard of
+one layer), `forward.py` (decode ahead, forward in batches), `batch_size.py`; `plan.py` says beforehand what it costs.
+"""
+
+from teacher_cache.building.build import BuildReport, build_cache
+from teacher_cache.building.settings import BuildSettings, TeacherSpec
+
+__all__ = ["BuildReport", "BuildSettings", "TeacherSpec", "build_cache"]
