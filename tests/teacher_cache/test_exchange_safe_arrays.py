@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from teacher_cache.exchange import safe_arrays
 from teacher_cache.exchange.safe_arrays import read_npz, read_pth_gz
 
 LIMIT = 2**20
