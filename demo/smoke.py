@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from distill.recipe import Recipe, merged, settings_from
 from distill.settings import RunSettings
 from distill.training.logs import read_log
 from distill.training.train import Result
-from shards import Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
-from shards.publication import Publication
+from shards import InProcess, UserError, write_dataset
+from shards.dataset import DATASET
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
 
@@ -86,24 +87,17 @@ def _sets(fields: Mapping[str, Any]) -> Sequence[str]:
 
 def _draw_dataset(folder: Path, fields: Mapping[str, Any]) -> Path:
     """Scenes with their captions; every other caption set has two of other scenes, as a field of the JSON."""
-    if (folder / "dataset.json").exists():
-        return folder
-    place = Folder(folder)
-    for number in range(_SHARDS):
-        publication = Publication(Spec(number, place, fingerprint(["smoke", number])))
-        with publication.file(".tar") as path, ShardWriter(path) as writer:
-            for row in range(number * _SAMPLES, (number + 1) * _SAMPLES):
-                drawn, image = scene(row, "train"), io.BytesIO()
-                render(drawn, _PIXELS).save(image, "JPEG", quality=90)
-                others = [scene(10_000 + 2 * row + more, "train").caption for more in range(2)]
-                said = {name: others for name in _sets(fields) if name != "txt"}
-                writer.add(f"smoke-{row:09d}", image.getvalue(), "jpg", drawn.caption, said)
-        with publication.file(".index.arrow") as path:
-            writer.write_index(path)
-        publication.finish(_SAMPLES, {})
-    facts = {"schema": 1, "name": "smoke", "shards": _SHARDS, "rows": _SHARDS * _SAMPLES}
-    place.publish("dataset.json", json.dumps(facts).encode())
+    if not (folder / DATASET).exists():
+        sets = [name for name in _sets(fields) if name != "txt"]
+        write_dataset(folder, map(partial(_sample, sets), range(_SHARDS * _SAMPLES)), name="smoke", shard_size=_SAMPLES)
     return folder
+
+
+def _sample(sets: Sequence[str], row: int) -> tuple[str, bytes, str, dict[str, Any]]:
+    drawn, image = scene(row, "train"), io.BytesIO()
+    render(drawn, _PIXELS).save(image, "JPEG", quality=90)
+    others = [scene(10_000 + 2 * row + more, "train").caption for more in range(2)]
+    return f"smoke-{row:09d}", image.getvalue(), drawn.caption, dict.fromkeys(sets, others)
 
 
 def _build_cache(out: Path, fields: Mapping[str, Any]) -> Path:

@@ -9,8 +9,7 @@ were allowed when it was planned: once another one is allowed, what was blocked,
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,16 +22,7 @@ from ingest.run import IngestReport, refuse_early, run_planned
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask
 from shards import Folder, UserError, fingerprint, sound_records
-from shards.reader import (
-    ROUNDS,
-    is_planned,
-    is_retry,
-    planned_shards,
-    read_dataset_facts,
-    read_rounds,
-    refuse_planning,
-    stage_of,
-)
+from shards.dataset import DatasetPlan, Stage, publish_whole
 from shards.runner import Executor
 
 _WORTH = 0.01
@@ -55,19 +45,18 @@ def retry(
     """
     refuse_early(network)
     folder = Folder(out)
-    facts = read_dataset_facts(folder)
-    settings = replace(_settings_of(out, facts, network), stop_on_collapse=stop_on_collapse, attempts=attempts)
+    settings = _settings_of(out, DatasetPlan.read(folder).settings, network)
+    settings = replace(settings, stop_on_collapse=stop_on_collapse, attempts=attempts)
     reports: list[IngestReport] = []
     with folder.alone():
-        while (added := _next_round(folder, facts, settings)) is not None:
+        while (added := _next_round(folder, settings)) is not None:
             reports.append(run_planned(IngestTask(settings, added, name="retry"), executor))
             if reports[-1].samples < _WORTH * reports[-1].rows:
                 break
     return reports
 
 
-def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings) -> IngestSettings:
-    chosen = facts["settings"]
+def _settings_of(out: str, chosen: Mapping[str, Any], network: NetworkSettings) -> IngestSettings:
     source: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in chosen["source"].items()
     }
@@ -82,45 +71,46 @@ def _settings_of(out: str, facts: dict[str, Any], network: NetworkSettings) -> I
     )
 
 
-def _next_round(folder: Folder, facts: dict[str, Any], settings: IngestSettings) -> dict[str, Any] | None:
+def _next_round(folder: Folder, settings: IngestSettings) -> Stage | None:
     """The round that an earlier run left unfinished, or a new one, published; None if there is nothing to retry."""
-    rounds = read_rounds(folder)
-    planned = planned_shards(folder, facts)
-    names = sound_records(folder)
-    missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
-    refuse_planning(folder)
-    if missing and not is_retry(stage_of(folder, facts, missing[0])):
+    known = DatasetPlan.read(folder)
+    missing = known.missing(sound_records(folder))
+    known.refuse_unfinished()
+    if missing:
+        stage = known.stage_of(missing[0])
+        if stage.is_retry:
+            return stage
         raise UserError(
-            f"{len(missing)} of {len(planned)} shards are missing",
+            f"{len(missing)} of {len(known.wanted)} shards are missing",
             where=str(folder),
             do="Run the same `clipstill ingest` command again to finish it, then retry",
         )
-    if missing:
-        return next(added for added in rounds if missing[0] < added["first"] + added["shards"])
-    stages = [{"first": 0, **facts}, *rounds]
-    last = stages[-1]
-    number = f"{len(rounds) + 1:03d}"
+    number = f"{len(known.stages):03d}"
     witnesses: dict[str, str] = {}
-    tables = plan.cut(_retryable(folder, stages, settings, witnesses), settings.shard_size)
+    tables = plan.cut(_retryable(folder, known.stages, settings, witnesses), settings.shard_size)
     parts = plan.write_parts(folder, f"round-{number}", tables)
     if not parts:
         return None
-    added = {
-        "first": last["first"] + last["shards"],
-        "shards": sum(part["shards"] for part in parts),
-        "rows": sum(part["rows"] for part in parts),
-        "captioned": facts["captioned"],
-        "fingerprint": fingerprint([facts["fingerprint"], parts]),
-        "parts": parts,
-        "witnesses": sorted(witnesses.values()),
-        "allowed": sorted(settings.network.allow_addresses),
-    }
-    folder.child(ROUNDS).publish(f"{number}.json", json.dumps(added, indent=1).encode())
-    return added
+    return publish_whole(
+        folder,
+        Stage(
+            name=known.name,
+            captioned=known.captioned,
+            fingerprint=fingerprint([known.stages[0].fingerprint, [vars(part) for part in parts]]),
+            round=number,
+            first=known.stages[-1].numbers.stop,
+            row=None,
+            shards=sum(part.shards for part in parts),
+            rows=sum(part.rows for part in parts),
+            parts=parts,
+            witnesses=tuple(sorted(witnesses.values())),
+            allowed=tuple(sorted(settings.network.allow_addresses)),
+        ),
+    )
 
 
 def _retryable(
-    folder: Folder, stages: list[dict[str, Any]], settings: IngestSettings, witnesses: dict[str, str]
+    folder: Folder, stages: Sequence[Stage], settings: IngestSettings, witnesses: dict[str, str]
 ) -> Iterator[pa.Table]:
     """The plan rows of what failed but may pass, from the `stages` so far: the dataset's plan and its rounds.
 
@@ -132,10 +122,10 @@ def _retryable(
     left, blocked, later = True, bool(allowed), set[str]()
     for stage in reversed(stages):
         # A retry that was allowed as much has taken along whatever had been blocked before it.
-        blocked = blocked and not (is_retry(stage) and allowed <= set(stage["allowed"]))
+        blocked = blocked and not (stage.is_retry and allowed <= set(stage.allowed))
         if not (left or blocked):
             return
-        for shard in range(stage["first"], stage["first"] + stage["shards"]):
+        for shard in stage.numbers:
             ledger = read_ledger(folder, shard)
             found = filter(None, pc.unique(ledger["error_class"]).to_pylist())
             causes = [cause for cause in found if (left and may_pass(cause)) or (blocked and cause == _BLOCKED)]
@@ -143,9 +133,9 @@ def _retryable(
                 failed = ledger.filter(pc.is_in(ledger["error_class"], pa.array(causes)))
                 standing = pa.array([key not in later for key in failed["key"].to_pylist()], pa.bool_())
                 yield plan.planned_columns(failed.filter(standing))
-            if blocked and is_retry(stage):
+            if blocked and stage.is_retry:
                 later.update(ledger["key"].to_pylist())
             if len(witnesses) < _WITNESSES:
                 good = ledger.filter(pc.equal(ledger["status"], "success")).slice(0, _WITNESSES)
                 witnesses.update(zip(good["host"].to_pylist(), good["url"].to_pylist(), strict=True))
-        left = left and not is_retry(stage)
+        left = left and not stage.is_retry

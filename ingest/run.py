@@ -14,8 +14,8 @@ from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
 from shards import Folder, IncompleteError, Summary, UserError, published_records, read_records, run_shards
+from shards.dataset import DATASET, PLANNING
 from shards.places import refuse_other_things
-from shards.reader import DATASET, PLANNING
 from shards.runner import Executor
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
             warning = resolver_warning(first) if settings.network.proxy is None else None
             if warning is not None:
                 log.warning("ingest: %s", warning)
-        report = run_planned(IngestTask(settings, planning.facts, planning=planning), executor)
+        report = run_planned(IngestTask(settings, planning.stage, planning=planning), executor)
         planning.tidy()
         return report
 

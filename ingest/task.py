@@ -25,9 +25,9 @@ from ingest.engines.engine import Engine
 from ingest.faces import Boxes, read_boxes
 from ingest.ledger import MEASURED, PLAN_COLUMNS, Fetched, Request, result_fields
 from ingest.settings import IngestSettings
-from shards import Folder, ShardRecord, ShardWriter, Spec
+from shards import Folder, ShardRecord, Spec
+from shards.dataset import DatasetPlan, Stage
 from shards.publication import Publication
-from shards.reader import is_retry, read_rounds
 
 _MOST_OPEN, _LEAST_OPEN, _ROWS_OPEN = 8, 2, 8000
 """Shards open at once, and how many rows they should have. A row that hangs for 30 seconds then costs a worker nothing
@@ -40,13 +40,13 @@ _NOT_IN_JSON = frozenset(
 
 @dataclass
 class IngestTask:
-    """Fetches the shards that `facts` plan, those of a retry's round, or all that a `planning` comes to.
+    """Fetches the shards of a stage, or all that a `planning` comes to.
 
     The planning stays where the task was made: workers find the rows of a shard in the folder.
     """
 
     settings: IngestSettings
-    facts: dict[str, Any]
+    stage: Stage
     name: str = "ingest"
     planning: plan.Planning | None = None
     overlap: int = field(init=False)
@@ -62,23 +62,22 @@ class IngestTask:
     @property
     def rows(self) -> int:
         """The rows that are planned by now."""
-        return int(self.facts["rows"]) if self.planning is None else self.planning.rows
+        return self.stage.rows if self.planning is None else self.planning.rows
 
     def outlook(self) -> tuple[int, str]:
         """How many shards are planned by now, and how far planning has got."""
-        return (self.facts["shards"], "") if self.planning is None else self.planning.outlook()
+        return (self.stage.shards, "") if self.planning is None else self.planning.outlook()
 
     def specs(self) -> Iterator[Spec | None]:
         if self.planning is not None:
             yield from self.planning.specs()
             return
         out = Folder(self.settings.out)
-        first = self.facts.get("first", 0)
-        for shard in range(first, first + self.facts["shards"]):
-            yield Spec(shard, out, self.facts["fingerprint"])
+        for shard in self.stage.numbers:
+            yield Spec(shard, out, self.stage.fingerprint)
 
     def open(self) -> _IngestWorker:
-        return _IngestWorker(self.settings, self.facts, _open_engine(self.settings))
+        return _IngestWorker(self.settings, self.stage, _open_engine(self.settings))
 
 
 def _open_engine(settings: IngestSettings) -> Engine:
@@ -95,22 +94,23 @@ def _open_engine(settings: IngestSettings) -> Engine:
 class _IngestWorker:
     """Fetches shards, several at once."""
 
-    def __init__(self, settings: IngestSettings, facts: dict[str, Any], engine: Engine) -> None:
-        self._facts, self._engine = facts, engine
+    def __init__(self, settings: IngestSettings, stage: Stage, engine: Engine) -> None:
+        self._stage, self._engine = stage, engine
         self._hash = settings.image.hash
         self._faces = settings.image.blur_faces
         self._fields = result_fields(self._hash)
-        self._watch = CollapseWatch(facts.get("witnesses", ())) if settings.stop_on_collapse else None
+        self._retries: list[Stage] | None = None
+        self._watch = CollapseWatch(stage.witnesses) if settings.stop_on_collapse else None
 
     def run(self, spec: Spec) -> ShardRecord:
-        rows = plan.read_rows(spec.folder, self._facts, spec.shard)
+        rows = plan.read_rows(spec.folder, self._stage, spec.shard)
         with _Spool() as spool:
-            results = self._fetch(rows, _in_later_rounds(spec, rows), spool, careful=spec.careful)
+            results = self._fetch(rows, self._in_later_rounds(spec, rows), spool, careful=spec.careful)
             publication = Publication(spec)
             kinds = {
                 field.name: field.type for field in [*rows.schema, *self._fields] if field.name not in _NOT_IN_JSON
             }
-            with publication.file(".tar") as path, ShardWriter(path) as tar:
+            with publication.samples() as tar:
                 for place, row in enumerate(_each(rows)):
                     fetched = results[place]
                     if fetched.error_class is None:
@@ -118,8 +118,6 @@ class _IngestWorker:
                         meta = self._meta(row, fetched, kinds)
                         tar.add(row["key"], spool.read(place), fetched.extension, caption, meta)
                 kept = len(tar)
-        with publication.file(".index.arrow") as path:
-            tar.write_index(path)
         statuses = Counter(fetched.status for fetched in results)
         causes = Counter(fetched.error_class for fetched in results if fetched.error_class)
         with publication.file("_stats.json") as path:
@@ -132,6 +130,18 @@ class _IngestWorker:
     def close(self) -> None:
         self._engine.close()
 
+    def _in_later_rounds(self, spec: Spec, rows: pa.Table) -> set[str]:
+        """Keys that stand in a retry after this shard: it is made again, and the retry has what became of them."""
+        if self._retries is None:
+            # No retry begins while shards are made.
+            self._retries = DatasetPlan.read(spec.folder, unfinished=True).retries
+        found: set[str] = set()
+        wanted = rows["key"].combine_chunks()
+        for part in [part for retry in self._retries if retry.first > spec.shard for part in retry.parts]:
+            for batch in plan.read_part(spec.folder, part, ["key"]):
+                found.update(batch.filter(pc.is_in(batch["key"], wanted))["key"].to_pylist())
+        return found
+
     def _fetch(self, rows: pa.Table, later: set[str], spool: _Spool, *, careful: bool) -> list[Fetched]:
         """What came of each row, its image left in the spool; rows that need no fetch never reach the network."""
         more = [self._faces] if self._faces is not None else []
@@ -140,7 +150,7 @@ class _IngestWorker:
         boxes = [found if isinstance(found, tuple) else () for found in faces]
         with self._watch.shard() if self._watch is not None else nullcontext() as watch:
             while True:
-                results = [_settled(row, self._facts["captioned"], later) for row in planned]
+                results = [_settled(row, self._stage.captioned, later) for row in planned]
                 for place, found in enumerate(faces):
                     if isinstance(found, Fetched) and results[place] is None:
                         results[place] = found
@@ -158,7 +168,9 @@ class _IngestWorker:
                 if watch is not None and (collapsed or watch.finish()):
                     watch.confirm(self._engine)
                 if not collapsed:
-                    return [result for result in results if result is not None]
+                    complete = [result for result in results if result is not None]
+                    assert len(complete) == len(planned), "the engine gave no answer for a row"
+                    return complete
                 if watch is not None:
                     watch.restart()
 
@@ -201,17 +213,6 @@ class _Spool:
         start, size = self._places[place]
         self._file.seek(start)
         return self._file.read(size)
-
-
-def _in_later_rounds(spec: Spec, rows: pa.Table) -> set[str]:
-    """Keys that stand in a round after this shard: it is being made again, and its round has what became of them."""
-    found: set[str] = set()
-    for added in read_rounds(spec.folder):
-        if added["first"] > spec.shard and is_retry(added):
-            for part in added["parts"]:
-                for batch in plan.read_part(spec.folder, part, ["key"]):
-                    found.update(batch.filter(pc.is_in(batch["key"], rows["key"].combine_chunks()))["key"].to_pylist())
-    return found
 
 
 def _settled(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched | None:

@@ -4,7 +4,8 @@ Comes in: samples (image bytes, caption, metadata) or a folder of published shar
 Goes out: webdataset tars with an offset index, a ledger and a published record each; a strict reader; a runner
 that maps one task over many shards, in this process or on Ray.
 
-Read `record.py` first (what "done" means), then `task.py` and `runner.py` (how work becomes records).
+Read `record.py` first (what "done" means), then `task.py` and `runner.py` (how work becomes records), and `dataset.py`
+(what a dataset says of itself). A script of your own makes a dataset with `write_dataset`.
 Nothing here imports torch or ray at module level.
 """
 
@@ -16,6 +17,7 @@ from shards.runner import InProcess, Summary, run_shards
 from shards.storage import Folder
 from shards.task import ShardTask, Spec, Worker
 from shards.verify import verify_dataset
+from shards.write_dataset import write_dataset
 from shards.writer import ShardWriter
 
 __all__ = [
@@ -40,4 +42,5 @@ __all__ = [
     "seed64",
     "sound_records",
     "verify_dataset",
+    "write_dataset",
 ]

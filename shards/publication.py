@@ -9,6 +9,7 @@ from pathlib import Path
 from shards.fingerprint import sha256_file
 from shards.record import RECORDS, FileEntry, RecordName, ShardRecord
 from shards.task import Spec
+from shards.writer import ShardWriter
 
 
 class SupersededError(Exception):
@@ -59,6 +60,14 @@ class Publication:
         with self._beside(suffix) as path:
             yield path
         self._others.append(f"{self._spec.shard:05d}{suffix}")
+
+    @contextlib.contextmanager
+    def samples(self) -> Iterator[ShardWriter]:
+        """A writer whose tar and index appear when the block ends without an exception."""
+        with self.file(".tar") as path, ShardWriter(path) as writer:
+            yield writer
+        with self.file(".index.arrow") as path:
+            writer.write_index(path)
 
     @contextlib.contextmanager
     def _beside(self, suffix: str) -> Iterator[Path]:

@@ -6,7 +6,6 @@ memory; nothing is scanned. Files on an object store are copied once to a local 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
@@ -16,17 +15,11 @@ from typing import Any
 import pyarrow as pa
 
 from shards import copies
+from shards.dataset import DatasetPlan
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
-from shards.places import what_is_at
-from shards.record import FileEntry, RecordName, ShardRecord, published_records, read_records
+from shards.record import FileEntry, ShardRecord, published_records, read_records
 from shards.storage import Folder
-
-DATASET = "dataset.json"
-PLANNING = "planning.json"
-ROUNDS = "_rounds"
-_GO_ON = "Run the same `clipstill ingest` command again; it goes on where it stopped"
-SCHEMA_VERSION = 1
 
 
 def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
@@ -173,23 +166,21 @@ class Dataset:
         Raises `UserError` if there is none, if shards are missing, or if it holds no sample at all.
         """
         folder = Folder(url)
-        facts = read_dataset_facts(folder)
-        refuse_planning(folder)
+        plan = DatasetPlan.read(folder)
+        plan.refuse_unfinished()
         names = published_records(folder)
-        planned = planned_shards(folder, facts)
-        missing = [shard for shard in planned if not is_planned(planned, names.get(shard))]
+        missing = plan.missing(names)
         if missing:
             shown = ", ".join(f"{shard:05d}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            retried = is_retry(stage_of(folder, facts, missing[0]))
-            command = "`clipstill ingest retry`" if retried else "`clipstill ingest` command"
+            again = "`clipstill ingest retry`" if plan.stage_of(missing[0]).is_retry else "`clipstill ingest` command"
             raise UserError(
-                f"{len(missing)} of {len(planned)} shards are missing ({shown})",
+                f"{len(missing)} of {len(plan.wanted)} shards are missing ({shown})",
                 where=str(folder),
-                do=f"Run the same {command} again; it goes on where it stopped",
+                do=f"Run the same {again} again; it goes on where it stopped",
             )
-        records = read_records(folder, [names[shard] for shard in planned])
+        records = read_records(folder, [names[shard] for shard in plan.wanted])
         shards = tuple(Shard(folder, record) for record in records.values())
-        dataset = Dataset(folder, facts["name"], shards, captioned=facts.get("captioned", True))
+        dataset = Dataset(folder, plan.name, shards, captioned=plan.captioned)
         if len(dataset) == 0:
             raise UserError(
                 "the dataset is empty: none of its input rows became a sample",
@@ -197,120 +188,3 @@ class Dataset:
                 do="Its NNNNN.parquet files give the cause of every row",
             )
         return dataset
-
-
-def read_dataset_facts(folder: Folder, *, unfinished: bool = False) -> dict[str, Any]:
-    """`dataset.json`: name, schema, shards, rows, settings. Raises `UserError` if absent or not of this version.
-
-    With `unfinished`, of a dataset that is still being planned what is known so far.
-    """
-    planning = read_planning(folder)
-    try:
-        facts = _read_facts(folder, DATASET)
-    except FileNotFoundError:
-        if planning is None:
-            raise UserError(
-                f"no dataset here (there is no {DATASET}): this is {what_is_at(folder)}",
-                where=str(folder),
-                do="Give the folder that `clipstill ingest` wrote",
-            ) from None
-        if not unfinished:
-            raise _still_planned(folder, planning) from None
-        return planning
-    return facts
-
-
-def read_planning(folder: Folder) -> dict[str, Any] | None:
-    """`planning.json`: what is known of a dataset, or of rows that are being added to it, until their plan is whole."""
-    try:
-        return _read_facts(folder, PLANNING)
-    except FileNotFoundError:
-        return None
-
-
-def _read_facts(folder: Folder, name: str) -> dict[str, Any]:
-    if folder.is_local and not folder.path.is_dir():
-        raise FileNotFoundError
-    facts: Any = None
-    with contextlib.suppress(ValueError):
-        facts = json.loads(folder.read(name))
-    if not isinstance(facts, dict) or "schema" not in facts:
-        raise UserError(
-            f"{name} is damaged or not ours", where=str(folder), do="Give the folder that `clipstill ingest` wrote"
-        )
-    if facts["schema"] != SCHEMA_VERSION:
-        raise UserError(
-            f"{name} has schema {facts['schema']}, this version reads {SCHEMA_VERSION}",
-            where=str(folder),
-        )
-    return facts
-
-
-def refuse_planning(folder: Folder) -> None:
-    """Raise `UserError` if rows are being added to the dataset here and their plan is not whole."""
-    planning = read_planning(folder)
-    if planning is not None:
-        raise _still_planned(folder, planning)
-
-
-def _still_planned(folder: Folder, planning: dict[str, Any]) -> UserError:
-    return UserError(
-        f"this dataset is still being ingested: {planning['rows']:,} rows of its list are planned so far",
-        where=str(folder),
-        do=_GO_ON,
-    )
-
-
-def read_rounds(folder: Folder) -> list[dict[str, Any]]:
-    """What `_rounds/NNN.json` say, in order: shards that were added to the plan, either to fetch again what had failed
-    (`is_retry`) or because the list had grown. Of a list that is growing now, the last one is what is known so far.
-
-    Each names its `first` shard and how many `shards` and `rows` it has, and their `fingerprint`.
-    """
-    planning = read_planning(folder)
-    rounds = folder.child(ROUNDS)
-    names = [name for name in rounds.names() if name.endswith(".json")]
-    found = []
-    for name in names:
-        try:
-            found.append(json.loads(rounds.read(name)))
-        except ValueError:
-            raise UserError(f"{ROUNDS}/{name} is damaged", where=str(folder), do="Restore it") from None
-    growing = planning is not None and planning["round"] is not None and f"{planning['round']}.json" not in names
-    return [*found, planning] if planning is not None and growing else found
-
-
-def is_retry(added: dict[str, Any]) -> bool:
-    """Whether a stage is a round that fetches rows again; else its rows, from input row `row` on, are new."""
-    return "row" not in added and "schema" not in added
-
-
-def shards_of(stage: dict[str, Any]) -> range:
-    """The shards of a dataset's facts or of a round."""
-    return range(stage.get("first", 0), stage.get("first", 0) + stage["shards"])
-
-
-def stage_of(folder: Folder, facts: dict[str, Any], shard: int) -> dict[str, Any]:
-    """What plans a shard: `facts`, or one of the rounds."""
-    return next(stage for stage in reversed([facts, *read_rounds(folder)]) if shard >= stage.get("first", 0))
-
-
-def planned_rows(folder: Folder, facts: dict[str, Any]) -> int:
-    """The rows of the input: those of the first list and those that it has grown by."""
-    return sum(int(stage["rows"]) for stage in [facts, *read_rounds(folder)] if not is_retry(stage))
-
-
-def planned_shards(folder: Folder, facts: dict[str, Any]) -> dict[int, str | None]:
-    """Every shard that the dataset is to have, with the fingerprint that its record must have, in order.
-
-    A dataset that was written without a plan has no fingerprint to compare: None.
-    """
-    planned = dict.fromkeys(range(facts["shards"]), facts.get("fingerprint"))
-    for added in read_rounds(folder):
-        planned |= dict.fromkeys(range(added["first"], added["first"] + added["shards"]), added["fingerprint"])
-    return planned
-
-
-def is_planned(planned: dict[int, str | None], name: RecordName | None) -> bool:
-    """Whether a published record is one that the plan asks for, and not left by an earlier plan."""
-    return name is not None and name.shard in planned and planned[name.shard] in {None, name.fingerprint}

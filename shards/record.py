@@ -115,6 +115,12 @@ def published_records(folder: Folder) -> dict[int, RecordName]:
     return found
 
 
+def is_made(names: Mapping[int, RecordName], shard: int, fingerprint: str) -> bool:
+    """Whether a shard has a record with the wanted fingerprint, or with any if that is ""."""
+    name = names.get(shard)
+    return name is not None and fingerprint in {"", name.fingerprint}
+
+
 def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> dict[int, ShardRecord]:
     """Shard number → record, for `wanted` (default: all that are published), in shard order."""
     names = sorted(published_records(folder).values() if wanted is None else wanted)

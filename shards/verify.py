@@ -10,17 +10,17 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from shards.dataset import DatasetPlan
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
 from shards.progress import Meter
-from shards.reader import Shard, is_planned, is_retry, planned_shards, read_dataset_facts, read_rounds, stage_of
+from shards.reader import Shard
 from shards.record import RECORDS, ShardRecord, published_records, read_records
 from shards.storage import Folder
 
@@ -46,20 +46,17 @@ def verify_dataset(url: str) -> Report:
     Raises `UserError` if there is no dataset at `url`.
     """
     folder = Folder(url)
-    facts = read_dataset_facts(folder)
+    plan = DatasetPlan.read(folder)
     names = published_records(folder)
-    planned = planned_shards(folder, facts)
-    problems = [f"shard {shard:05d}: not published" for shard in planned if shard not in names]
+    unmade = set(plan.missing(names))
+    damaged = {shard for shard in names if shard not in plan.wanted}
+    problems = [f"shard {shard:05d}: not published" for shard in plan.wanted if shard not in names]
     problems += [
-        f"shard {shard:05d}: published, but not in the plan"
-        for shard, name in sorted(names.items())
-        if not is_planned(planned, name)
+        f"shard {shard:05d}: published, but not in the plan" for shard in sorted(names) if shard in unmade | damaged
     ]
-    unmade = {shard for shard in planned if not is_planned(planned, names.get(shard))}
-    damaged = {shard for shard in names if shard not in planned}
     records = read_records(folder, names.values())
-    wanted = facts["rows"] + sum(added["rows"] for added in read_rounds(folder))
-    expected = _Rows(facts, wanted, unmade)
+    wanted = sum(stage.rows for stage in plan.stages)
+    expected = _Rows(plan, wanted, unmade)
     rows = samples = size = 0
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -71,7 +68,7 @@ def verify_dataset(url: str) -> Report:
         for record, found in zip(
             records.values(), pool.map(lambda r: _check(folder, r), records.values()), strict=True
         ):
-            told = [*found.problems, *expected.check(record, found)] if record.shard in planned else found.problems
+            told = [*found.problems, *expected.check(record, found)] if record.shard in plan.wanted else found.problems
             problems += [f"shard {record.shard:05d}: {problem}" for problem in told]
             # Ingest itself looks at what is there and how large it is; what is wrong inside, only who reads it sees.
             if len(told) > len(found.absent):
@@ -84,8 +81,8 @@ def verify_dataset(url: str) -> Report:
             meter.advance(1, items=record.count)
     if not problems and rows != wanted:
         problems.append(f"the ledgers hold {rows} rows, the plan {wanted}")
-        damaged |= {facts["shards"] - 1, max(planned)}
-    mend = _mend(folder, facts, unmade & planned.keys(), damaged) if problems else ""
+        damaged |= {plan.stages[0].shards - 1, max(plan.wanted)}
+    mend = _mend(plan, unmade, damaged) if problems else ""
     return Report(len(records), rows, samples, size, tuple(problems), mend)
 
 
@@ -97,12 +94,12 @@ class _Rows:
     first row of the next one tells.
     """
 
-    def __init__(self, facts: dict[str, Any], most: int, missing: Iterable[int]) -> None:
-        self._name, self._shards, self._most = facts["name"], facts["shards"], most
-        self._rows = facts["rows"]
+    def __init__(self, plan: DatasetPlan, most: int, missing: Iterable[int]) -> None:
+        first = plan.stages[0]
+        self._name, self._shards, self._rows, self._most = first.name, first.shards, first.rows, most
         self._missing = sorted(missing)
         # Datasets that were written without an input have no rows but their samples.
-        self._ordered = "settings" in facts
+        self._ordered = first.settings is not None
         self._next: int | None = 0
         self._before = 0
         self._shard = 0
@@ -164,21 +161,20 @@ class _Rows:
         return held
 
 
-def _mend(folder: Folder, facts: dict[str, Any], unmade: set[int], damaged: set[int]) -> str:
+def _mend(plan: DatasetPlan, unmade: set[int], damaged: set[int]) -> str:
     """The command that makes again what is missing, and what must go before, so that it is seen to be."""
-    if "settings" not in facts:
+    folder = plan.folder
+    if plan.stages[0].settings is None:
         return f"restore the files from where they came: {folder} was not made by `clipstill ingest`, which could again"
     out = shlex.quote(folder.url)
     numbers = ",".join(f"{shard:05d}" for shard in sorted(damaged))
     records = f"{out}/{RECORDS}/{f'{{{numbers}}}' if len(damaged) > 1 else numbers}.*"
     again = [f"rm {records}"] if damaged and folder.is_local else [f"delete {records}"] if damaged else []
-    last = max(planned_shards(folder, facts))
-    lists = [stage for stage in [facts, *read_rounds(folder)] if not is_retry(stage)]
-    retried = {is_retry(stage_of(folder, facts, shard)) for shard in unmade | damaged if shard <= last}
+    retried = {plan.stage_of(shard).is_retry for shard in unmade | damaged if shard <= max(plan.wanted)}
     if False in retried:
-        names = [entry["name"] for entry in lists[-1].get("inputs", [])]
+        names = [file.name for file in plan.lists[-1].inputs]
         inputs = " ".join(map(shlex.quote, names[:3])) + (" ..." if len(names) > 3 else "")
-        again.append(f"clipstill ingest {inputs} --name {facts['name']} --out {out} (with the options it had)")
+        again.append(f"clipstill ingest {inputs} --name {plan.name} --out {out} (with the options it had)")
     if True in retried:
         again.append(f"clipstill ingest retry {out}")
     return "; then ".join(again)

@@ -19,13 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards import Dataset, Folder, ShardWriter, Spec, fingerprint
-from shards.publication import Publication
+from shards import Dataset
+from shards.write_dataset import write_shards
 
 Sample = tuple[bytes, str, str]
 """Encoded image, its extension, caption."""
@@ -80,25 +79,14 @@ def small_samples(count: int, seed: int) -> list[Sample]:
 
 
 def write_dataset(folder: str | Path, shards: Sequence[Sequence[Sample]], name: str = "tiny") -> Dataset:
-    """Publish a dataset with these samples in these shards, as the stage before would."""
-    place = Folder(folder)
-    row = 0
-    for number, samples in enumerate(shards):
-        publication = Publication(Spec(number, place, fingerprint([name, number])))
-        keys = [f"{name}-{row + at:09d}" for at in range(len(samples))]
-        row += len(samples)
-        with publication.file(".tar") as path, ShardWriter(path) as writer:
-            for key, (image, extension, caption) in zip(keys, samples, strict=True):
-                writer.add(key, image, extension, caption, {"key": key, "caption": caption})
-        with publication.file(".index.arrow") as path:
-            writer.write_index(path)
-        with publication.beside(".parquet") as path:
-            ledger = {"key": pa.array(keys, pa.string()), "status": pa.array(["success"] * len(keys), pa.string())}
-            pq.write_table(pa.table(ledger), str(path), write_page_checksum=True)
-        publication.finish(len(samples), {})
-    facts = {"schema": 1, "name": name, "shards": len(shards), "rows": row}
-    place.publish("dataset.json", json.dumps(facts).encode())
-    return Dataset.open(str(folder))
+    """A dataset with these samples in these shards."""
+    numbers = itertools.count()
+
+    def keyed(samples: Sequence[Sample]) -> Iterator[tuple[str, bytes, str, dict[str, Any]]]:
+        for image, _, caption in samples:
+            yield f"{name}-{next(numbers):09d}", image, caption, {"caption": caption}
+
+    return write_shards(folder, map(keyed, shards), name=name)
 
 
 def model_cfg(
@@ -135,6 +123,19 @@ def make_dataset() -> MakeDataset:
         return write_dataset(folder, chosen, name)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def damage_image() -> Callable[[Dataset, int, int], None]:
+    """`damage_image(dataset, shard, row)`: zeros in place of a sample's image, as a failing disk leaves it."""
+
+    def damage(dataset: Dataset, shard: int, row: int) -> None:
+        start, size = dataset.shards[shard].places(row)[0]
+        with (dataset.folder.path / f"{shard:05d}.tar").open("r+b") as file:
+            file.seek(start)
+            file.write(bytes(size))
+
+    return damage
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from benchmarks.ingest.images import jpeg, photo
-from shards import Dataset, Folder, ShardWriter, Spec, fingerprint
+from shards import Dataset, Folder, Spec
 from shards.publication import Publication
+from shards.write_dataset import write_shards
 from teacher_cache.captions import CaptionSource
 from teacher_cache.dtypes import Dtype, row_bytes, store
 from teacher_cache.layout import (
@@ -68,29 +71,22 @@ def photos(folder: Path, count: int) -> list[bytes]:
     return found
 
 
-def write_dataset(folder: Path, shards: Sequence[Sequence[SampleBytes]]) -> Dataset:
-    """Publish these samples in these shards, as ingest would."""
-    place = Folder(folder)
-    row = 0
-    for number, samples in enumerate(shards):
-        publication = Publication(Spec(number, place, fingerprint(["benchmark", number])))
-        with publication.file(".tar") as path, ShardWriter(path) as writer:
-            for sample in samples:
-                key = f"bench-{row:09d}"
-                writer.add(key, sample.image, "jpg", sample.caption, {"key": key})
-                row += 1
-        with publication.file(".index.arrow") as path:
-            writer.write_index(path)
-        publication.finish(len(samples), {})
-    facts = {"schema": 1, "name": "bench", "shards": len(shards), "rows": row}
-    place.publish("dataset.json", json.dumps(facts).encode())
-    return Dataset.open(str(folder))
+def write_dataset(folder: Path, shards: Iterable[Iterable[SampleBytes]]) -> Dataset:
+    """A dataset of these samples in these shards."""
+    numbers = itertools.count()
+
+    def keyed(samples: Iterable[SampleBytes]) -> Iterator[tuple[str, bytes, str, dict[str, Any]]]:
+        for sample in samples:
+            yield f"bench-{next(numbers):09d}", sample.image, sample.caption, {}
+
+    return write_shards(folder, map(keyed, shards), name="bench")
 
 
 def keys_only(folder: Path, shards: int, rows: int) -> Dataset:
     """A dataset whose images nobody will look at."""
-    blank = SampleBytes(b"", "")
-    return write_dataset(folder, [[blank] * rows] * shards)
+    dot = io.BytesIO()
+    Image.new("L", (1, 1)).save(dot, "PNG")
+    return write_dataset(folder, [[SampleBytes(dot.getvalue(), "a dot")] * rows] * shards)
 
 
 def random_rows(seed: int, count: int, width: int) -> Rows:

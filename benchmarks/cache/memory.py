@@ -9,7 +9,6 @@ first ten views are read: the others stand for size, so that few keys make a cac
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from benchmarks.cache.material import CacheShape, blank_params, keys_only, settl
 from benchmarks.cache.process import answer
 from distill.data.order import Order
 from shards import Dataset, Folder, ShardRecord, seed64
+from shards.dataset import Stage, publish_whole
 from shards.record import RECORDS, FileEntry
 from teacher_cache import TeacherCache
 from teacher_cache.dtypes import Stored, numpy_type
@@ -53,8 +53,7 @@ def prepare(folder: Path, shards: int, rows: int, views: int) -> int:
         for old, new in zip(entries, named, strict=True):
             (data / new.name).hardlink_to(data / old.name)
         _write_record(data, ShardRecord(number, model.record.fingerprint, "", rows, named))
-    facts = {"schema": 1, "name": "bench", "shards": shards, "rows": shards * rows}
-    Folder(data).publish("dataset.json", json.dumps(facts).encode())
+    publish_whole(Folder(data), Stage(name="bench", shards=shards, rows=shards * rows))
     dataset = Dataset.open(str(data))
     shape = CacheShape(name="one", width=_WIDTH, views=views)
     return sum(_fill(layer_folder, layer, dataset) for layer_folder, layer in settle(folder / "cache", shape))

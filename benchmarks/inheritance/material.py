@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import pyarrow.parquet as pq
 from clip_models.config import CONFIG_NAME
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.train import train
-from shards import Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
-from shards.publication import Publication
+from shards import Folder, InProcess, UserError, write_dataset
+from shards.dataset import DATASET
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 COLUMNS = ("title", "article_type", "split", "jpeg")
@@ -99,25 +100,16 @@ def write_shards(material: Material, parquet: str, train_rows: int, test_rows: i
     for split, rows, place in (("train", train_rows, material.train), ("test", test_rows, material.test)):
         chosen = shuffled.filter(pa.array([name == split for name in shuffled["split"].to_pylist()])).slice(0, rows)
         counts[split] = len(chosen)
-        if not Path(place, "dataset.json").exists():
-            _publish(Folder(place), f"fashion-{split}", chosen)
+        if not Path(place, DATASET).exists():
+            name = f"fashion-{split}"
+            write_dataset(place, _samples(name, chosen), name=name, shard_size=_SHARD)
     return {**counts, "classes": len(classes), "templates": TEMPLATES}
 
 
-def _publish(place: Folder, name: str, table: pa.Table) -> None:
-    shards = range(0, len(table), _SHARD)
-    for number, first in enumerate(shards):
-        publication = Publication(Spec(number, place, fingerprint([name, number])))
-        rows = table.slice(first, _SHARD).to_pylist()
-        with publication.file(".tar") as path, ShardWriter(path) as writer:
-            for row, sample in enumerate(rows, first):
-                key = f"{name}-{row:09d}"
-                writer.add(key, sample["jpeg"], "jpg", sample["title"], {"key": key, LABEL: sample[LABEL]})
-        with publication.file(".index.arrow") as path:
-            writer.write_index(path)
-        publication.finish(len(rows), {})
-    facts = {"schema": 1, "name": name, "shards": len(shards), "rows": len(table)}
-    place.publish("dataset.json", json.dumps(facts).encode())
+def _samples(name: str, table: pa.Table) -> Iterator[tuple[str, bytes, str, dict[str, Any]]]:
+    rows = (row for batch in table.to_batches(_SHARD) for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+        yield f"{name}-{number:09d}", row["jpeg"], row["title"], {LABEL: row[LABEL]}
 
 
 def write_architectures(material: Material) -> None:

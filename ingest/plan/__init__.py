@@ -4,7 +4,7 @@ Comes in: rows from `sources`. Goes out: `dataset.json` and `_plan/`, and a shar
 
     planning.py (a plan while it is fetched) → planner.py (what makes the parts; read this first)
     → inputs.py (is it the same list?), marking.py (duplicates, captions, where shards end) with seen.py (URLs of parts
-    before), sense.py (is it a list of URLs?), parts.py (how rows are kept), stages.py (how all of it is written down)
+    before), sense.py (is it a list of URLs?), parts.py (how rows are kept)
 """
 
 from ingest.plan.parts import PLAN, planned_columns, read_part, read_rows, write_parts

@@ -7,21 +7,20 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from ingest.plan.planner import Planner
-from ingest.plan.stages import Stage
 from ingest.settings import IngestSettings
 from shards import Folder
-from shards.reader import read_dataset_facts
+from shards.dataset import DatasetPlan, Stage
 
 
 def make_plan(settings: IngestSettings) -> Stage:
-    """Publish the plan in `settings.out` whole, or find it already there; returns the facts of `dataset.json`.
+    """Publish the plan in `settings.out` whole, or find it already there; returns its first stage.
 
     Rows that a list has grown by are planned too, as a round.
     Raises `UserError` for unusable input, an empty one, a full disk, or a folder that holds another dataset.
     """
     for _ in Planner(settings).pieces():
         pass
-    return read_dataset_facts(Folder(settings.out))
+    return DatasetPlan.read(Folder(settings.out)).stages[0]
 
 
 def cut(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:

@@ -25,15 +25,22 @@ from ingest.plan.marking import Marks, Rows, shard_ends
 from ingest.plan.parts import PART_BYTES, PART_ROWS, PLAN, part_name, write_part
 from ingest.plan.seen import Seen
 from ingest.plan.sense import Sense
-from ingest.plan.stages import Part, Stage, is_whole, publish_planning, publish_whole, read_stages, remove_remains
 from ingest.settings import IngestSettings
 from ingest.sources import Source
 from shards import Folder, UserError, copies, fingerprint, published_records, sound_records
+from shards.dataset import (
+    DatasetPlan,
+    PlanPart,
+    Stage,
+    publish_planning,
+    publish_whole,
+    read_lists,
+    remove_remains,
+)
 from shards.errors import full_disk
 from shards.fingerprint import sha256_file
 from shards.keys import check_dataset_name
-from shards.reader import SCHEMA_VERSION, read_rounds
-from shards.record import RecordName
+from shards.record import RecordName, is_made
 
 log = logging.getLogger(__name__)
 
@@ -46,23 +53,22 @@ class Piece(NamedTuple):
     """A part of a stage: `shard` and `row` are its first ones, `sequence` its number over all stages."""
 
     stage: Stage
-    part: Part
+    part: PlanPart
     sequence: int
     shard: int
     row: int
 
     @property
     def shards(self) -> range:
-        return range(self.shard, self.shard + self.part["shards"])
+        return range(self.shard, self.shard + self.part.shards)
 
     def lacking(self, made: dict[int, RecordName]) -> list[int]:
         """Its shards that are not among `made`, the records that are published."""
-        wanted = self.stage["fingerprint"]
-        return [shard for shard in self.shards if shard not in made or made[shard].fingerprint != wanted]
+        return [shard for shard in self.shards if not is_made(made, shard, self.stage.fingerprint)]
 
 
 class Planner:
-    """The stages of the plan in `settings.out`, as they stand there or are yet to be planned; see `stages.py`.
+    """The stages of the plan in `settings.out`, as they stand there or are yet to be planned.
 
     Nothing is written before `pieces` is asked. A plan of another list of which nothing has been fetched makes room.
 
@@ -93,10 +99,10 @@ class Planner:
         """All parts that are planned by now."""
         sequence = 0
         for stage in list(self.stages):
-            shard, row = stage["first"], stage["row"]
-            for part in stage["parts"]:
+            shard, row = stage.first, _first_row(stage)
+            for part in stage.parts:
                 yield Piece(stage, part, sequence, shard, row)
-                sequence, shard, row = sequence + 1, shard + part["shards"], row + part["rows"]
+                sequence, shard, row = sequence + 1, shard + part.shards, row + part.rows
 
     def pieces(self) -> Iterator[Piece]:
         """Every part in order, those that stand and then those that are planned now.
@@ -106,27 +112,25 @@ class Planner:
         Raises:
             UserError: an input that turns out to be unusable or senseless, or a full disk.
         """
-        made = sound_records(self._out) if any(stage["parts"] for stage in self.stages) else {}
+        made = sound_records(self._out) if any(stage.parts for stage in self.stages) else {}
         sizes = self._out.child(PLAN).sizes()
         for piece in self.planned():
             lacking = piece.lacking(made)
-            if lacking and not self._has_rows(piece.part, lacking, sizes.get(piece.part["name"])):
+            if lacking and not self._has_rows(piece.part, lacking, sizes.get(piece.part.name)):
                 self._plan_again(piece)
             yield piece
-        if not is_whole(self.stages[-1]):
+        if not self.stages[-1].whole:
             yield from self._go_on(self.stages[-1])
 
     # What is there.
 
-    def _has_rows(self, part: Part, lacking: list[int], size: int | None) -> bool:
+    def _has_rows(self, part: PlanPart, lacking: list[int], size: int | None) -> bool:
         """Whether the rows of the shards that are `lacking` can be read: a part of `size` bytes, or none, is there."""
         if size is None:
             return all(map(self._has_ledger, lacking))
         # What is on an object store is hashed by whoever copies it.
         place = self._out.child(PLAN)
-        return size == part["bytes"] and not (
-            place.is_local and sha256_file(place.path / part["name"]) != part["sha256"]
-        )
+        return size == part.bytes and not (place.is_local and sha256_file(place.path / part.name) != part.sha256)
 
     def _has_ledger(self, shard: int) -> bool:
         try:
@@ -136,12 +140,12 @@ class Planner:
         return True
 
     def _settled(self) -> list[Stage]:
-        stages = read_stages(self._out)
+        stages = read_lists(self._out)
         if stages:
             try:
                 grown = has_grown(self._out, stages, self.source, self._settings)
             except UserError:
-                if is_whole(stages[0]) or published_records(self._out):
+                if stages[0].whole or published_records(self._out):
                     raise
             else:
                 return [*stages, self._begun(stages)] if grown else stages
@@ -150,33 +154,28 @@ class Planner:
     def _begun(self, before: list[Stage]) -> Stage:
         """A stage of which nothing is planned yet, after those `before`."""
         identity = self._settings.identity()
-        known = before[-1]["inputs"] if before else []
-        hashes = {
-            place: old["sha256"] for place, old in enumerate(known) if is_as_it_was(old, self.source.looks[place])
-        }
-        inputs = [{**look, "sha256": hashes.get(place)} for place, look in enumerate(self.source.looks)]
-        rounds = read_rounds(self._out) if before else []
-        return {
-            "schema": SCHEMA_VERSION,
-            "settings": identity,
-            "inputs": inputs,
-            "name": self._settings.name,
-            "captioned": before[0]["captioned"] if before else self.source.captioned,
-            "fingerprint": fingerprint_of(identity, inputs, before[-1]["fingerprint"] if before else None),
-            "round": f"{len(rounds) + 1:03d}" if before else None,
-            "first": max((stage["first"] + stage["shards"] for stage in [*before, *rounds]), default=0),
-            "row": sum(stage["rows"] for stage in before),
-            "shards": 0,
-            "rows": 0,
-            "parts": [],
-        }
+        known = before[-1].inputs if before else ()
+        hashes = {place: old.sha256 for place, old in enumerate(known) if is_as_it_was(old, self.source.looks[place])}
+        inputs = tuple(replace(look, sha256=hashes.get(place)) for place, look in enumerate(self.source.looks))
+        all_stages = DatasetPlan.read(self._out).stages if before else ()
+        return Stage(
+            settings=identity,
+            inputs=inputs,
+            name=self._settings.name,
+            captioned=before[0].captioned if before else self.source.captioned,
+            fingerprint=fingerprint_of(identity, inputs, before[-1].fingerprint if before else None),
+            round=f"{len(all_stages):03d}" if before else None,
+            first=all_stages[-1].numbers.stop if before else 0,
+            row=sum(stage.rows for stage in before),
+            whole=False,
+        )
 
     def _seen(self) -> Seen:
         """The index of the parts that are planned, made again from the list if it is not there."""
         if self._index is None:
             place = self._out.child(SEEN)
             if not self._out.is_local:
-                name = fingerprint([self._out.url, self.stages[0]["fingerprint"]])
+                name = fingerprint([self._out.url, self.stages[0].fingerprint])
                 place = Folder(copies.root()).child(".seen", name)
             planned = list(self.planned())
             self._index = Seen(place, len(planned))
@@ -184,53 +183,53 @@ class Planner:
                 self._index.clear()
                 reading = _Reading(Source(self._settings.source), 0, self.stop)
                 for piece in planned:
-                    self._enter(piece.sequence, reading.marked(piece.part["rows"], self._index))
-                    reading.drop(piece.part["rows"])
+                    self._enter(piece.sequence, reading.marked(piece.part.rows, self._index))
+                    reading.drop(piece.part.rows)
         return self._index
 
     # What is made.
 
     def _go_on(self, stage: Stage) -> Iterator[Piece]:
         """Plan what is not planned yet of a stage, then publish it as a whole one."""
-        seen, prefix = self._seen(), "" if stage["round"] is None else f"round-{stage['round']}"
+        seen, prefix = self._seen(), "" if stage.round is None else f"round-{stage.round}"
         self._remove_strays(stage, prefix)
-        sense = None if stage["parts"] or stage["round"] else Sense()
+        sense = None if stage.parts or stage.round else Sense()
         where = ", ".join(self.source.paths)
-        hashing = Hashing(self.source.inputs, stage["inputs"])
+        hashing = Hashing(self.source.inputs, stage.inputs)
         try:
-            reading = _Reading(self.source, stage["row"] + stage["rows"], self.stop)
-            sequence, shard = len(list(self.planned())), stage["first"] + stage["shards"]
+            reading = _Reading(self.source, _first_row(stage) + stage.rows, self.stop)
+            sequence, shard = len(list(self.planned())), stage.numbers.stop
             while reading.any():
                 marks, ends = self._whole_shards(reading, seen)
                 if sense is not None:
                     sense.see(marks.rows.table)
-                    if not stage["parts"]:
+                    if not stage.parts:
                         # Before anything is fetched; a condition may yet be met.
                         sense.refuse_nonsense(replace(self._settings.source, where=()), where)
                 table = self._enter(sequence, marks)
-                part = self._write(part_name(prefix, len(stage["parts"])), table, ends)
+                part = self._write(part_name(prefix, len(stage.parts)), table, ends)
                 piece = Piece(stage, part, sequence, shard, reading.row)
-                stage = {
-                    **stage,
-                    "inputs": hashing.so_far(),
-                    "shards": stage["shards"] + part["shards"],
-                    "rows": stage["rows"] + part["rows"],
-                    "parts": [*stage["parts"], part],
-                }
+                stage = replace(
+                    stage,
+                    inputs=hashing.so_far(),
+                    shards=stage.shards + part.shards,
+                    rows=stage.rows + part.rows,
+                    parts=(*stage.parts, part),
+                )
                 with full_disk(str(self._out)):
                     publish_planning(self._out, stage)
-                reading.drop(part["rows"])
+                reading.drop(part.rows)
                 self.stages[-1] = stage
-                self.planned_now += part["rows"]
+                self.planned_now += part.rows
                 pa.default_memory_pool().release_unused()
-                if len(stage["parts"]) == 1:
+                if len(stage.parts) == 1:
                     self._warn_of_names(stage)
                 yield piece
-                sequence, shard = sequence + 1, shard + part["shards"]
+                sequence, shard = sequence + 1, shard + part.shards
             if sense is not None:
                 sense.refuse_nonsense(self._settings.source, where)
             with full_disk(str(self._out)):
-                whole = publish_whole(self._out, {**stage, "inputs": hashing.all(self.stop)})
+                whole = publish_whole(self._out, replace(stage, inputs=hashing.all(self.stop)))
         finally:
             hashing.close()
         self.stages[-1] = whole
@@ -250,14 +249,14 @@ class Planner:
         """Add a part's rows to the index; returns them as they are planned."""
         assert self._index is not None
         table = marks.table(self._settings.name)
-        hashes, rows = marks.entries(table, captioned=self.stages[0]["captioned"])
+        hashes, rows = marks.entries(table, captioned=self.stages[0].captioned)
         with full_disk(str(self._index.folder)):
             # What is due is merged first: a part that is not published yet must not be in a run with others.
             self._index.merge()
             self._index.add(sequence, hashes, rows)
         return table
 
-    def _write(self, name: str, table: pa.Table, ends: list[int]) -> Part:
+    def _write(self, name: str, table: pa.Table, ends: list[int]) -> PlanPart:
         # With a chunk more it is copied in any case: a slice is written with bits of the row after it.
         table = pa.concat_tables([table, table.schema.empty_table()]).combine_chunks()
         tables = [table.slice(start, end - start) for start, end in zip([0, *ends], ends, strict=False)]
@@ -268,9 +267,9 @@ class Planner:
     def _plan_again(self, piece: Piece) -> None:
         seen = self._seen()
         reading = _Reading(Source(self._settings.source), piece.row, self.stop)
-        marks = reading.marked(piece.part["rows"], seen)
+        marks = reading.marked(piece.part.rows, seen)
         ends = shard_ends(marks, self._settings.shard_size, PART_ROWS, ended=True)
-        if self._write(piece.part["name"], marks.table(self._settings.name), ends) != piece.part:
+        if self._write(piece.part.name, marks.table(self._settings.name), ends) != piece.part:
             raise UserError(
                 f"the rows from {piece.row} on are not those that were planned",
                 where=", ".join(self.source.paths),
@@ -279,13 +278,13 @@ class Planner:
 
     def _remove_strays(self, stage: Stage, prefix: str) -> None:
         """Remove parts that an attempt has left which came to no end, or another list's."""
-        names = {part["name"] for part in stage["parts"]}
+        names = {part.name for part in stage.parts}
         for name in self._out.child(PLAN).names(prefix):
             if name not in names and name.startswith("round-") == bool(prefix):
                 self._out.child(PLAN).delete(name)
 
     def _warn_of_names(self, stage: Stage) -> None:
-        shards = stage["shards"] / max(self.source.share_read, 1e-9)
+        shards = stage.shards / max(self.source.share_read, 1e-9)
         if shards > _FIVE_DIGITS:
             # A tenth more than it looks like now.
             size = 1000 * math.ceil(1.1 * shards * self._settings.shard_size / _FIVE_DIGITS / 1000)
@@ -296,6 +295,11 @@ class Planner:
                 f"{_FIVE_DIGITS:,}",
                 size,
             )
+
+
+def _first_row(stage: Stage) -> int:
+    assert stage.row is not None
+    return stage.row
 
 
 class _Reading:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 
 import pyarrow as pa
@@ -14,9 +15,9 @@ import pyarrow as pa
 from ingest.plan.ahead import Ahead
 from ingest.plan.parts import PLAN, read_rows
 from ingest.plan.planner import Piece, Planner
-from ingest.plan.stages import Stage, is_whole
 from ingest.settings import IngestSettings
 from shards import Folder, Spec, published_records
+from shards.dataset import Stage
 from shards.quantities import said_span
 
 AHEAD = 16
@@ -47,14 +48,14 @@ class Planning:
             self._ahead.close()
 
     @property
-    def facts(self) -> Stage:
-        """What is known of the dataset: what is in `dataset.json`, once all is planned."""
+    def stage(self) -> Stage:
+        """The first stage, as far as it is known."""
         return self._planner.stages[0]
 
     @property
     def rows(self) -> int:
         """The rows that are planned by now."""
-        return sum(stage["rows"] for stage in self._planner.stages)
+        return sum(stage.rows for stage in self._planner.stages)
 
     def first_rows(self) -> pa.Table:
         """The rows of the first shard."""
@@ -63,7 +64,7 @@ class Planning:
                 self._first = piece
                 break
         assert self._first is not None
-        return read_rows(self._out, {**self._first.stage, "parts": [self._first.part]}, self._first.shard)
+        return read_rows(self._out, replace(self._first.stage, parts=(self._first.part,)), self._first.shard)
 
     def specs(self) -> Iterator[Spec | None]:
         """A spec for every shard, in order, as they are planned; None each second in which there is none yet."""
@@ -73,7 +74,7 @@ class Planning:
                 yield None
                 continue
             for shard in piece.shards:
-                yield Spec(shard, self._out, piece.stage["fingerprint"])
+                yield Spec(shard, self._out, piece.stage.fingerprint)
             handed += 1
             if handed % AHEAD == 0:
                 self.tidy()
@@ -81,8 +82,8 @@ class Planning:
     def outlook(self) -> tuple[int, str]:
         """How many shards are planned by now, and words on how far the list is read; none once it is."""
         stages = self._planner.stages
-        shards = sum(stage["shards"] for stage in stages)
-        if is_whole(stages[-1]):
+        shards = sum(stage.shards for stage in stages)
+        if stages[-1].whole:
             return shards, ""
         words = [f"planning: {self.rows:,} rows read"]
         share = self._planner.source.share_read
@@ -95,11 +96,11 @@ class Planning:
     def tidy(self) -> None:
         """Remove the parts whose shards are made, but for the newest: their rows stand in the ledgers."""
         names = set(self._out.child(PLAN).names())
-        old = [piece for piece in list(self._planner.planned())[:-AHEAD] if piece.part["name"] in names]
+        old = [piece for piece in list(self._planner.planned())[:-AHEAD] if piece.part.name in names]
         made = published_records(self._out) if old else {}
         for piece in old:
             if not piece.lacking(made):
-                self._out.child(PLAN).delete(piece.part["name"])
+                self._out.child(PLAN).delete(piece.part.name)
 
     def _pieces(self) -> Iterator[Piece | None]:
         if self._ahead is None:

@@ -13,7 +13,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fsspec
@@ -29,9 +29,9 @@ from ingest.ledger import may_pass, reading
 from ingest.report.causes import GROUPS, explain
 from ingest.report.published import PUBLISHED, ROT, far_below
 from ingest.report.tally import Rates, Spread, Tally, tally
-from shards import Folder, Shard, ShardRecord, UserError, published_records, read_records, seed64
+from shards import Folder, Shard, ShardRecord, published_records, read_records, seed64
+from shards.dataset import DatasetPlan
 from shards.quantities import said_share, said_size, said_span
-from shards.reader import is_planned, is_retry, planned_rows, planned_shards, read_dataset_facts, read_rounds, shards_of
 
 PAGE = "report.html"
 _SHEET = 24
@@ -61,15 +61,12 @@ def write_report(url: str) -> str:
         UserError: no dataset that `clipstill ingest` wrote, or a damaged one.
     """
     folder = Folder(url)
-    facts = read_dataset_facts(folder, unfinished=True)
-    if "settings" not in facts:
-        raise UserError("this dataset was not made from a plan", where=url, do="Give what `clipstill ingest` wrote")
-    planned = planned_shards(folder, facts)
-    names = [name for name in published_records(folder).values() if is_planned(planned, name)]
-    records = read_records(folder, names)
-    rows, stages = planned_rows(folder, facts), [facts, *read_rounds(folder)]
-    retries = [stage for stage in stages if is_retry(stage)]
-    counted = tally(folder, facts["name"], rows, records, {shard for stage in retries for shard in shards_of(stage)})
+    plan = DatasetPlan.read(folder, unfinished=True)
+    settings, names = plan.settings, published_records(folder)
+    missing = plan.missing(names)
+    records = read_records(folder, [names[shard] for shard in sorted(plan.wanted.keys() - missing)])
+    retried = {shard for stage in plan.retries for shard in stage.numbers}
+    counted = tally(folder, plan.name, plan.rows, records, retried)
     rates = counted.timeline.rates()
     environment = Environment(
         loader=PackageLoader("ingest.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -83,21 +80,21 @@ def write_report(url: str) -> str:
         "options": _with_options,
     }
     page = environment.get_template("report.html.j2").render(
-        facts={**facts, "rows": rows, "inputs": [stage for stage in stages if not is_retry(stage)][-1]["inputs"]},
-        settings=_flat(facts["settings"]),
+        facts={"name": plan.name, "rows": plan.rows, "inputs": plan.lists[-1].inputs, "settings": settings},
+        settings=_flat(settings),
         place=shlex.quote(url),
         shards={
-            "planned": len(planned),
-            "first": len(planned) - sum(stage["shards"] for stage in retries),
+            "planned": len(plan.wanted),
+            "first": len(plan.wanted) - len(retried),
             "done": len(records),
         },
-        missing=[shard for shard in planned if shard not in records],
-        rounds=len(retries),
+        missing=missing,
+        rounds=len(plan.retries),
         tally=counted,
-        outcome=_outcome(counted, rows),
+        outcome=_outcome(counted, plan.rows),
         causes=_causes(counted),
         groups=_groups(counted),
-        normal=_normal(counted, facts["settings"]["source"]),
+        normal=_normal(counted, settings["source"]),
         failing=_hosts(counted, "failed"),
         largest=_hosts(counted, "rows"),
         stored=sum(record.file(".tar").bytes for record in records.values()),
@@ -105,13 +102,13 @@ def write_report(url: str) -> str:
         speed_chart=rates and _speed_chart(rates),
         time_chart=rates and _time_chart(counted.seconds),
         size_chart=_size_chart(counted) if counted.statuses["success"] else "",
-        sheet=_contact_sheet(folder, records, facts["name"]),
+        sheet=_contact_sheet(folder, records, plan.name),
     )
     folder.publish(PAGE, page.encode())
     return f"{folder.url.rstrip('/')}/{PAGE}"
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The settings that say something, by their names in words."""
     found: dict[str, str] = {}
     for name, value in settings.items():

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ingest.sources.mistaken import refuse_folder
 from shards import UserError
+from shards.dataset import InputFile
 from shards.stores import is_of_library, told
 
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -95,16 +96,14 @@ def _is_data(file: str, folder: str) -> bool:
     return not any(part.startswith((".", "_")) for part in below)
 
 
-def look_at_input(path: str) -> dict[str, Any]:
-    """An input file's `name`, its `bytes` and when it was last `modified`: text or a number, null if the store does not
-    say. Nothing is read. Raises `UserError` if it cannot be looked at.
-    """
+def look_at_input(path: str) -> InputFile:
+    """An input file as its store describes it; nothing is read. Raises `UserError` if it cannot be looked at."""
     with explained(path):
         fs, plain = fsspec.core.url_to_fs(path)
         info = fs.info(plain)
     marks = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"))
     modified = next((mark if isinstance(mark, int | float) else str(mark) for mark in marks if mark), None)
-    return {"name": path.rsplit("/", 1)[-1], "bytes": info.get("size"), "modified": modified}
+    return InputFile(path.rsplit("/", 1)[-1], info.get("size"), modified)
 
 
 def hash_input(path: str, stop: threading.Event, most: int | None = None) -> tuple[int, str]:

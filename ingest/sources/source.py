@@ -139,7 +139,7 @@ class Source:
     @property
     def share_read(self) -> float:
         """How much of the files' bytes `tables` has come through, 0 to 1."""
-        sizes = [look["bytes"] or 0 for look in self.looks[: len(self.paths)]]
+        sizes = [look.bytes or 0 for look in self.looks[: len(self.paths)]]
         number, rows, total = self._reading
         done = float(sum(sizes[:number]))
         if number < len(sizes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import tarfile
 import threading
@@ -18,7 +17,6 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 
 from distill.data.loader import Batch, Loader, TeacherRows, Views
 from distill.data.order import Order
@@ -208,11 +206,11 @@ def test_leaving_early_leaves_no_threads(world: Any) -> None:
     assert not loader_threads()
 
 
-def test_a_damaged_image_is_named(world: Any, tmp_path: Path, make_dataset: Callable[..., Dataset]) -> None:
-    sink = io.BytesIO()
-    Image.new("RGB", (40, 30), (9, 200, 10)).save(sink, "JPEG")
-    good, cut = (sink.getvalue(), "jpg", "green"), (sink.getvalue()[:250], "jpg", "half of green")
-    dataset = make_dataset(tmp_path / "damaged", samples=[[good] * 4, [good, good, cut, good, good, good]])
+def test_a_damaged_image_is_named(
+    world: Any, tmp_path: Path, make_dataset: Callable[..., Dataset], damage_image: Callable[..., None]
+) -> None:
+    dataset = make_dataset(tmp_path / "damaged", (4, 6))
+    damage_image(dataset, 1, 2)
     loader = make_loader(world, cached=False, dataset=dataset)
     with pytest.raises(UserError, match=r"damaged/00001\.tar: the image of tiny-000000006 does not decode"):
         list(loader.batches(0, 20))

@@ -23,7 +23,7 @@ from ingest.plan.marking import MOST_CAPTIONS
 from ingest.plan.planner import Planner
 from ingest.plan.seen import Hashes
 from shards import Folder, UserError
-from shards.reader import read_dataset_facts
+from shards.dataset import DatasetPlan, Stage
 
 
 def write(path: Path, rows: range | list[int]) -> Path:
@@ -40,8 +40,8 @@ def settings(tmp_path: Path, *paths: Path, **changes: Any) -> IngestSettings:
 
 def planned(folder: str) -> list[list[dict[str, Any]]]:
     """The rows of each planned shard."""
-    facts = json.loads(Path(folder, "dataset.json").read_bytes())
-    return [read_rows(Folder(folder), facts, shard).to_pylist() for shard in range(facts["shards"])]
+    stage = DatasetPlan.read(Folder(folder)).stages[0]
+    return [read_rows(Folder(folder), stage, shard).to_pylist() for shard in stage.numbers]
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def planned(folder: str) -> list[list[dict[str, Any]]]:
 )
 def test_shards_are_full_but_the_last(tmp_path: Path, rows: int, sizes: list[int]) -> None:
     chosen = settings(tmp_path, write(tmp_path / "a.tsv", range(rows)))
-    facts = make_plan(chosen)
+    stage = make_plan(chosen)
     shards = planned(chosen.out)
     assert [len(shard) for shard in shards] == sizes
-    assert (facts["rows"], facts["shards"], facts["name"]) == (rows, len(sizes), "set")
+    assert (stage.rows, stage.shards, stage.name) == (rows, len(sizes), "set")
     assert list(shards[0][0]) == list(PLAN_COLUMNS)
     assert [row for shard in shards for row in shard] == [
         {
@@ -93,7 +93,14 @@ def test_the_plan_is_the_same_bytes_each_time(tmp_path: Path, snapshot: Callable
         make_plan(settings(tmp_path, path, out=out))
     assert snapshot(outs[0]) == snapshot(outs[1])
     before = snapshot(outs[0])
-    assert make_plan(settings(tmp_path, path, out=outs[0])) == json.loads(before["dataset.json"])
+    stage, facts = make_plan(settings(tmp_path, path, out=outs[0])), json.loads(before["dataset.json"])
+    assert list(facts) == [
+        *("schema", "settings", "inputs", "name", "captioned", "fingerprint", "shards", "rows", "parts")
+    ]
+    assert facts["schema"] == 1
+    (known,) = facts["inputs"]
+    assert (list(known), known) == (["name", "bytes", "modified", "sha256"], vars(stage.inputs[0]))
+    assert all(facts[name] == getattr(stage, name) for name in ("settings", "name", "captioned", "fingerprint", "rows"))
     assert snapshot(outs[0]) == before
 
 
@@ -167,7 +174,7 @@ def test_an_interrupted_plan_is_made_again(tmp_path: Path, snapshot: Callable[[s
     Path(broken.out, "dataset.json").unlink()
     Path(broken.out, "_plan", "00001.arrow").write_bytes(b"of a longer plan")
     facts = make_plan(broken)
-    assert facts["shards"] == 3
+    assert facts.shards == 3
     assert snapshot(broken.out) == expected
 
 
@@ -344,18 +351,18 @@ def test_a_placeholders_captions_are_bounded(tmp_path: Path) -> None:
 def test_parts_are_of_whole_shards_and_stand_in_the_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.plan.planner.PART_ROWS", 25)
     chosen = settings(tmp_path, write(tmp_path / "a.tsv", range(47)))
-    facts = make_plan(chosen)
-    assert [(part["name"], part["shards"], part["rows"]) for part in facts["parts"]] == [
+    stage = make_plan(chosen)
+    assert [(part.name, part.shards, part.rows) for part in stage.parts] == [
         ("00000.arrow", 2, 20),
         ("00001.arrow", 2, 20),
         ("00002.arrow", 1, 7),
     ]
-    for part in facts["parts"]:
-        content = Path(chosen.out, "_plan", part["name"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (part["bytes"], part["sha256"])
+    for part in stage.parts:
+        content = Path(chosen.out, "_plan", part.name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (part.bytes, part.sha256)
     assert [row["url"] for shard in planned(chosen.out) for row in shard] == [f"http://a/{row}" for row in range(47)]
     large = replace(chosen, out=str(tmp_path / "large"), shard_size=40)
-    assert [part["rows"] for part in make_plan(large)["parts"]] == [40, 7]
+    assert [part.rows for part in make_plan(large).parts] == [40, 7]
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
@@ -379,7 +386,7 @@ def test_parts_and_shards_of_wide_rows_are_bounded_in_bytes(
     pieces.close()
     facts = make_plan(chosen)
     # A part that no shard would be in is made longer: the last shard but one has 208 + 18 * 218 bytes.
-    assert [(part["shards"], part["rows"]) for part in facts["parts"]] == [(2, 20), (1, 10), (1, 10), (2, 20)]
+    assert [(part.shards, part.rows) for part in facts.parts] == [(2, 20), (1, 10), (1, 10), (2, 20)]
     assert [len(shard) for shard in planned(chosen.out)] == [10, 10, 10, 10, 19, 1]
     assert [row["url"] for shard in planned(chosen.out) for row in shard] == urls
     (tmp_path / "out" / "_plan" / "00003.arrow").unlink()
@@ -391,9 +398,9 @@ def test_further_rows_are_planned_and_read_by_the_shards_they_begin_with(tmp_pat
     tables = [pa.table({"key": [f"{shard}-{row}" for row in range(3)]}) for shard in range(4)]
     folder = Folder(tmp_path / "out")
     parts = write_parts(folder, "round-001", tables)
-    assert [(part["name"], part["shards"], part["rows"]) for part in parts] == [("round-001-00000.arrow", 4, 12)]
-    assert read_rows(folder, {"first": 7, "parts": parts}, 9) == tables[2]
-    assert write_parts(folder, "round-002", []) == []
+    assert [(part.name, part.shards, part.rows) for part in parts] == [("round-001-00000.arrow", 4, 12)]
+    assert read_rows(folder, Stage(first=7, parts=parts), 9) == tables[2]
+    assert write_parts(folder, "round-002", []) == ()
 
 
 @pytest.mark.parametrize(
@@ -427,7 +434,7 @@ def test_a_plan_of_which_nothing_was_fetched_makes_room_for_that_of_the_mended_l
     pieces.close()
     assert {"planning.json", "_plan/00001.arrow"} <= snapshot(chosen.out).keys()
     with pytest.raises(UserError, match="still being ingested: 40 rows of its list are planned so far"):
-        read_dataset_facts(Folder(chosen.out))
+        DatasetPlan.read(Folder(chosen.out))
     write(path, range(50))
     make_plan(whole)
     make_plan(chosen)
@@ -440,7 +447,7 @@ def test_a_plan_on_an_object_store_is_that_on_a_disk(tmp_path: Path, monkeypatch
     there = settings(tmp_path, path, out="memory://bucket/set")
     facts = make_plan(there)
     assert facts == make_plan(settings(tmp_path, path))
-    rows = [read_rows(Folder(there.out), facts, shard).to_pylist() for shard in range(facts["shards"])]
+    rows = [read_rows(Folder(there.out), facts, shard).to_pylist() for shard in facts.numbers]
     assert rows == planned(str(tmp_path / "out"))
     assert rows[-1][-1]["duplicate_of"] == "set-000000014"
     assert make_plan(there) == facts

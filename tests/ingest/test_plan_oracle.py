@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from ingest import IngestSettings, SourceSettings
 from ingest.plan import make_plan, read_rows
 from shards import Folder
+from shards.dataset import DatasetPlan
 
 WHERE = "score >= 0.5"
 
@@ -147,8 +147,8 @@ def differs(seed: int, folder: Path, patch: pytest.MonkeyPatch) -> bool:
     # What is tested is which rows are planned, not whether the list is worth it.
     patch.setattr("ingest.plan.sense.Sense.refuse_nonsense", lambda *_: None)
     make_plan(chosen)
-    facts = json.loads(Path(chosen.out, "dataset.json").read_bytes())
-    got = [read_rows(Folder(chosen.out), facts, shard).to_pylist() for shard in range(facts["shards"])]
+    stage = DatasetPlan.read(Folder(chosen.out)).stages[0]
+    got = [read_rows(Folder(chosen.out), stage, shard).to_pylist() for shard in stage.numbers]
     return got != shards_of(rows, size, part)
 
 

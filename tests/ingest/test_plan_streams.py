@@ -86,7 +86,7 @@ def test_a_filter_that_leaves_little_still_fills_the_shards(tmp_path: Path) -> N
     path.write_text("\n".join(["url,caption", *rows, *["http://a/no,no"] * 1000]) + "\n")
     source = SourceSettings(paths=(str(path),), where=("caption == x",))
     facts = make_plan(settings(tmp_path / "out", source=source, shard_size=10))
-    planned = [read_rows(Folder(tmp_path / "out"), facts, shard) for shard in range(facts["shards"])]
+    planned = [read_rows(Folder(tmp_path / "out"), facts, shard) for shard in facts.numbers]
     assert [table["filtered_by"].null_count for table in planned] == [10, 10, 10, 10, 10, 0]
     # The next shard begins with a row that is to be fetched, or where this one has 64 times its size.
     assert [table.num_rows for table in planned] == [207, 200, 200, 200, 640, 553]

@@ -376,13 +376,9 @@ def test_a_shard_made_again_is_embedded_again_and_only_that(
 
 
 def test_a_damaged_image_is_named_and_holds_up_its_own_shard_only(
-    settings: BuildSettings, root: Path, make_dataset: Callable[..., Dataset]
+    settings: BuildSettings, root: Path, make_dataset: Callable[..., Dataset], damage_image: Callable[..., None]
 ) -> None:
-    sink = io.BytesIO()
-    Image.new("RGB", (40, 30), (200, 10, 10)).save(sink, "JPEG")
-    good = (sink.getvalue(), "jpg", "a red field")
-    damaged = (good[0][:300], "jpg", "half a red field")
-    make_dataset(root / "damaged", samples=[[good, good], [good, damaged, good]])
+    damage_image(make_dataset(root / "damaged", (2, 3)), 1, 1)
     build = elsewhere(settings, "of damaged", shards=str(root / "damaged"))
     with pytest.raises(IncompleteError, match="the image of tiny-000000003 does not decode"):
         build_cache(build, InProcess())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards import Dataset, Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
-from shards.publication import Publication
+from shards import Dataset, InProcess, UserError
+from shards.write_dataset import write_shards
 from teacher_cache import TeacherCache, captions
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource
@@ -42,17 +41,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
     Image.new("RGB", (20, 20), (9, 80, 200)).save(folder.parent / "image.png")
     image = (folder.parent / "image.png").read_bytes()
-    place = Folder(folder)
-    for number, (start, stop) in enumerate(SHARDS):
-        publication = Publication(Spec(number, place, fingerprint(["captions", number])))
-        with publication.file(".tar") as path, ShardWriter(path) as writer:
-            for row in range(start, stop):
-                writer.add(KEYS[row], image, "png", f"caption {row}", METAS[row])
-        with publication.file(".index.arrow") as path:
-            writer.write_index(path)
-        publication.finish(stop - start, {})
-    place.publish("dataset.json", json.dumps({"schema": 1, "name": "tiny", "shards": 2, "rows": 5}).encode())
-    return Dataset.open(str(folder))
+    samples = [(KEYS[row], image, f"caption {row}", METAS[row]) for row in range(5)]
+    return write_shards(folder, [samples[start:stop] for start, stop in SHARDS], name="tiny")
 
 
 @pytest.fixture(scope="module")

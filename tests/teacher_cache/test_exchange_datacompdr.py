@@ -18,8 +18,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandAugment, functional
 from torchvision.transforms.autoaugment import _apply_op
 
-from shards import Dataset, Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
+from shards import Dataset, Folder, InProcess, Spec, UserError
 from shards.publication import Publication
+from shards.write_dataset import write_shards
 from teacher_cache.dtypes import store
 from teacher_cache.exchange import export_datacompdr, import_datacompdr
 from teacher_cache.exchange.datacompdr import augmentation_of, views_of
@@ -49,23 +50,10 @@ def jpeg(width: int, height: int) -> bytes:
 
 def write_dataset(folder: Path, metas: list[dict[str, Any]], per_shard: int = 3) -> Dataset:
     """Samples `set-000000000`, ... of 40x20 pixels, with these fields in their JSON."""
-    place = Folder(folder)
+    samples = [(f"set-{row:09d}", jpeg(40, 20), f"real {row}", meta) for row, meta in enumerate(metas)]
     # The last one is empty, as where no download came through.
-    shards = [*(metas[at : at + per_shard] for at in range(0, len(metas), per_shard)), []]
-    row = 0
-    for number, samples in enumerate(shards):
-        publication = Publication(Spec(number, place, fingerprint(["set", number])))
-        with publication.file(".tar") as path, ShardWriter(path) as writer:
-            for meta in samples:
-                key = f"set-{row:09d}"
-                writer.add(key, jpeg(40, 20), "jpg", f"real {row}", {"key": key, **meta})
-                row += 1
-        with publication.file(".index.arrow") as path:
-            writer.write_index(path)
-        publication.finish(len(samples), {})
-    facts = {"schema": 1, "name": "set", "shards": len(shards), "rows": row}
-    place.publish("dataset.json", json.dumps(facts).encode())
-    return Dataset.open(str(folder))
+    shards = [*(samples[at : at + per_shard] for at in range(0, len(samples), per_shard)), []]
+    return write_shards(folder, shards, name="set")
 
 
 def unit_parts(random: np.random.Generator, rows: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from shards import Dataset, Folder, InProcess, ShardRecord, ShardWriter, Spec, UserError, fingerprint
-from shards.publication import Publication
+from shards import Dataset, Folder, InProcess, ShardRecord, UserError
+from shards.write_dataset import write_shards
 from teacher_cache import Join, TeacherCache
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.join import join_layer
@@ -26,19 +25,8 @@ Rows = tuple[list[str], npt.NDArray[np.float32], npt.NDArray[np.float32], list[A
 def recut(source: Dataset, folder: Path, cuts: list[list[int]], name: str = "tiny") -> Dataset:
     """The same samples by number, keys and all, in other shards."""
     samples = [(shard, row) for shard in source.shards for row in range(shard.count)]
-    place = Folder(folder)
-    for number, members in enumerate(cuts):
-        publication = Publication(Spec(number, place, fingerprint([name, number])))
-        with publication.file(".tar") as path, ShardWriter(path) as writer:
-            for shard, row in (samples[member] for member in members):
-                key = shard.keys[row]
-                writer.add(key, shard.image_bytes(row), "jpg", shard.caption(row), {"key": key})
-        with publication.file(".index.arrow") as path:
-            writer.write_index(path)
-        publication.finish(len(members), {})
-    rows = sum(map(len, cuts))
-    place.publish("dataset.json", json.dumps({"schema": 1, "name": name, "shards": len(cuts), "rows": rows}).encode())
-    return Dataset.open(str(folder))
+    rows = [(shard.keys[row], shard.image_bytes(row), shard.caption(row), {}) for shard, row in samples]
+    return write_shards(folder, [[rows[member] for member in members] for members in cuts], name=name)
 
 
 @pytest.fixture(scope="module")
