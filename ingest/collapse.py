@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ingest.engines.engine import Engine
-from ingest.ledger import Fetched, Request
+from ingest.fetched import Fetched, Request
 from shards import UserError
 
 _WINDOW = 1000

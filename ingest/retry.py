@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import plan
-from ingest.ledger import may_pass, read_ledger
+from ingest.fetched import may_pass
+from ingest.ledger import read_ledger
 from ingest.run import IngestReport, refuse_early, run_planned
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask

@@ -23,7 +23,8 @@ from ingest import plan
 from ingest.collapse import CollapseWatch
 from ingest.engines.engine import Engine
 from ingest.faces import Boxes, read_boxes
-from ingest.ledger import MEASURED, PLAN_COLUMNS, Fetched, Request, result_fields
+from ingest.fetched import Fetched, Request
+from ingest.ledger import MEASURED, PLAN_COLUMNS, result_fields
 from ingest.settings import IngestSettings
 from shards import Folder, ShardRecord, Spec
 from shards.dataset import DatasetPlan, Stage

@@ -22,8 +22,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from ingest.fetch import Answer, Fetcher
+from ingest.fetched import Fetched, Request
 from ingest.images import ImageProcessor
-from ingest.ledger import Fetched, Request
 from ingest.settings import IngestSettings
 
 if TYPE_CHECKING:

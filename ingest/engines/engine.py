@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Protocol
 
-from ingest.ledger import Fetched, Request
+from ingest.fetched import Fetched, Request
 
 
 class Engine(Protocol):

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from ingest.ledger import CAUSES, Fetched, Request
+from ingest.fetched import CAUSES, Fetched, Request
 from ingest.settings import ImageSettings, IngestSettings
 
 _THREADS = 32

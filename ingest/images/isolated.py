@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ingest.faces import Boxes
-from ingest.ledger import Fetched
+from ingest.fetched import Fetched
 from ingest.settings import ImageSettings
 
 _MOST_BYTES = 460_000_000

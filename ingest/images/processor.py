@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 
 from ingest.faces import Boxes
+from ingest.fetched import Fetched
 from ingest.images.blurring import blur
 from ingest.images.decoding import Picture, UnforeseeableError, open_image
 from ingest.images.exif import NONE, exif_json, orientation, swaps_sides, upright
 from ingest.images.isolated import IsolatedProcessor
 from ingest.images.refusal import RefusedError
 from ingest.images.resizing import decoding_scale, fitted, is_fitted, needs_fine_colours, resize, resized
-from ingest.ledger import Fetched
 from ingest.settings import ImageSettings
 
 _QUALITY = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "png": cv2.IMWRITE_PNG_COMPRESSION, "webp": cv2.IMWRITE_WEBP_QUALITY}

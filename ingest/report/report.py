@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from ingest.ledger import may_pass, reading
+from ingest.fetched import may_pass
+from ingest.ledger import reading
 from ingest.report.causes import GROUPS, explain
 from ingest.report.published import PUBLISHED, ROT, far_below
 from ingest.report.tally import Rates, Spread, Tally, tally

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ingest.engines.clipstill_engine import ClipstillEngine
-from ingest.ledger import Fetched, Request
+from ingest.fetched import Fetched, Request
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 
 Picture = Callable[..., bytes]

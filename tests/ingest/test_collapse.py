@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 import pytest
 
 from ingest.collapse import CollapseWatch, ShardWatch
-from ingest.ledger import Fetched, Request
+from ingest.fetched import Fetched, Request
 from shards import UserError
 
 PROGRAM = """

@@ -19,8 +19,8 @@ from PIL import Image
 
 from ingest import ImageSettings
 from ingest.engines.img2dataset_engine import classify
+from ingest.fetched import CAUSES, Fetched
 from ingest.images import ImageProcessor as _ImageProcessor
-from ingest.ledger import CAUSES, Fetched
 
 ImageProcessor = functools.cache(_ImageProcessor)
 """One for equal settings: some images are decoded in processes that each has of its own."""

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ingest.ledger import CAUSES as ALL_CAUSES
-from ingest.ledger import Fetched, may_pass, result_fields
+from ingest.fetched import CAUSES as ALL_CAUSES
+from ingest.fetched import Fetched, may_pass
+from ingest.ledger import result_fields
 from ingest.report import write_report
 from ingest.report.causes import GROUPS, explain
 from ingest.report.tally import Spread, Tally, Timeline
