@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import IO, Generic, TypeVar
 
 from ingest.fetch.addresses import AddressRule, BadUrlError, Target, mend
+from ingest.fetch.circuit_breaker import CircuitBreakers
 from ingest.fetch.hosts import HostQueues
 from ingest.fetch.limits import CRAMPED_S, check_patience, make_room
 from ingest.fetch.names import Name, Names
 from ingest.fetch.opt_out import ROBOTS_BYTES, Robots, RobotsCache, agent_name
-from ingest.fetch.silence import SilentPlaces
 from ingest.fetch.transfer import Leniency, Outcome, Transfer
 from ingest.fetch.transfers import Transfers
 from ingest.settings import NetworkSettings
@@ -118,7 +118,7 @@ class Fetcher(Generic[T]):
         self._idle = [Transfer(settings, self._rule)]
         self._jobs: dict[Transfer, _Job[T]] = {}
         self._hosts: HostQueues[_Job[T]] = HostQueues(settings.per_host, settings.per_host_rate)
-        self._silent = SilentPlaces(settings.connect_timeout)
+        self._breakers = CircuitBreakers(settings.connect_timeout)
         self._unnamed: dict[str, list[_Job[T]]] = {}
         self._later: list[tuple[float, int, _Job[T]]] = []
         self._count = itertools.count()
@@ -176,7 +176,7 @@ class Fetcher(Generic[T]):
     def forget_failures(self) -> None:
         """Ask again for names without an answer, and hosts that took no connection."""
         self._names.forget_failures()
-        self._silent.forget()
+        self._breakers.forget()
 
     def poll(self, seconds: float, *, launch: bool = True) -> list[tuple[T, Answer]]:
         """Drive the transfers until one is answered, `wake` is called, or `seconds` are over: tickets and answers.
@@ -284,7 +284,7 @@ class Fetcher(Generic[T]):
         else:
             job.clock += now - job.queued
         left = job.clock + self._settings.deadline - now
-        avoided = self._silent.refuses(job.place, now)
+        avoided = self._breakers.refuses(job.place, now)
         if left <= 0 or avoided:
             self._hosts.ended(job.target.host, now)
             self._finish(job, _AVOIDED if avoided else job.failure)
@@ -317,9 +317,9 @@ class Fetcher(Generic[T]):
         if self._cramped:
             self._relax(now)
         if outcome.silent:
-            self._silent.timed_out(job.place, job.began, now)
+            self._breakers.timed_out(job.place, job.began, now)
         elif transfer.connected:
-            self._silent.connected(job.place, now)
+            self._breakers.connected(job.place, now)
         if outcome.redirect is not None:
             self._redirect(job, outcome.redirect)
         elif outcome.leniency is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ingest.fetch.silence import SilentPlaces
+from ingest.fetch.circuit_breaker import CircuitBreakers
 
 Run = Callable[[str], str]
 
@@ -137,36 +137,36 @@ fetcher.close()
     ]
 
 
-def test_silence_is_judged_by_tries_one_after_the_other() -> None:
-    places = SilentPlaces(patience=10)
+def test_a_breaker_opens_by_tries_one_after_the_other() -> None:
+    breakers = CircuitBreakers(patience=10)
     now = 100.0
     # Nobody answers: that may be our own network.
     for _ in range(9):
-        places.timed_out("a", now, now + 10)
+        breakers.timed_out("a", now, now + 10)
         now += 10
-    assert not places.refuses("a", now)
+    assert not breakers.refuses("a", now)
     for _ in range(3):
         for _ in range(20):
             # Twenty at once are one try.
-            places.connected("b", now + 5)
-            places.timed_out("a", now, now + 10)
-        assert not places.refuses("b", now)
+            breakers.connected("b", now + 5)
+            breakers.timed_out("a", now, now + 10)
+        assert not breakers.refuses("b", now)
         now += 10
-    assert places.refuses("a", now)
+    assert breakers.refuses("a", now)
     # After half a minute one may try again, then after a minute; a connection makes it as good as any.
-    assert [places.refuses("a", now + 30), places.refuses("a", now + 31)] == [False, True]
-    places.connected("b", now + 35)
-    places.timed_out("a", now + 30, now + 40)
-    assert [places.refuses("a", now + 99), places.refuses("a", now + 100)] == [True, False]
-    places.connected("a", now + 101)
-    assert not places.refuses("a", now + 101)
+    assert [breakers.refuses("a", now + 30), breakers.refuses("a", now + 31)] == [False, True]
+    breakers.connected("b", now + 35)
+    breakers.timed_out("a", now + 30, now + 40)
+    assert [breakers.refuses("a", now + 99), breakers.refuses("a", now + 100)] == [True, False]
+    breakers.connected("a", now + 101)
+    assert not breakers.refuses("a", now + 101)
 
 
 def test_what_answered_once_is_not_given_up_at_once() -> None:
-    places = SilentPlaces(patience=10)
+    breakers = CircuitBreakers(patience=10)
     for now in (0.0, 10.0, 30.0, 40.0):
-        places.connected("b", now + 5)
-        places.timed_out("a", now, now + 10)
+        breakers.connected("b", now + 5)
+        breakers.timed_out("a", now, now + 10)
         if now == 10.0:
-            places.connected("a", 25.0)
-    assert not places.refuses("a", 50.0)
+            breakers.connected("a", 25.0)
+    assert not breakers.refuses("a", 50.0)

@@ -1,4 +1,4 @@
-"""Places that take no connection. A firewall that swallows every request costs each row its whole connect time-out."""
+"""A circuit breaker a place: a firewall that swallows every request costs each row its whole connect time-out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 _ENOUGH = 3
-"""Time-outs, one after the other, until a place counts as silent."""
+"""Time-outs, one after the other, until a place is avoided."""
 _FIRST_S, _LAST_S = 30.0, 600.0
 """After so long one row tries it again; each time without an answer the wait is twice as long."""
 _KEPT = 20_000
@@ -20,7 +20,7 @@ class _Misses:
     wait: float = _FIRST_S
 
 
-class SilentPlaces:
+class CircuitBreakers:
     """Which places (addresses with a port) have taken no connection lately; `patience` is a connect time-out.
 
     A time-out counts only if a connection to some other place was made meanwhile, so that an outage of our own is no
