@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clip_models import Tokenizer
 from distill.data.batch import Batch, TeacherRows, Views
-from distill.data.tokens import Tokenizer, with_memory
+from distill.data.tokens import with_memory
 from shards import Dataset, UserError, seed64
 from teacher_cache.captions import CaptionSource
 from teacher_cache.reader import TeacherCache

@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from clip_models import Tokenizer
 from distill.data.batch import Batch, TeacherRows, Views
 from distill.data.collate import Filler, Part
 from distill.data.order import Order
-from distill.data.tokens import Tokenizer
 from shards import Dataset
 from teacher_cache.reader import TeacherCache
 

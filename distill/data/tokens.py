@@ -7,7 +7,6 @@ plain printable ASCII, or may hold HTML, goes through open_clip's own `encode`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -16,8 +15,7 @@ from open_clip import SimpleTokenizer
 from open_clip.tokenizer import get_clean_fn
 from torch import Tensor
 
-Tokenizer = Callable[[list[str]], Tensor]
-"""n texts → (n, context) int64."""
+from clip_models import Tokenizer
 
 _WORDS = 1 << 17
 """Remembered at once: a few ten MB."""

@@ -23,7 +23,7 @@ from ingest.fetch.hosts import HostQueues
 from ingest.fetch.limits import CRAMPED_S, check_patience, make_room
 from ingest.fetch.names import Name, Names
 from ingest.fetch.opt_out import ROBOTS_BYTES, Robots, RobotsCache, agent_name
-from ingest.fetch.transfer import Leniency, Outcome, Transfer
+from ingest.fetch.transfer import Quirk, Transfer, TransferResult
 from ingest.fetch.transfers import Transfers
 from ingest.settings import NetworkSettings
 from shards import UserError, seed64
@@ -36,8 +36,8 @@ resolver."""
 _CRAMPED_WAIT_S = 0.2
 """When to try again what this machine had no file or port for."""
 
-_LATE = Outcome("timeout", "no whole answer in time")
-_AVOIDED = Outcome("timeout", "no connection in time, as so often before: not waited for again")
+_LATE = TransferResult("timeout", "no whole answer in time")
+_AVOIDED = TransferResult("timeout", "no connection in time, as so often before: not waited for again")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class _Job(Generic[T]):
     started: float = 0.0
     attempts: int = 0
     redirects: int = 0
-    leniency: Leniency | None = None
-    failure: Outcome = _LATE
+    quirk: Quirk | None = None
+    failure: TransferResult = _LATE
 
     @property
     def place(self) -> str:
@@ -240,7 +240,7 @@ class Fetcher(Generic[T]):
         elif robots.allows(job.target.url):
             self._find(job)
         else:
-            self._finish(job, Outcome("robots_txt", "not allowed by robots.txt"))
+            self._finish(job, TransferResult("robots_txt", "not allowed by robots.txt"))
 
     def _find(self, job: _Job[T]) -> None:
         """Queue a job at its host once the name is looked up; a proxy does that by itself."""
@@ -259,7 +259,7 @@ class Fetcher(Generic[T]):
     def _named(self, job: _Job[T], name: Name) -> None:
         if name.failure is not None:
             job.attempts = max(1, job.attempts)
-            self._finish(job, Outcome("dns", name.failure))
+            self._finish(job, TransferResult("dns", name.failure))
             return
         job.name = name
         self._hosts.add(job.target.host, job, time.monotonic())
@@ -299,7 +299,7 @@ class Fetcher(Generic[T]):
             self._max_bytes if image else 2 * ROBOTS_BYTES,
             image=image,
             resolved=resolved,
-            leniency=job.leniency,
+            quirk=job.quirk,
         )
         self._jobs[transfer] = job
         self._transfers.add(transfer)
@@ -309,24 +309,24 @@ class Fetcher(Generic[T]):
         self._idle.append(transfer)
         now = time.monotonic()
         self._hosts.ended(job.target.host, now)
-        outcome = transfer.outcome(code)
-        if outcome.no_room:
+        result = transfer.result(code)
+        if result.no_room:
             transfer.discard()
             self._wait_for_room(job, now)
             return
         if self._cramped:
             self._relax(now)
-        if outcome.silent:
+        if result.silent:
             self._breakers.timed_out(job.place, job.began, now)
         elif transfer.connected:
             self._breakers.connected(job.place, now)
-        if outcome.redirect is not None:
-            self._redirect(job, outcome.redirect)
-        elif outcome.leniency is not None:
-            job.leniency, job.queued = outcome.leniency, now
+        if result.redirect is not None:
+            self._redirect(job, result.redirect)
+        elif result.quirk is not None:
+            job.quirk, job.queued = result.quirk, now
             self._admit(job)
-        elif not (outcome.may_pass and self._again(job, outcome)):
-            self._finish(job, outcome, transfer)
+        elif not (result.may_pass and self._again(job, result)):
+            self._finish(job, result, transfer)
         transfer.discard()
 
     def _wait_for_room(self, job: _Job[T], now: float) -> None:
@@ -357,42 +357,42 @@ class Fetcher(Generic[T]):
 
     def _redirect(self, job: _Job[T], location: bytes) -> None:
         if job.redirects == self._settings.max_redirects:
-            self._finish(job, Outcome("protocol", "too many redirects"))
+            self._finish(job, TransferResult("protocol", "too many redirects"))
             return
         try:
             job.target = job.target.follow(location)
         except BadUrlError as error:
-            self._finish(job, Outcome("protocol", f"a redirect elsewhere: {error}"))
+            self._finish(job, TransferResult("protocol", f"a redirect elsewhere: {error}"))
             return
         job.redirects += 1
-        job.leniency = None
+        job.quirk = None
         job.queued = time.monotonic()
         self._admit(job)
 
-    def _again(self, job: _Job[T], outcome: Outcome) -> bool:
+    def _again(self, job: _Job[T], result: TransferResult) -> bool:
         """Try later, if the settings and the time allow it."""
         assert job.clock is not None
         if job.attempts > self._settings.retries:
             return False
         # From a quarter to three quarters of a second, then twice as long each time; the same in every run.
         wait = 0.5 * 2 ** (job.attempts - 1) * (0.5 + seed64(job.target.url, job.attempts) / 2**64)
-        due = time.monotonic() + max(wait, outcome.wait)
+        due = time.monotonic() + max(wait, result.wait)
         if due >= job.clock + self._settings.deadline:
             return False
         job.attempts += 1
-        job.failure = outcome
+        job.failure = result
         heapq.heappush(self._later, (due, next(self._count), job))
         return True
 
-    def _finish(self, job: _Job[T], outcome: Outcome, transfer: Transfer | None = None) -> None:
+    def _finish(self, job: _Job[T], result: TransferResult, transfer: Transfer | None = None) -> None:
         if job.robots_of is not None:
-            self._open_gate(job.robots_of, outcome, transfer)
+            self._open_gate(job.robots_of, result, transfer)
             return
         now = time.monotonic()
-        whole = transfer if outcome.cause is None else None
+        whole = transfer if result.cause is None else None
         answer = Answer(
-            error_class=outcome.cause,
-            error_message=outcome.message,
+            error_class=result.cause,
+            error_message=result.message,
             host=job.host,
             size=whole.size if whole else None,
             started=job.started or time.time(),
@@ -403,12 +403,12 @@ class Fetcher(Generic[T]):
         assert job.ticket is not None
         self._answers.append((job.ticket, answer))
 
-    def _open_gate(self, origin: str, outcome: Outcome, transfer: Transfer | None) -> None:
+    def _open_gate(self, origin: str, result: TransferResult, transfer: Transfer | None) -> None:
         """As RFC 9309 has it: no robots.txt allows everything, a server in trouble nothing; a long one is cut.
 
         That one could not be read is nothing to remember: who comes later asks again.
         """
-        text, cause = b"", outcome.cause
+        text, cause = b"", result.cause
         if transfer and cause in {None, "too_large"}:
             body = transfer.take()
             if body is not None:
@@ -425,7 +425,7 @@ class Fetcher(Generic[T]):
                 self._admit(job)
             return
         for job in waiting:
-            self._finish(job, Outcome(cause, f"robots.txt could not be read: {outcome.message}"))
+            self._finish(job, TransferResult(cause, f"robots.txt could not be read: {result.message}"))
 
 
 def _is_plain(name: str) -> bool:

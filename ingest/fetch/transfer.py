@@ -66,17 +66,17 @@ _FAILURES = {
 }
 
 
-Leniency = Literal["length", "coding"]
+Quirk = Literal["length", "coding"]
 """A `Content-Length` that is no number, or a `Transfer-Encoding` that is none of HTTP's. Curl refuses both."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TransferResult:
     """What came of a transfer: a body (no `cause`), a redirect, or a cause, and whether it may pass by itself.
 
     `redirect` is as the server wrote it; `wait` is how many seconds the server asked us to wait. `silent`: no
     connection came about in time. `no_room`: this machine had no file, port or buffer left, so that nothing was asked.
-    `leniency`: what would have to be overlooked to read the answer, as browsers do.
+    `quirk`: what would have to be overlooked to read the answer, as browsers do.
     """
 
     cause: str | None = None
@@ -86,11 +86,11 @@ class Outcome:
     wait: float = 0.0
     silent: bool = False
     no_room: bool = False
-    leniency: Leniency | None = None
+    quirk: Quirk | None = None
 
 
-_SILENT = Outcome("timeout", "no connection in time", silent=True)
-_CRAMPED = Outcome(no_room=True)
+_SILENT = TransferResult("timeout", "no connection in time", silent=True)
+_CRAMPED = TransferResult(no_room=True)
 
 
 class _Socket(socket.socket):
@@ -134,13 +134,13 @@ class Transfer:
         *,
         image: bool,
         resolved: str | None = None,
-        leniency: Leniency | None = None,
+        quirk: Quirk | None = None,
     ) -> None:
         """Make ready to ask for `url`, for at most `max_bytes` after decoding.
 
         An `image` may opt out, and is refused at once if it says that it is longer; of other things the beginning is
         wanted in any case. `resolved`: "host:port:address,address" of a name that was looked up.
-        What `leniency` names is not looked at; the body then ends at a `Content-Length` that is one, or with the
+        What `quirk` names is not looked at; the body then ends at a `Content-Length` that is one, or with the
         connection.
         """
         self.size = 0
@@ -148,14 +148,14 @@ class Transfer:
         self._status = self._unwanted = 0
         self._location = self._encoding = self._length = b""
         self._opted_out = self._blocked = self._let_through = self._head_ended = False
-        self._lenient, self._to_length = leniency is not None, leniency == "coding"
+        self._lenient, self._to_length = quirk is not None, quirk == "coding"
         self._complete = self._no_room = self._sixth = False
         self._trouble: Exception | None = None
         self.handle.setopt(pycurl.URL, url)
         self.handle.setopt(pycurl.TIMEOUT_MS, max(1, round(seconds * 1000)))
         self.handle.setopt(pycurl.MAXFILESIZE_LARGE, max_bytes if image else 0)
-        self.handle.setopt(pycurl.IGNORE_CONTENT_LENGTH, leniency is not None)
-        self.handle.setopt(pycurl.HTTP_TRANSFER_DECODING, leniency != "coding")
+        self.handle.setopt(pycurl.IGNORE_CONTENT_LENGTH, quirk is not None)
+        self.handle.setopt(pycurl.HTTP_TRANSFER_DECODING, quirk != "coding")
         # With the plus, curl keeps it no longer than what it looks up by itself.
         self.handle.setopt(pycurl.RESOLVE, [f"+{resolved}"] if resolved else [])
 
@@ -245,28 +245,28 @@ class Transfer:
             self._body.close()
             self._body = None
 
-    def outcome(self, code: int) -> Outcome:
+    def result(self, code: int) -> TransferResult:
         """What came of it, by curl's `code`. Raises as `Fetcher.poll` does."""
         if self._trouble:
             return self._troubled(self._trouble)
         if code == pycurl.E_OUT_OF_MEMORY:
             raise MemoryError("none left for a transfer")
         if self._opted_out:
-            return Outcome("opt_out", "by X-Robots-Tag")
+            return TransferResult("opt_out", "by X-Robots-Tag")
         status = int(self.handle.getinfo(pycurl.RESPONSE_CODE))
         if status >= 300:
             if self._location:
-                return Outcome(redirect=self._location)
+                return TransferResult(redirect=self._location)
             wait = float(self.handle.getinfo(pycurl.RETRY_AFTER))
-            return Outcome(f"http_{status:03d}", f"HTTP status {status}", may_pass=status in _AGAIN, wait=wait)
+            return TransferResult(f"http_{status:03d}", f"HTTP status {status}", may_pass=status in _AGAIN, wait=wait)
         if self._head_ended and (code == pycurl.E_OK or self._complete):
             return self._decoded()
         # A head that breaks off is for curl an answer without a body.
         return self._failed(code or pycurl.E_PARTIAL_FILE)
 
-    def _failed(self, code: int) -> Outcome:
+    def _failed(self, code: int) -> TransferResult:
         if self._blocked and not self._let_through:
-            return Outcome("blocked_address", "the host's address is not public")
+            return TransferResult("blocked_address", "the host's address is not public")
         if code in {pycurl.E_COULDNT_CONNECT, pycurl.E_SSL_CACERT_BADFILE} and self._is_cramped():
             return _CRAMPED
         if code == pycurl.E_OPERATION_TIMEDOUT and not self.connected:
@@ -280,9 +280,9 @@ class Transfer:
         elif code == pycurl.E_RECV_ERROR and "Too large" in self.handle.errstr():
             code = _TOO_MANY_HEADERS
         cause, message = _FAILURES.get(code, ("other", f"curl's error {code}"))
-        return Outcome(cause, message, may_pass=cause == "incomplete", leniency=self._leniency(code))
+        return TransferResult(cause, message, may_pass=cause == "incomplete", quirk=self._quirk(code))
 
-    def _leniency(self, code: int) -> Leniency | None:
+    def _quirk(self, code: int) -> Quirk | None:
         if self._lenient:
             return None
         if code == pycurl.E_BAD_CONTENT_ENCODING:
@@ -305,7 +305,7 @@ class Transfer:
         """Whether there was a connection, with TLS where there is to be any."""
         return bool(self.handle.getinfo(pycurl.REQUEST_SIZE))
 
-    def _troubled(self, trouble: Exception) -> Outcome:
+    def _troubled(self, trouble: Exception) -> TransferResult:
         number = trouble.errno if isinstance(trouble, OSError) else None
         if number in _DISK_FULL:
             raise UserError(
@@ -315,22 +315,22 @@ class Transfer:
             return _CRAMPED
         raise trouble
 
-    def _decoded(self) -> Outcome:
+    def _decoded(self) -> TransferResult:
         names = encodings(self._encoding.decode("latin-1"))
         packed = self.take() if names else None
         if packed is None:
-            return Outcome()
+            return TransferResult()
         self.size, self._to_length = 0, False
         with packed:
             try:
                 decode(packed, names, lambda piece: self._write(piece) is None)
             except EncodingError:
-                return Outcome("protocol", "the body is not encoded as its headers say")
+                return TransferResult("protocol", "the body is not encoded as its headers say")
         if self._trouble:
             return self._troubled(self._trouble)
         if self.size > self._max_bytes:
-            return Outcome(*_FAILURES[pycurl.E_FILESIZE_EXCEEDED])
-        return Outcome()
+            return TransferResult(*_FAILURES[pycurl.E_FILESIZE_EXCEEDED])
+        return TransferResult()
 
 
 def _looking_up(proxy: str) -> str:

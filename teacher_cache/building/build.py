@@ -11,7 +11,7 @@ from shards import Dataset, Folder, IncompleteError, Summary, UserError, run_sha
 from shards.runner import Executor
 from teacher_cache.building.facts import settle_teacher, teacher_facts
 from teacher_cache.building.settings import BuildSettings, TeacherSpec
-from teacher_cache.building.task import CacheTask, Layer, done_specs
+from teacher_cache.building.task import BuildLayer, CacheTask, done_specs
 from teacher_cache.building.wanted_layers import Settling
 from teacher_cache.captions import check_captioned
 from teacher_cache.layout import Kind, TeacherFacts, read_teacher, refuse_no_cache, teacher_names
@@ -56,12 +56,12 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
     settings = _known_again(settings, facts)
     facts = [replace(one, name=spec.name) for one, spec in zip(facts, settings.teachers, strict=True)]
     folders = [Folder(settings.cache).child(teacher.name) for teacher in facts]
-    layers: list[Layer] = []
+    layers: list[BuildLayer] = []
     with Folder(settings.cache).alone(), contextlib.closing(executor):
         for number, (teacher, folder) in enumerate(zip(facts, folders, strict=True)):
             settle_teacher(folder, teacher)
             settled = Settling(settings, dataset, teacher, executor).layers(policy)
-            layers += [Layer(number, folder.child(layer.name), layer) for layer in settled]
+            layers += [BuildLayer(number, folder.child(layer.name), layer) for layer in settled]
         before = done_specs(layers, dataset)
         if len(facts) > 1:
             # What fails for one teacher is tried again below, for each teacher alone, and reported there.

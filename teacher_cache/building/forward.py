@@ -2,7 +2,7 @@
 
 row → pixels of all its views, decoded once                 threads, `_ahead`
     → batches of whole rows, for each teacher its own       `_Columns.add`
-    → forward, halved when memory runs out                  `Runner`
+    → forward, halved when memory runs out                  `BatchedTeacher`
     → fetched one batch late, rounded, put in place         `_Columns`
 """
 
@@ -27,7 +27,7 @@ from teacher_cache.views import EncodedImage, View, ViewPolicy
 log = logging.getLogger(__name__)
 
 
-class Runner:
+class BatchedTeacher:
     """A teacher's forwards in batches of `batch_size`; one that does not fit in memory is halved, for good.
 
     `pad`: fill batches of images up, because a compiled tower is compiled again for every new shape.
@@ -77,7 +77,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def embed_texts(runner: Runner, texts: Sequence[str], dtype: Dtype) -> Stored:
+def embed_texts(runner: BatchedTeacher, texts: Sequence[str], dtype: Dtype) -> Stored:
     """(len(texts), D), as stored."""
     columns = _Columns(runner, 1, len(texts), dtype)
     for at in range(0, len(texts), runner.batch_size):
@@ -86,7 +86,11 @@ def embed_texts(runner: Runner, texts: Sequence[str], dtype: Dtype) -> Stored:
 
 
 def embed_views(
-    runners: Sequence[tuple[Runner, Dtype]], shard: Shard, policy: ViewPolicy, indices: Sequence[int], rows: range
+    runners: Sequence[tuple[BatchedTeacher, Dtype]],
+    shard: Shard,
+    policy: ViewPolicy,
+    indices: Sequence[int],
+    rows: range,
 ) -> tuple[list[list[Stored]], list[npt.NDArray[np.void]]]:
     """For each teacher one (len(rows), D) as stored for each view index; and for each view its packed parameters.
 
@@ -123,7 +127,7 @@ def embed_views(
 class _Columns:
     """What one teacher says of a shard: `views` columns of `rows` rows, filled from the top."""
 
-    def __init__(self, runner: Runner, views: int, rows: int, dtype: Dtype) -> None:
+    def __init__(self, runner: BatchedTeacher, views: int, rows: int, dtype: Dtype) -> None:
         teacher = runner.teacher
         self._runner, self._views, self._dtype = runner, views, dtype
         self.size = teacher.image_size or 0

@@ -13,7 +13,7 @@ import torch
 from shards import Dataset, UserError
 from shards.runner import Executor
 from teacher_cache.building.batch_size import find_batch_size
-from teacher_cache.building.forward import Runner, embed_views
+from teacher_cache.building.forward import BatchedTeacher, embed_views
 from teacher_cache.building.settings import BuildSettings
 from teacher_cache.captions import check_captioned
 from teacher_cache.dtypes import row_bytes
@@ -118,7 +118,7 @@ def _measure(settings: BuildSettings, number: int, budget: float) -> TeacherCost
     spec = settings.teachers[number].spec
     size = settings.batch_size or find_batch_size(spec, settings.forward, settings.towers)
     teacher = load_teacher(spec, settings.forward, settings.towers)
-    runner = Runner(teacher, size, pad=settings.forward.compile)
+    runner = BatchedTeacher(teacher, size, pad=settings.forward.compile)
     dataset = Dataset.open(settings.shards)
     shard = next(shard for shard in dataset.shards if shard.count)
     device = torch.cuda.get_device_name(teacher.device) if teacher.device.type == "cuda" else teacher.device.type

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from shards import Dataset, Folder, Shard, ShardError, ShardRecord, Spec, sound_records
 from shards.publication import Publication, SupersededError
 from teacher_cache.building.facts import check_same
-from teacher_cache.building.forward import Runner, UnusableError, embed_texts, embed_views
+from teacher_cache.building.forward import BatchedTeacher, UnusableError, embed_texts, embed_views
 from teacher_cache.building.settings import BuildSettings
 from teacher_cache.dtypes import Stored
 from teacher_cache.layout import LayerFacts, layer_table, write_layer_file
@@ -22,7 +22,7 @@ from teacher_cache.views import ViewPolicy
 
 
 @dataclass(frozen=True)
-class Layer:
+class BuildLayer:
     """A layer to fill: whose (the teacher's number in the settings), where, and what."""
 
     teacher: int
@@ -34,16 +34,16 @@ class Layer:
 class CacheSpec(Spec):
     """One shard of one layer. `source` is the dataset's shard, `others` the same views by teachers that come later."""
 
-    layer: Layer = field(compare=False)
+    layer: BuildLayer = field(compare=False)
     source: Shard = field(compare=False)
     others: tuple[CacheSpec, ...] = field(compare=False, default=())
 
 
-def _spec(layer: Layer, shard: Shard, others: tuple[CacheSpec, ...] = ()) -> CacheSpec:
+def _spec(layer: BuildLayer, shard: Shard, others: tuple[CacheSpec, ...] = ()) -> CacheSpec:
     return CacheSpec(shard.id, layer.folder, layer.facts.shard_fingerprint(shard.content), layer, shard, others)
 
 
-def done_specs(layers: list[Layer], dataset: Dataset) -> int:
+def done_specs(layers: list[BuildLayer], dataset: Dataset) -> int:
     """How many shards of these layers are published."""
     done = 0
     for layer in layers:
@@ -66,17 +66,17 @@ class CacheTask:
     overlap = 1
 
     def __init__(
-        self, settings: BuildSettings, layers: list[Layer], dataset: Dataset, *, together: bool = False
+        self, settings: BuildSettings, layers: list[BuildLayer], dataset: Dataset, *, together: bool = False
     ) -> None:
         self._settings, self._together = settings, together
-        self._layers: list[Layer] = layers
+        self._layers: list[BuildLayer] = layers
         self._shards = dataset.shards
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_layers": [], "_shards": ()}
 
     def specs(self) -> Iterator[CacheSpec]:
-        seen: list[Layer] = []
+        seen: list[BuildLayer] = []
         for place, layer in enumerate(self._layers):
             others = self._layers[place + 1 :] if self._together and layer.facts.kind == "views" else []
             same = [other for other in others if other.facts.name == layer.facts.name]
@@ -95,7 +95,7 @@ class _CacheWorker:
     def __init__(self, settings: BuildSettings) -> None:
         self._settings = settings
         self._sources = {source.name: source for source in settings.captions}
-        self._runners: dict[int, Runner] = {}
+        self._runners: dict[int, BatchedTeacher] = {}
 
     def close(self) -> None:
         """Nothing: models go with the worker."""
@@ -145,7 +145,7 @@ class _CacheWorker:
         policy = ViewPolicy.from_identity(layer.settings["policy"])
         return embed_views(runners, shard, policy, layer.columns, range(shard.count))
 
-    def _runner(self, layer: Layer) -> Runner:
+    def _runner(self, layer: BuildLayer) -> BatchedTeacher:
         settings = self._settings
         size = settings.batch_size or layer.facts.batch_size
         runner = self._runners.get(layer.teacher)
@@ -153,7 +153,7 @@ class _CacheWorker:
             spec = settings.teachers[layer.teacher].spec
             teacher = runner.teacher if runner else load_teacher(spec, settings.forward, settings.towers)
             check_same(teacher, settings.teachers[layer.teacher].name, layer.facts.teacher)
-            runner = self._runners[layer.teacher] = Runner(teacher, size, pad=settings.forward.compile)
+            runner = self._runners[layer.teacher] = BatchedTeacher(teacher, size, pad=settings.forward.compile)
         return runner
 
 

@@ -1,4 +1,4 @@
-"""Imported rows become layers: what is common to every format. Read `Source` first, then `ImportTask`."""
+"""Imported rows become layers: what is common to every format. Read `EmbeddingSource` first, then `ImportTask`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Rows(NamedTuple):
     counts: Mapping[str, float]
 
 
-class Source(Protocol):
+class EmbeddingSource(Protocol):
     """Embeddings in a format of somebody else. Travels to the workers."""
 
     def gather(self, shard: Shard, scratch: Path) -> Rows:
@@ -116,7 +116,7 @@ class ImportTask:
     name = "cache import"
     overlap = 1
 
-    def __init__(self, source: Source, layers: Sequence[ImportLayer], dataset: Dataset) -> None:
+    def __init__(self, source: EmbeddingSource, layers: Sequence[ImportLayer], dataset: Dataset) -> None:
         self._source, self._layers, self._dataset = source, tuple(layers), dataset
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class ImportTask:
 
 
 class _ImportWorker:
-    def __init__(self, source: Source, layers: tuple[ImportLayer, ...]) -> None:
+    def __init__(self, source: EmbeddingSource, layers: tuple[ImportLayer, ...]) -> None:
         self._source, self._layers = source, layers
 
     def close(self) -> None:
@@ -231,7 +231,7 @@ def _json(facts: LayerFacts) -> dict[str, Any]:
 
 
 def run_import(
-    source: Source, layers: Sequence[ImportLayer], dataset: Dataset, executor: Executor, available: int
+    source: EmbeddingSource, layers: Sequence[ImportLayer], dataset: Dataset, executor: Executor, available: int
 ) -> ImportReport:
     """Bring every layer to every shard, and add up; `available` is how many rows the source has."""
     run_shards(ImportTask(source, layers, dataset), executor)

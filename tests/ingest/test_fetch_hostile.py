@@ -340,7 +340,7 @@ def test_a_lack_of_memory_is_no_answer_about_a_url() -> None:
     transfer = Transfer(NetworkSettings(), AddressRule())
     transfer.begin("http://192.0.2.1/", 1, 1000, image=True)
     with pytest.raises(MemoryError):
-        transfer.outcome(pycurl.E_OUT_OF_MEMORY)
+        transfer.result(pycurl.E_OUT_OF_MEMORY)
     transfer.handle.close()
 
 
