@@ -4,7 +4,8 @@ Read `fetcher.py` first (the order of things), then `names.py` (lookups, ahead o
 `transfer.py` (one answer), `addresses.py` (where we may connect) and `opt_out.py` (who does not want us).
 """
 
-from ingest.fetch.fetcher import Answer, Fetcher
+from ingest.fetch.answer import Answer
+from ingest.fetch.fetcher import Fetcher
 from ingest.fetch.limits import make_room
 
 __all__ = ["Answer", "Fetcher", "make_room"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin
@@ -178,3 +179,15 @@ class AddressRule:
             if address not in _PUBLIC_6:
                 return False
         return not any(address in network for network in _SPECIAL)
+
+
+def needs_no_lookup(name: str) -> bool:
+    """Whether curl needs nobody to find a URL's host: an address (127.1 and 0x7f000001 are ones too), or localhost."""
+    host = name.rstrip(".")
+    if host.startswith("[") or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True

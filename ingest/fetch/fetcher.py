@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import IO, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from ingest.fetch.addresses import AddressRule, BadUrlError, Target, mend
+from ingest.fetch.addresses import AddressRule, BadUrlError, Target, mend, needs_no_lookup
+from ingest.fetch.answer import Answer
 from ingest.fetch.circuit_breaker import CircuitBreakers
 from ingest.fetch.hosts import HostQueues
-from ingest.fetch.limits import CRAMPED_S, check_patience, make_room
+from ingest.fetch.limits import CRAMPED_S, CRAMPED_WAIT_S, check_patience, make_room
 from ingest.fetch.names import Name, Names
-from ingest.fetch.opt_out import ROBOTS_BYTES, Robots, RobotsCache, agent_name
+from ingest.fetch.opt_out import ROBOTS_BYTES, agent_name
+from ingest.fetch.robots_gates import RobotsGates
 from ingest.fetch.transfer import Quirk, Transfer, TransferResult
 from ingest.fetch.transfers import Transfers
 from ingest.settings import NetworkSettings
@@ -33,43 +34,8 @@ T = TypeVar("T")
 _AHEAD = 16
 """So many times as many URLs as connections may wait, so that one slow host does not hold up the others, nor a slow
 resolver."""
-_CRAMPED_WAIT_S = 0.2
-"""When to try again what this machine had no file or port for."""
-
 _LATE = TransferResult("timeout", "no whole answer in time")
 _AVOIDED = TransferResult("timeout", "no connection in time, as so often before: not waited for again")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A body, or why there is none: a cause of the ledger's with a message that is the same in every run.
-
-    `host` is the URL's as given, `size` the body's in bytes after decoding, `started` in seconds since 1970,
-    `seconds` what the clock showed at the end, `attempts` how many tries there were (redirects are part of a try).
-    """
-
-    error_class: str | None
-    error_message: str | None
-    host: str | None
-    size: int | None
-    started: float
-    seconds: float
-    attempts: int
-    _body: IO[bytes] | None = field(default=None, repr=False, compare=False)
-
-    def read(self) -> bytes:
-        """The body, once; beyond 256 KiB it lay in a file until now. Only where there is no error."""
-        assert self.error_class is None
-        if self._body is None:
-            return b""
-        with self._body as body:
-            body.seek(0)
-            return body.read()
-
-    def discard(self) -> None:
-        """Let go of the body unread."""
-        if self._body is not None:
-            self._body.close()
 
 
 @dataclass(eq=False, slots=True)
@@ -106,7 +72,6 @@ class Fetcher(Generic[T]):
 
     def __init__(self, settings: NetworkSettings, max_bytes: int) -> None:
         self._settings, self._max_bytes = settings, max_bytes
-        self._agent = agent_name(settings.user_agent)
         self._rule = AddressRule(settings.allow_addresses)
         if settings.ca_file is not None:
             _check_certificates(settings.ca_file)
@@ -122,8 +87,7 @@ class Fetcher(Generic[T]):
         self._unnamed: dict[str, list[_Job[T]]] = {}
         self._later: list[tuple[float, int, _Job[T]]] = []
         self._count = itertools.count()
-        self._robots = RobotsCache()
-        self._gates: dict[str, list[_Job[T]]] = {}
+        self._gates: RobotsGates[_Job[T]] = RobotsGates(agent_name(settings.user_agent))
         self._answers: list[tuple[T, Answer]] = []
         # Since when nothing came through for want of room, and when that was last noticed.
         self._cramped: tuple[float, float] | None = None
@@ -163,8 +127,8 @@ class Fetcher(Generic[T]):
             self._idle.append(transfer)
             self._hosts.ended(job.target.host, now)
             count += 1
-        count += self._hosts.drop(dropped)
-        for jobs in [*self._gates.values(), *self._unnamed.values()]:
+        count += self._hosts.drop(dropped) + self._gates.drop(dropped)
+        for jobs in self._unnamed.values():
             before = len(jobs)
             jobs[:] = [job for job in jobs if not dropped(job)]
             count += before - len(jobs)
@@ -227,26 +191,22 @@ class Fetcher(Generic[T]):
 
     def _admit(self, job: _Job[T]) -> None:
         """Queue a job whose site's robots.txt allows it; where that is not known yet, the job waits for it."""
-        if not self._settings.robots_txt or job.robots_of is not None:
-            self._find(job)
-            return
         origin = job.target.origin
-        robots = self._robots.get(origin)
-        if robots is None:
-            if origin not in self._gates:
-                target = mend(f"{origin}/robots.txt")
-                self._find(_Job(None, target, target.host, robots_of=origin))
-            self._gates.setdefault(origin, []).append(job)
-        elif robots.allows(job.target.url):
+        asks = self._settings.robots_txt and job.robots_of is None
+        allowed = self._gates.allows(origin, job.target.url) if asks else True
+        if allowed:
             self._find(job)
-        else:
+        elif allowed is not None:
             self._finish(job, TransferResult("robots_txt", "not allowed by robots.txt"))
+        elif self._gates.wait(origin, job):
+            target = mend(f"{origin}/robots.txt")
+            self._find(_Job(None, target, target.host, robots_of=origin))
 
     def _find(self, job: _Job[T]) -> None:
         """Queue a job at its host once the name is looked up; a proxy does that by itself."""
         job.name = None
         name = job.target.name
-        if self._settings.proxy is not None or _is_plain(name):
+        if self._settings.proxy is not None or needs_no_lookup(name):
             self._hosts.add(job.target.host, job, time.monotonic())
         elif name in self._unnamed:
             self._unnamed[name].append(job)
@@ -341,7 +301,7 @@ class Fetcher(Generic[T]):
             self._transfers = Transfers(self._connections)
         assert job.clock is not None
         # Its clock stands still until then.
-        due = now + _CRAMPED_WAIT_S
+        due = now + CRAMPED_WAIT_S
         job.clock += due - job.began
         heapq.heappush(self._later, (due, next(self._count), job))
 
@@ -386,7 +346,12 @@ class Fetcher(Generic[T]):
 
     def _finish(self, job: _Job[T], result: TransferResult, transfer: Transfer | None = None) -> None:
         if job.robots_of is not None:
-            self._open_gate(job.robots_of, result, transfer)
+            waiting, cause = self._gates.open(job.robots_of, result, transfer)
+            for other in waiting:
+                if cause is None:
+                    self._admit(other)
+                else:
+                    self._finish(other, TransferResult(cause, f"robots.txt could not be read: {result.message}"))
             return
         now = time.monotonic()
         whole = transfer if result.cause is None else None
@@ -402,42 +367,6 @@ class Fetcher(Generic[T]):
         )
         assert job.ticket is not None
         self._answers.append((job.ticket, answer))
-
-    def _open_gate(self, origin: str, result: TransferResult, transfer: Transfer | None) -> None:
-        """As RFC 9309 has it: no robots.txt allows everything, a server in trouble nothing; a long one is cut.
-
-        That one could not be read is nothing to remember: who comes later asks again.
-        """
-        text, cause = b"", result.cause
-        if transfer and cause in {None, "too_large"}:
-            body = transfer.take()
-            if body is not None:
-                with body:
-                    body.seek(0)
-                    text = body.read()
-            cause = None
-        if cause is not None and cause.startswith("http_") and not cause.startswith("http_5"):
-            cause = None
-        waiting = self._gates.pop(origin)
-        if cause is None:
-            self._robots.put(origin, Robots(text, self._agent))
-            for job in waiting:
-                self._admit(job)
-            return
-        for job in waiting:
-            self._finish(job, TransferResult(cause, f"robots.txt could not be read: {result.message}"))
-
-
-def _is_plain(name: str) -> bool:
-    """Whether curl needs nobody to find a URL's host: an address (127.1 and 0x7f000001 are ones too), or localhost."""
-    host = name.rstrip(".")
-    if host.startswith("[") or host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        socket.inet_aton(host)
-    except OSError:
-        return False
-    return True
 
 
 def _check_certificates(path: str) -> None:

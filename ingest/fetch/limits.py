@@ -16,12 +16,15 @@ NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 CRAMPED_S = 20.0
 """For so long it may have no room for anything until the run stops."""
+CRAMPED_WAIT_S = 0.2
+"""When to try again what there was no room for."""
+MOST_LOOKUPS = 256
+"""Names that are looked up at one time: some hang for ten seconds or more."""
 
 _OTHERS = 64
 """Descriptors for everything else that is opened in the meantime: spools, shards, bodies that wait, the plan."""
 _OF_A_CONNECTION = 3
 """Its socket, the duplicate that curl takes, and the file of a long body."""
-_LOOKUPS = 256
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Room:
 def make_room(settings: NetworkSettings) -> Room:
     """Raise this process's limit of open files as far as `settings` need it and the system allows; what fits then."""
     used = _open_files()
-    wanted = used + _OTHERS + _OF_A_CONNECTION * settings.connections + _LOOKUPS
+    wanted = used + _OTHERS + _OF_A_CONNECTION * settings.connections + MOST_LOOKUPS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -43,9 +46,9 @@ def make_room(settings: NetworkSettings) -> Room:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return Room(settings.connections, _LOOKUPS)
+        return Room(settings.connections, MOST_LOOKUPS)
     free = soft - used - _OTHERS
-    lookups = max(4, min(_LOOKUPS, free // 4))
+    lookups = max(4, min(MOST_LOOKUPS, free // 4))
     return Room(max(1, min(settings.connections, (free - lookups) // _OF_A_CONNECTION)), lookups)
 
 

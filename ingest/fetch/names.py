@@ -19,9 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from ingest.fetch.limits import check_patience, is_out_of_files
+from ingest.fetch.limits import CRAMPED_WAIT_S, MOST_LOOKUPS, check_patience, is_out_of_files
 
-_MOST = 256
 _YOUNG = 64
 """Lookups under way that are no older than an answer usually takes, with a margin: a resolver is asked for so many."""
 _MARGIN = 4
@@ -30,7 +29,6 @@ _YOUNG_S = (0.25, 3.0)
 _KEPT_S, _GONE_S, _SILENT_S = 120.0, 600.0, 120.0
 """How long an address is known, and that a name does not exist, and that nobody answers for it."""
 _KNOWN = 50_000
-_CRAMPED_WAIT_S = 0.2
 
 _NO_SUCH_NAME = {socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY}
 
@@ -57,9 +55,9 @@ class Names:
     descriptors lookups may hold, one each.
     """
 
-    def __init__(self, wake: Callable[[], None], patience: float, files: int = _MOST) -> None:
+    def __init__(self, wake: Callable[[], None], patience: float, files: int = MOST_LOOKUPS) -> None:
         self._wake, self._patience = wake, patience
-        self._most = max(1, min(_MOST, files))
+        self._most = max(1, min(MOST_LOOKUPS, files))
         self._known: OrderedDict[str, Name] = OrderedDict()
         self._waiting: deque[str] = deque()
         # By name, the oldest first: when the lookup began. Those given up stay until their thread is free again.
@@ -175,7 +173,7 @@ class Names:
         while (host := self._todo.get()) is not None:
             addresses, failure, no_room = look_up(host)
             if no_room:
-                time.sleep(_CRAMPED_WAIT_S)
+                time.sleep(CRAMPED_WAIT_S)
             self._done.append((host, addresses, failure, no_room))
             self._wake()
 
