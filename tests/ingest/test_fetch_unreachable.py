@@ -87,6 +87,18 @@ fetcher.close()
     assert in_own_network(START + program) == f"{[(None, None), gone, gone, gone]}\n"
 
 
+def test_a_gone_name_is_no_more_trouble_where_robots_txt_is_asked(in_own_network: Run) -> None:
+    """The second time the name is known not to exist before anybody has begun to wait for its robots.txt."""
+    program = """
+Resolver({"here.example": ["93.184.216.34"]})
+fetcher = Fetcher(NetworkSettings(deadline=5, robots_txt=True), 1000)
+print(causes(fetch(fetcher, ["http://gone.example/1"])))
+print(causes(fetch(fetcher, ["http://gone.example/2", "http://here.example/3", "http://gone.example/4"])))
+fetcher.close()
+"""
+    assert in_own_network(START + program).splitlines() == ["{'dns': 1}", "{'dns': 2, None: 1}"]
+
+
 def test_of_several_addresses_one_that_answers_is_enough(in_own_network: Run) -> None:
     program = """
 import socket, struct, own_network
