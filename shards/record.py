@@ -186,3 +186,25 @@ def compact(folder: Folder) -> dict[int, ShardRecord]:
     lines = "".join(record.to_json() + "\n" for record in found.values())
     folder.child(RECORDS).publish(MANIFEST, lines.encode())
     return found
+
+
+class PublishedShards:
+    """What is done already: in each folder that is asked about, one listing of its records and one of its files."""
+
+    def __init__(self) -> None:
+        self._names: dict[Folder, dict[int, RecordName]] = {}
+        self._damaged: dict[Folder, dict[int, str]] = {}
+        self.withdrawn: list[str] = []
+
+    def has(self, folder: Folder, shard: int, fingerprint: str) -> bool:
+        """Whether a shard is made as was asked for; its record is withdrawn if its files are not as it says."""
+        if folder not in self._names:
+            self._names[folder] = published_records(folder)
+            self._damaged[folder] = damaged_shards(folder, self._names[folder].values())
+        if not is_made(self._names[folder], shard, fingerprint):
+            return False
+        if shard in self._damaged[folder]:
+            folder.child(RECORDS).delete(str(self._names[folder].pop(shard)))
+            self.withdrawn.append(self._damaged[folder][shard])
+            return False
+        return True

@@ -7,21 +7,21 @@ Where the work runs is an `Executor`'s business: `InProcess` here, Ray in `ray_e
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import IncompleteError, ShardError, UserError, disk_is_full, one_line
+from shards.failures import FAILURES, Failures
 from shards.progress import Meter
 from shards.publication import SupersededError
-from shards.record import RECORDS, RecordName, ShardRecord, compact, damaged_shards, published_records
+from shards.record import PublishedShards, ShardRecord, compact
 from shards.storage import Folder
 from shards.task import GrowingTask, ShardTask, Spec, Worker
 
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-FAILURES = "_failures"
 _ATTEMPTS = 3
 
 
@@ -196,30 +195,6 @@ class Summary:
     stats: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass
-class _Failures:
-    """The quarantine: one JSON file for each shard that failed, gone when the shard succeeds."""
-
-    known: dict[Folder, set[str]] = field(default_factory=dict)
-
-    def look(self, folder: Folder) -> None:
-        if folder not in self.known:
-            self.known[folder] = set(folder.child(FAILURES).names())
-
-    def add(self, outcome: Outcome, attempts: int) -> None:
-        spec = outcome.spec
-        report = {"shard": spec.shard, "cause": outcome.cause, "attempts": attempts, "trace": outcome.trace}
-        name = f"{spec.shard:05d}.json"
-        spec.folder.child(FAILURES).publish(name, json.dumps(report, indent=1).encode())
-        self.known[spec.folder].add(name)
-
-    def clear(self, spec: Spec) -> None:
-        name = f"{spec.shard:05d}.json"
-        if name in self.known[spec.folder]:
-            spec.folder.child(FAILURES).delete(name)
-            self.known[spec.folder].discard(name)
-
-
 def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATTEMPTS) -> Summary:
     """Bring every spec of `task` to a published record.
 
@@ -231,7 +206,7 @@ def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATT
         UserError: a worker met something that only the user can mend; the run stops.
         IncompleteError: the run ended with shards missing; the message names them and why.
     """
-    work = _Work(task, attempts)
+    work = _Work(task, attempts, in_process=isinstance(executor, InProcess))
     summary = Summary()
     try:
         with Meter(task.name, work.total, unit="shards") as meter:
@@ -265,19 +240,19 @@ class _Work:
     is over all the same: what is in flight shall end first.
     """
 
-    def __init__(self, task: ShardTask[Any], attempts: int) -> None:
+    def __init__(self, task: ShardTask[Any], attempts: int, *, in_process: bool) -> None:
         self.attempts = attempts
         self._growing = task if isinstance(task, GrowingTask) else None
         known = [] if self._growing else list(task.specs())
         self._known = len(known)
         self._specs: Iterator[Spec | None] = task.specs() if self._growing else iter(known)
-        self.published = _Published()
+        self.published = PublishedShards()
         self._more = True
         self.again: deque[Spec] = deque()
         self.wanted: dict[Folder, set[int]] = {}
         self.skipped = 0
         self.failed: list[Outcome] = []
-        self.failures = _Failures()
+        self.failures = Failures(in_process)
         self.broken: UserError | None = None
 
     @property
@@ -296,7 +271,7 @@ class _Work:
         try:
             while self._more and (spec := next(self._specs)) is not None:
                 if not self._is_done(spec):
-                    return spec
+                    return replace(spec, careful=True) if self.failures.suspected(spec) else spec
                 self.failures.clear(spec)
                 self.skipped += 1
         except StopIteration:
@@ -310,7 +285,7 @@ class _Work:
             self.wanted[spec.folder] = set()
             self.failures.look(spec.folder)
         self.wanted[spec.folder].add(spec.shard)
-        return self.published.has(spec)
+        return self.published.has(spec.folder, spec.shard, spec.fingerprint)
 
     def tell(self, meter: Meter, units: int = 0, items: int = 0) -> None:
         """Tell the meter what is done and how much there is, and whatever else is to be known."""
@@ -340,18 +315,20 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
     The executor is started for the first spec that is to be run, and closed in the end.
     """
     tries: Counter[Spec] = Counter()
-    flying, started = 0, False
+    flying: list[Spec] = []
+    started = False
     try:
         while flying or not work.over:
-            asks = not work.over and (not started or flying < executor.slots)
+            asks = not work.over and (not started or len(flying) < executor.slots)
             if asks:
                 spec = work.next()
                 if spec is not None:
                     if not started:
                         executor.start(task)
                         started = True
+                    work.failures.begin(spec)
+                    flying.append(spec)
                     executor.submit(spec)
-                    flying += 1
                 elif not work.over:
                     work.tell(meter)
             if not flying:
@@ -361,13 +338,16 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
             outcome = executor.wait(0.0 if asks else None)
             if outcome is None:
                 continue
-            flying -= 1
+            flying.remove(outcome.spec)
+            work.failures.let_go(outcome.spec)
             tries[outcome.spec] += 1
             if _is_final(outcome, tries[outcome.spec], work):
                 yield outcome
     finally:
         if started:
             executor.close()
+        for spec in flying:
+            work.failures.let_go(spec)
     if work.broken is not None:
         raise work.broken
 
@@ -383,30 +363,5 @@ def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
         log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
         work.again.append(outcome.spec)
         return False
-    work.failures.add(outcome, tried)
+    work.failures.add(outcome.spec, outcome.cause, tried, outcome.trace)
     return True
-
-
-class _Published:
-    """What is done already: in each folder one listing of its records, and one of its files."""
-
-    def __init__(self) -> None:
-        self._names: dict[Folder, dict[int, RecordName]] = {}
-        self._damaged: dict[Folder, dict[int, str]] = {}
-        self.withdrawn: list[str] = []
-
-    def has(self, spec: Spec) -> bool:
-        """Whether the record that `spec` asks for is there; it is withdrawn if its files are not as it says."""
-        folder, shard = spec.folder, spec.shard
-        if folder not in self._names:
-            self._names[folder] = published_records(folder)
-            self._damaged[folder] = damaged_shards(folder, self._names[folder].values())
-        name = self._names[folder].get(shard)
-        if name is None or name.fingerprint != spec.fingerprint:
-            return False
-        if shard in self._damaged[folder]:
-            folder.child(RECORDS).delete(str(name))
-            del self._names[folder][shard]
-            self.withdrawn.append(self._damaged[folder][shard])
-            return False
-        return True

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from shards import Dataset, Folder, Shard, ShardError, ShardRecord, Spec, sound_records
 from shards.publication import Publication, SupersededError
+from shards.record import is_made
 from teacher_cache.building.facts import check_same
 from teacher_cache.building.forward import BatchedTeacher, UnusableError, embed_texts, embed_views
 from teacher_cache.building.settings import BuildSettings
@@ -48,10 +49,7 @@ def done_specs(layers: list[BuildLayer], dataset: Dataset) -> int:
     done = 0
     for layer in layers:
         names = sound_records(layer.folder)
-        done += sum(
-            shard.id in names and names[shard.id].fingerprint == layer.facts.shard_fingerprint(shard.content)
-            for shard in dataset.shards
-        )
+        done += sum(is_made(names, shard.id, layer.facts.shard_fingerprint(shard.content)) for shard in dataset.shards)
     return done
 
 

@@ -25,7 +25,7 @@ from shards import (
     run_shards,
 )
 from shards.publication import Publication, SupersededError
-from shards.record import compact, withdraw_damaged
+from shards.record import compact, is_made, withdraw_damaged
 from shards.runner import Executor
 from teacher_cache.dtypes import store
 from teacher_cache.layout import (
@@ -128,12 +128,8 @@ class ImportTask:
         done = [published_records(layer.folder) for layer in self._layers]
         for shard in self._dataset.shards:
             wanted = [layer.facts.shard_fingerprint(shard.content) for layer in self._layers]
-            names = [records.get(shard.id) for records in done]
-            todo = tuple(
-                number
-                for number, (name, fingerprint) in enumerate(zip(names, wanted, strict=True))
-                if name is None or name.fingerprint != fingerprint
-            )
+            made = [is_made(names, shard.id, one) for names, one in zip(done, wanted, strict=True)]
+            todo = tuple(number for number, is_there in enumerate(made) if not is_there)
             own = todo[0] if todo else 0
             yield ImportSpec(shard.id, self._layers[own].folder, wanted[own], shard, todo)
 
