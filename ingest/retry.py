@@ -9,6 +9,7 @@ were allowed when it was planned: once another one is allowed, what was blocked,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,11 +20,12 @@ import pyarrow.compute as pc
 from ingest import plan
 from ingest.fetched import may_pass
 from ingest.ledger import read_ledger
-from ingest.run import IngestReport, refuse_early, run_planned
+from ingest.run import IngestReport, refuse_early, run_planned, work_of_rows
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask
-from shards import Folder, UserError, fingerprint, sound_records
+from shards import Folder, UserError, fingerprint, read_records, sound_records
 from shards.dataset import DatasetPlan, Stage, publish_whole
+from shards.executors import Work
 from shards.runner import Executor
 
 _WORTH = 0.01
@@ -55,6 +57,16 @@ def retry(
             if reports[-1].samples < _WORTH * reports[-1].rows:
                 break
     return reports
+
+
+def work_of_retry(out: str) -> Work:
+    """What a retry is: of the rows that may pass, those that passed since are counted too."""
+    folder = Folder(out)
+    DatasetPlan.read(folder)
+    counts = Counter[str]()
+    for record in read_records(folder).values():
+        counts.update({name.removeprefix("failed."): int(count) for name, count in record.stats.items()})
+    return work_of_rows(sum(count for cause, count in counts.items() if cause == _BLOCKED or may_pass(cause)))
 
 
 def _settings_of(out: str, chosen: Mapping[str, Any], network: NetworkSettings) -> IngestSettings:

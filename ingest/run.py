@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ingest import plan
 from ingest.faces import COLUMN
@@ -15,11 +16,16 @@ from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
 from shards import Folder, IncompleteError, Summary, UserError, published_records, read_records, run_shards
 from shards.dataset import DATASET, PLANNING
+from shards.executors import ENDLESS, Work
 from shards.places import refuse_other_things
 from shards.runner import Executor
 
 log = logging.getLogger(__name__)
 
+_ROW_BYTES = 100
+"""Of a list; few have shorter rows."""
+_ROWS_A_SECOND = 200.0
+"""That a worker fetches at least while most hosts answer. The last rows wait for hosts that do not, on Ray as here."""
 _HELP = {
     "filtered_where": "No row meets all conditions: check their spelling",
     "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
@@ -58,7 +64,22 @@ def refuse_nothing(out: str, reports: Sequence[IngestReport]) -> None:
     failed = {name.removeprefix("failed."): count for name, count in counts.items() if name.startswith("failed.")}
     cause, count = max(failed.items(), key=lambda item: item[1])
     do = _HELP.get(cause, "error_message in the ledgers says more of each")
-    raise IncompleteError(f"{out}: none of {counts['rows']} rows became a sample: {count} are {cause}. {do}")
+    rows = "its one row became no sample" if counts["rows"] == 1 else f"none of {counts['rows']} rows became a sample"
+    raise IncompleteError(f"{out}: {rows}: {count} {'is' if count == 1 else 'are'} {cause}. {do}")
+
+
+def work_of_rows(rows: int) -> Work:
+    """What fetching so many rows is."""
+    return Work(f"some {rows:,} rows", rows / _ROWS_A_SECOND)
+
+
+def work_of_list(settings: IngestSettings) -> Work:
+    """What an ingest is, by the sizes of local files; of anything else that is not known at once, so it is endless."""
+    paths = [Path(path) for path in settings.source.paths]
+    plain = all(path.is_file() and path.suffix not in {".gz", ".bz2", ".zst"} for path in paths)
+    if not plain or settings.source.subset is not None:
+        return ENDLESS
+    return work_of_rows(sum(path.stat().st_size for path in paths) // _ROW_BYTES)
 
 
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:

@@ -121,11 +121,13 @@ class InProcess:
     """One worker in this process: for tests, debugging, and machines without Ray.
 
     A task that overlaps shards has them run by threads that end with the process: an interrupt waits for none of them.
+    `why`: what to say of it once there is something to do.
     """
 
     slots = 1
 
-    def __init__(self) -> None:
+    def __init__(self, why: str = "") -> None:
+        self._why = why
         self._host: Host | None = None
         self._waiting: SimpleQueue[Spec | None] = SimpleQueue()
         self._ended: SimpleQueue[Outcome | BaseException] = SimpleQueue()
@@ -135,6 +137,9 @@ class InProcess:
         return function(*arguments)
 
     def start(self, task: ShardTask[Any]) -> None:
+        if self._why:
+            log.info("%s: %s", task.name, self._why)
+            self._why = ""
         host = self._host = Host(task)
         self.slots = task.overlap
         self._waiting, self._ended = SimpleQueue(), SimpleQueue()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from clipstill.commands import exchange
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
 from shards.errors import UserError
+from shards.executors import ENDLESS, Work
 
 if TYPE_CHECKING:
     from shards.runner import Executor
@@ -183,7 +184,7 @@ def _settings(args: argparse.Namespace, cache: str) -> BuildSettings:
     )
 
 
-def _executor(args: argparse.Namespace) -> Executor:
+def _executor(args: argparse.Namespace, work: Work) -> Executor:
     if args.ray_address:
         from shards.ray_session import cluster_resources  # noqa: PLC0415
 
@@ -195,16 +196,16 @@ def _executor(args: argparse.Namespace) -> Executor:
         gpus, cpus = torch.cuda.device_count(), cores()
     gpus = 0 if args.device == "cpu" else gpus
     if not gpus:
-        return make_executor(args, workers=1, cpus=cores())
+        return make_executor(args, work, workers=1, cpus=cores())
     # Decoding for a GPU needs its share of the cores.
-    return make_executor(args, workers=gpus, cpus=max(1, cpus // gpus), gpus=1)
+    return make_executor(args, work, workers=gpus, cpus=max(1, cpus // gpus), gpus=1)
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from teacher_cache.building import build_cache  # noqa: PLC0415
+    from teacher_cache.building import build_cache, work_of_build  # noqa: PLC0415
 
     settings = _settings(args, args.out)
-    report = build_cache(settings, _executor(args))
+    report = build_cache(settings, _executor(args, work_of_build(settings)))
     done = report.summary
     show(
         f"{report.samples} samples x {_count(report.views, 'view')} and {_count(report.captions, 'caption')} by "
@@ -222,7 +223,7 @@ def run_plan(args: argparse.Namespace) -> int:
 
     settings = _settings(args, "")
     passes = args.epochs * args.students
-    plan = plan_cache(settings, _executor(args), passes=passes, budget=args.seconds)
+    plan = plan_cache(settings, _executor(args, ENDLESS), passes=passes, budget=args.seconds)
     for cost in plan.teachers:
         show(
             f"{cost.name} on {cost.device}, batches of {cost.batch_size}: {cost.image_rate:,.1f} images/s, "

@@ -7,7 +7,8 @@ import json
 import os
 from typing import Any
 
-from shards.runner import Executor, InProcess
+from shards.executors import Work, choose_executor
+from shards.runner import Executor
 
 Subparsers = Any
 """What `ArgumentParser.add_subparsers` returns; argparse keeps its type private."""
@@ -37,21 +38,21 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def add_runner(parser: argparse.ArgumentParser, *, workers: str) -> None:
     """The options that say where shard tasks run."""
     group = parser.add_argument_group("where it runs")
-    group.add_argument("--workers", type=int, metavar="N", help=f"how many run at once (default: {workers})")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help=f"how many run at once, on Ray (default: {workers}, or none for work of a few seconds)",
+    )
     where = group.add_mutually_exclusive_group()
     where.add_argument("--ray-address", metavar="ADDRESS", help="join this Ray cluster instead of starting Ray here")
     where.add_argument("--in-process", action="store_true", help="one shard after the other in this process, no Ray")
 
 
-def make_executor(args: argparse.Namespace, *, workers: int, cpus: float, gpus: float = 0) -> Executor:
-    """The executor that `add_runner`'s options ask for."""
-    if args.in_process:
-        return InProcess()
-    from shards.ray_executor import RayExecutor  # noqa: PLC0415 - only needed here
-
-    return RayExecutor(
-        workers if args.workers is None else args.workers, cpus=cpus, gpus=gpus, address=args.ray_address
-    )
+def make_executor(args: argparse.Namespace, work: Work, *, workers: int, cpus: float, gpus: float = 0) -> Executor:
+    """The executor that `add_runner`'s options ask for, or that fits the work."""
+    how = {"in_process": args.in_process, "asked": args.workers, "address": args.ray_address}
+    return choose_executor(work, workers=workers, cpus=cpus, gpus=gpus, **how)
 
 
 def cores() -> int:

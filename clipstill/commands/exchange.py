@@ -83,9 +83,9 @@ def add(actions: Subparsers) -> None:
 
 
 def run_import(args: argparse.Namespace) -> int:
-    from teacher_cache.exchange import import_clip_retrieval, import_datacompdr  # noqa: PLC0415 - `--help` stays fast
+    from teacher_cache.exchange import import_clip_retrieval, import_datacompdr, work_of_exchange  # noqa: PLC0415 - `--help` stays fast
 
-    executor = make_executor(args, workers=cores(), cpus=1)
+    executor = make_executor(args, work_of_exchange(args.shards), workers=cores(), cpus=1)
     if args.format == "datacompdr":
         report = import_datacompdr(
             _paths(args.source),
@@ -127,7 +127,7 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from teacher_cache.exchange import export_clip_retrieval, export_datacompdr  # noqa: PLC0415 - `--help` stays fast
+    from teacher_cache.exchange import export_clip_retrieval, export_datacompdr, work_of_exchange  # noqa: PLC0415 - `--help` stays fast
 
     if args.format == "clip-retrieval":
         if len(args.teacher_name) > 1:
@@ -141,7 +141,7 @@ def run_export(args: argparse.Namespace) -> int:
         args.cache,
         args.shards,
         args.out,
-        make_executor(args, workers=cores(), cpus=1),
+        make_executor(args, work_of_exchange(args.shards), workers=cores(), cpus=1),
         format=args.format,
         teachers=args.teacher_name,
         captions=args.synthetic,

@@ -200,7 +200,7 @@ def _network(args: argparse.Namespace) -> NetworkSettings:
 
 def run(args: argparse.Namespace) -> int:
     from ingest import ImageSettings, IngestSettings, SourceSettings, ingest  # noqa: PLC0415 - `--help` stays fast
-    from ingest.run import refuse_nothing  # noqa: PLC0415
+    from ingest.run import refuse_nothing, work_of_list  # noqa: PLC0415
 
     settings = IngestSettings(
         source=SourceSettings(
@@ -242,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
         stop_on_collapse=not args.no_stop,
         attempts=args.attempts,
     )
-    report = ingest(settings, make_executor(args, workers=cores(), cpus=1))
+    report = ingest(settings, make_executor(args, work_of_list(settings), workers=cores(), cpus=1))
     _tell(report, args.out)
     show(f"{report.summary.finished} shards made, {report.summary.skipped} were there already, in {args.out}")
     if remade := report.summary.remade:
@@ -253,10 +253,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_retry(args: argparse.Namespace) -> int:
-    from ingest import retry  # noqa: PLC0415
+    from ingest.retry import retry, work_of_retry  # noqa: PLC0415
     from ingest.run import refuse_nothing  # noqa: PLC0415
 
-    executor = make_executor(args, workers=cores(), cpus=1)
+    executor = make_executor(args, work_of_retry(args.out), workers=cores(), cpus=1)
     reports = retry(args.out, _network(args), executor, stop_on_collapse=not args.no_stop, attempts=args.attempts)
     for report in reports:
         _tell(report, args.out)

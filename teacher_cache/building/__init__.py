@@ -2,7 +2,7 @@
 one layer), `forward.py` (decode ahead, forward in batches), `batch_size.py`; `plan.py` says beforehand what it costs.
 """
 
-from teacher_cache.building.build import BuildReport, build_cache
+from teacher_cache.building.build import BuildReport, build_cache, work_of_build
 from teacher_cache.building.settings import BuildSettings, TeacherSpec
 
-__all__ = ["BuildReport", "BuildSettings", "TeacherSpec", "build_cache"]
+__all__ = ["BuildReport", "BuildSettings", "TeacherSpec", "build_cache", "work_of_build"]

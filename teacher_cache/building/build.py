@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from shards import Dataset, Folder, IncompleteError, Summary, UserError, run_shards
+from shards.executors import Work
 from shards.runner import Executor
 from teacher_cache.building.facts import settle_teacher, teacher_facts
 from teacher_cache.building.settings import BuildSettings, TeacherSpec
@@ -20,6 +21,9 @@ from teacher_cache.views import ViewPolicy
 
 log = logging.getLogger(__name__)
 
+_IMAGES_A_SECOND = 50.0
+"""What a small teacher (ViT-B-32) embeds on a few cores. A slower one takes as long on Ray: one machine's cores are one
+worker."""
 _TRIED = 64
 """Samples of which captions are read beforehand."""
 
@@ -38,6 +42,13 @@ class BuildReport:
     bytes: int
     batch_sizes: tuple[int, ...]
     summary: Summary
+
+
+def work_of_build(settings: BuildSettings) -> Work:
+    """What a build is, by the images that each teacher would embed. Raises `UserError` if there is no such dataset."""
+    samples = len(Dataset.open(settings.shards))
+    images = samples * (1 if settings.towers == "text" else settings.views) * len(settings.teachers)
+    return Work(f"{samples:,} samples, {images:,} forwards", images / _IMAGES_A_SECOND)
 
 
 def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:

@@ -15,7 +15,7 @@ from teacher_cache.exchange.export_clip_retrieval import export_clip_retrieval
 from teacher_cache.exchange.export_datacompdr import ExportReport, export_datacompdr
 from teacher_cache.exchange.import_clip_retrieval import import_clip_retrieval
 from teacher_cache.exchange.import_datacompdr import import_datacompdr
-from teacher_cache.exchange.layers import ImportReport
+from teacher_cache.exchange.layers import ImportReport, work_of_exchange
 
 __all__ = [
     "ExportReport",
@@ -24,4 +24,5 @@ __all__ = [
     "export_datacompdr",
     "import_clip_retrieval",
     "import_datacompdr",
+    "work_of_exchange",
 ]

@@ -24,6 +24,7 @@ from shards import (
     read_records,
     run_shards,
 )
+from shards.executors import Work
 from shards.publication import Publication, SupersededError
 from shards.record import compact, is_made, withdraw_damaged
 from shards.runner import Executor
@@ -41,6 +42,9 @@ from teacher_cache.layout import (
     write_layer_file,
 )
 from teacher_cache.views import EncodedImage
+
+_SAMPLES_A_SECOND = 500.0
+"""Of some kB each that one core unpacks and stores."""
 
 
 class Rows(NamedTuple):
@@ -224,6 +228,12 @@ def _compared(facts: TeacherFacts) -> dict[str, Any]:
 
 def _json(facts: LayerFacts) -> dict[str, Any]:
     return {**asdict(facts), "columns": list(facts.columns)}
+
+
+def work_of_exchange(shards: str) -> Work:
+    """What an import or an export is, by the dataset at `shards`. Raises `UserError` if there is none."""
+    samples = len(Dataset.open(shards))
+    return Work(f"{samples:,} samples", samples / _SAMPLES_A_SECOND)
 
 
 def run_import(

@@ -23,7 +23,9 @@ DEADLINE = 150.0
 
 
 class Pictures(http.server.ThreadingHTTPServer):
-    """`/N.jpg` is picture N; those from `held_from` on are answered once `release` is set."""
+    """`/N.jpg` is picture N; those from `held_from` on are answered once `release` is set. After the one that is
+    `fatal` comes that word.
+    """
 
     # The usual backlog of five makes clients wait a second before they try again.
     request_queue_size = 128
@@ -33,6 +35,7 @@ class Pictures(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.held_from: float = float("inf")
         self.release = threading.Event()
+        self.fatal: int | None = None
         self.waiting = 0
         self.answers = 0
 
@@ -57,6 +60,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
         sink = io.BytesIO()
         Image.fromarray(pixels).save(sink, "JPEG")
+        if number == self.server.fatal:
+            sink.write(b"fatal")
         self.send_response(200)
         self.send_header("Content-Length", str(sink.tell()))
         self.end_headers()

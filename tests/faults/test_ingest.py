@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings, ingest
@@ -187,6 +189,46 @@ def test_a_second_run_sees_what_is_gone_and_makes_it_again(
         f"{len(expected['00002.index.arrow'])}; 00004.parquet is missing",
     ]
     assert snapshot(out) == expected
+    assert verify_dataset(str(out)).problems == ()
+
+
+FRAGILE = """
+import os, signal
+from ingest.images.processor import ImageProcessor
+process = ImageProcessor.process
+
+def fragile(self, body, *more):
+    if body.endswith(b"fatal"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return process(self, body, *more)
+
+ImageProcessor.process = fragile
+"""
+
+
+def test_an_image_that_kills_the_whole_process_costs_its_row_in_the_next_run(
+    pictures: Any, listing: Path, expected: dict[str, bytes], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In process, nobody is left to tell of it but a file."""
+    start, snapshot = map(request.getfixturevalue, ("start", "snapshot"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(FRAGILE)
+    path = os.pathsep.join([str(tmp_path / "code"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    request.getfixturevalue("monkeypatch").setenv("PYTHONPATH", path)
+    out = tmp_path / "out"
+    pictures.fatal = SHARD + 1
+    assert start(*command(listing, out, "--in-process")).finish()[0] == -9
+    assert (out / "_failures" / "00001.json").exists()
+    assert not list((out / "_records").glob("00001.*"))
+    status, said, err = start(*command(listing, out, "--in-process")).finish()
+    assert status == 0, err
+    assert said.splitlines()[0] == f"{ROWS} rows: {ROWS - 1} samples, 1 failed"
+    ledger = pq.read_table(out / "00001.parquet").to_pylist()
+    causes = [row["error_class"] for row in ledger]
+    assert causes == [None, "killed_worker", *[None] * (SHARD - 2)]
+    assert list((out / "_failures").iterdir()) == []
+    got = snapshot(out)
+    assert all(got[name] == expected[name] for name in got if name.startswith("0") and not name.startswith("00001"))
     assert verify_dataset(str(out)).problems == ()
 
 

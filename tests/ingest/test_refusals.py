@@ -147,7 +147,7 @@ def test_a_process_says_no_more(clipstill: Callable[..., Any]) -> None:
 def test_damage_is_told_with_status_one(inputs: Path, clipstill_here: Callable[..., Any]) -> None:
     done = clipstill_here("ingest", "good.tsv", "--format", "cc3m", "--name", "set", "--out", "out")
     assert done.returncode == 1
-    assert "out: none of 1 rows became a sample: 1 are blocked_address. If the machines are yours" in done.stderr
+    assert "out: its one row became no sample: 1 is blocked_address. If the machines are yours" in done.stderr
     path = inputs / "out" / "00000.parquet"
     path.write_bytes(path.read_bytes()[:-1])
     done = clipstill_here("shards", "verify", "out")

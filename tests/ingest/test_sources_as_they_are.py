@@ -288,6 +288,6 @@ def test_a_run_that_fetches_nothing_ends_with_status_one(
         done = clipstill_here(*arguments)
         assert done.returncode == 1
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("clipstill: ")]
-        assert "none of 1 rows became a sample: 1 are blocked_address" in line
+        assert "its one row became no sample: 1 is blocked_address" in line
     assert clipstill_here("ingest retry", tmp_path / "out", "--allow-address", "127.0.0.1").returncode == 0
     assert clipstill_here(*arguments).returncode == 0

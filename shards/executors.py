@@ -1,0 +1,46 @@
+"""Where shard work runs: as the user says, else in this process where Ray would take longer to begin than the work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from shards.runner import Executor, InProcess
+
+RAY_S = 20.0
+"""Seconds of work below which Ray is no gain: what it takes on two cores to start, to import in its workers, to end."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much there is to do: in words, and about how many seconds that takes a worker that has begun."""
+
+    words: str
+    seconds: float
+
+
+ENDLESS = Work("", math.inf)
+"""Where it cannot be told beforehand, or is never little."""
+
+
+def choose_executor(
+    work: Work,
+    *,
+    workers: int,
+    cpus: float = 1,
+    gpus: float = 0,
+    in_process: bool = False,
+    asked: int | None = None,
+    address: str | None = None,
+) -> Executor:
+    """The executor for this much work.
+
+    `asked` is how many workers the user wants, if he says so, in place of `workers`; `address` that of a cluster.
+    """
+    if in_process:
+        return InProcess()
+    if asked is None and address is None and work.seconds < RAY_S:
+        return InProcess(f"{work.words}: in this process, as Ray takes longer to start (with --workers it would)")
+    from shards.ray_executor import RayExecutor  # noqa: PLC0415 - slow to import
+
+    return RayExecutor(workers if asked is None else asked, cpus=cpus, gpus=gpus, address=address)
