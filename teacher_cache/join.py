@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from shards import Dataset, Folder, ShardRecord, UserError, published_records, read_records
 from shards.record import RecordName
-from teacher_cache.key_index import KeyIndex
+from teacher_cache.key_index import IndexWriter
 from teacher_cache.layout import LayerFacts
 
 Policy = Literal["error", "skip", "none"]
@@ -105,34 +105,35 @@ def _places(
         for shard, is_same in zip(dataset.shards, same, strict=True)
     ]
     place_of = {shard.id: place for place, shard in enumerate(dataset.shards)}
-    others = KeyIndex()
-    for number, record in records.items():
-        place = place_of.get(number)
-        if place is not None and same[place]:
-            continue
-        held = keys(record)
-        left = np.ones(len(held), np.bool_)
-        if place is not None:
-            shard, both = dataset.shards[place], places[place]
-            assert both is not None
-            found = pc.index_in(pa.array(shard.keys, pa.string()), value_set=pa.array(held, pa.string()))
-            rows = np.asarray(found.fill_null(-1))
-            there = rows >= 0
-            both[there, 0], both[there, 1] = number, rows[there]
-            left[rows[there]] = False
-            shard.release()
-        over = np.flatnonzero(left)
-        others.add([held[row] for row in over.tolist()], (number << 32) + over)
-    if len(others):
-        for shard, both in zip(dataset.shards, places, strict=True):
-            if both is None or (both[:, 0] >= 0).all():
+    with IndexWriter() as writer:
+        for number, record in records.items():
+            place = place_of.get(number)
+            if place is not None and same[place]:
                 continue
-            missing = np.flatnonzero(both[:, 0] < 0)
-            wanted = shard.keys
-            found = others.find([wanted[row] for row in missing.tolist()])
-            there = found >= 0
-            both[missing[there], 0], both[missing[there], 1] = found[there] >> 32, found[there] & 0xFFFFFFFF
-            shard.release()
+            held = keys(record)
+            left = np.ones(len(held), np.bool_)
+            if place is not None:
+                shard, both = dataset.shards[place], places[place]
+                assert both is not None
+                found = pc.index_in(pa.array(shard.keys, pa.string()), value_set=pa.array(held, pa.string()))
+                rows = np.asarray(found.fill_null(-1))
+                there = rows >= 0
+                both[there, 0], both[there, 1] = number, rows[there]
+                left[rows[there]] = False
+                shard.release()
+            over = np.flatnonzero(left)
+            writer.add([held[row] for row in over.tolist()], number, over)
+        if not writer.rows:
+            return places
+        others = writer.index()
+    for shard, both in zip(dataset.shards, places, strict=True):
+        if both is None or (both[:, 0] >= 0).all():
+            continue
+        missing = np.flatnonzero(both[:, 0] < 0)
+        numbers, rows = others.first([shard.keys[row] for row in missing.tolist()])
+        there = numbers >= 0
+        both[missing[there], 0], both[missing[there], 1] = numbers[there], rows[there]
+        shard.release()
     return places
 
 

@@ -1,56 +1,148 @@
-"""Numbers by key, for as many keys as a dataset has: sorted hashes in memory, 24 bytes a key."""
+"""Places by key, for more keys than fit in memory.
+
+Keys are hashed (BLAKE2b, 128 bits: two are never taken for one) and spilled into 256 parts by the first byte; each part
+is sorted by itself. What comes of it is an Arrow file of 256 record batches with `high` and `low` (the hash's halves),
+`file`, `start` and `size`, mapped into memory by whoever looks a key up: 36 bytes a key on disk, next to nothing in
+memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+_ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("file", "<i4"), ("start", "<i8"), ("size", "<i8")])
+_SCHEMA = pa.schema([(name, pa.from_numpy_dtype(_ROW[name])) for name in _ROW.names or ()])
+_PARTS = 256
+
+Numbers = npt.NDArray[np.int64] | Sequence[int] | int
+
+
+class Entry(NamedTuple):
+    """Which file, where in it, and how many bytes. Rows have no size: a hash may stand in its place."""
+
+    file: int
+    start: int
+    size: int
+
+
+class IndexWriter:
+    """Collects entries on disk; use as a context manager."""
+
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="clipstill-")
+        self.rows = 0
+
+    def __enter__(self) -> IndexWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
+    def _part(self, number: int) -> Path:
+        return Path(self._scratch.name) / f"{number:03d}"
+
+    def add(self, keys: Sequence[str], files: Numbers, starts: Numbers, sizes: Numbers = 0) -> None:
+        """An entry for each key. Some thousands at a time: each call opens every part once."""
+        rows = np.empty(len(keys), _ROW)
+        rows["high"], rows["low"] = _hashes(keys)
+        rows["file"], rows["start"], rows["size"] = files, starts, sizes
+        for number, chosen in _by_part(rows["high"]):
+            with self._part(number).open("ab") as file:
+                rows[chosen].tofile(file)
+        self.rows += len(rows)
+
+    def write(self, path: Path) -> None:
+        with pa.ipc.new_file(str(path), _SCHEMA) as sink:
+            for number in range(_PARTS):
+                part = self._part(number)
+                rows = np.fromfile(part, _ROW) if part.exists() else np.empty(0, _ROW)
+                rows = rows[np.lexsort((rows["start"], rows["file"], rows["low"], rows["high"]))]
+                arrays = [pa.array(np.ascontiguousarray(rows[name])) for name in _SCHEMA.names]
+                sink.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
+
+    def index(self) -> KeyIndex:
+        """An index that no file outlives: what it is mapped from is gone with this writer."""
+        path = Path(self._scratch.name) / "index"
+        self.write(path)
+        return KeyIndex(path)
 
 
 class KeyIndex:
-    """Give it keys with `add`, then look them up.
+    """Looks keys up in a file of `IndexWriter`."""
 
-    A key is known by 16 bytes of BLAKE2b, so two of them are never taken for one. A lookup is a binary search. While
-    the hashes are sorted, which the first lookup does, it takes about 50 bytes a key.
-    """
+    def __init__(self, path: Path) -> None:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._parts: list[dict[str, npt.NDArray[Any]]] = []
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            self._parts.append({name: batch[name].to_numpy() for name in _SCHEMA.names})
 
-    def __init__(self) -> None:
-        self._hashes, self._numbers = bytearray(), bytearray()  # grown in place, where small arrays would be joined
+    def find(self, key: str) -> list[Entry]:
+        """Every entry of the key, in the order of files; empty if there is none."""
+        (high,), (low,) = _hashes([key])
+        part = self._parts[int(high) >> 56]
+        first = int(np.searchsorted(part["high"], high))
+        last = int(np.searchsorted(part["high"], high, side="right"))
+        return [_entry(part, row) for row in range(first, last) if part["low"][row] == low]
 
-    def add(self, keys: Sequence[str], numbers: npt.NDArray[np.int64]) -> None:
-        """(n,) numbers of n keys; nothing can be added after a lookup."""
-        assert "_sorted" not in self.__dict__, "added after a lookup"
-        self._hashes += _hashes(keys)
-        self._numbers += numbers.astype(np.int64).tobytes()
+    def first(self, keys: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(n,) file and (n,) start of each key's first entry; the file is -1 where the key is unknown."""
+        files, starts = np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.int64)
+        highs, lows = _hashes(keys)
+        for number, chosen in _by_part(highs):
+            part = self._parts[number]
+            if not len(part["high"]):
+                continue
+            high, low, last = highs[chosen], lows[chosen], len(part["high"]) - 1
+            at = np.minimum(np.searchsorted(part["high"], high), last)
+            # Two keys may share a half.
+            while (before := (part["high"][at] == high) & (part["low"][at] < low) & (at < last)).any():
+                at += before
+            there = (part["high"][at] == high) & (part["low"][at] == low)
+            files[chosen[there]], starts[chosen[there]] = part["file"][at[there]], part["start"][at[there]]
+        return files, starts
 
-    def __len__(self) -> int:
-        return len(self._sorted[0])
+    def repeated(self) -> Entry | None:
+        """The second entry of a key that has several, None if there is none."""
+        for part in self._parts:
+            high, low = part["high"], part["low"]
+            again = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
+            if again.size:
+                return _entry(part, int(again[0]) + 1)
+        return None
 
-    def find(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
-        """(n,) the number of each key, -1 where it is unknown; of a key that was added twice the first."""
-        hashes, numbers = self._sorted
-        if not len(hashes) or not len(keys):
-            return np.full(len(keys), -1, np.int64)
-        wanted = np.frombuffer(_hashes(keys), "S16")
-        at = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
-        return np.where(hashes[at] == wanted, numbers[at], -1)
-
-    def repeated(self) -> int | None:
-        """The number that a key was given when it was added again, None if every key was added once."""
-        hashes, numbers = self._sorted
-        again = np.flatnonzero(hashes[1:] == hashes[:-1])
-        return int(numbers[again[0] + 1]) if again.size else None
-
-    @cached_property
-    def _sorted(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
-        hashes, numbers = np.frombuffer(self._hashes, "S16"), np.frombuffer(self._numbers, np.int64)
-        self._hashes, self._numbers = bytearray(), bytearray()
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], numbers[order]
+    def groups(self, most: int) -> list[list[Entry]]:
+        """The entries of the first keys, key by key, at most `most` in all: in the order of hashes, so a fair draw."""
+        rows = ((part, row) for part in self._parts for row in range(len(part["high"])))
+        found: dict[tuple[int, int], list[Entry]] = {}
+        for part, row in itertools.islice(rows, most):
+            found.setdefault((int(part["high"][row]), int(part["low"][row])), []).append(_entry(part, row))
+        return list(found.values())
 
 
-def _hashes(keys: Sequence[str]) -> bytes:
-    return b"".join([blake2b(key.encode(), digest_size=16).digest() for key in keys])
+def _entry(part: dict[str, npt.NDArray[Any]], row: int) -> Entry:
+    return Entry(int(part["file"][row]), int(part["start"][row]), int(part["size"][row]))
+
+
+def _hashes(keys: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """(n,) the upper and (n,) the lower half of each key's hash."""
+    digests = b"".join([blake2b(key.encode(), digest_size=16).digest() for key in keys])
+    halves = np.frombuffer(digests, ">u8").astype(np.uint64)
+    return halves[::2], halves[1::2]
+
+
+def _by_part(highs: npt.NDArray[np.uint64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """The parts that some keys are in, with their places among these keys, in order."""
+    numbers = highs >> np.uint64(56)
+    order = np.argsort(numbers, kind="stable")
+    parts, starts = np.unique(numbers[order], return_index=True)
+    return zip(parts.tolist(), np.split(order, starts[1:]), strict=False)

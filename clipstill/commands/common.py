@@ -38,12 +38,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def add_runner(parser: argparse.ArgumentParser, *, workers: str) -> None:
     """The options that say where shard tasks run."""
     group = parser.add_argument_group("where it runs")
-    group.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help=f"how many run at once, on Ray (default: {workers}, or none for work of a few seconds)",
-    )
+    default = f"{workers}; little work runs in this process"
+    group.add_argument("--workers", type=int, metavar="N", help=f"how many run at once, on Ray (default: {default})")
     where = group.add_mutually_exclusive_group()
     where.add_argument("--ray-address", metavar="ADDRESS", help="join this Ray cluster instead of starting Ray here")
     where.add_argument("--in-process", action="store_true", help="one shard after the other in this process, no Ray")

@@ -21,9 +21,9 @@ from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.clip_retrieval import Array, Partition, has_column, map_rows, metadata_rows, partitions_of
-from teacher_cache.exchange.index import Entry, IndexWriter, KeyIndex
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
 from teacher_cache.exchange.tars import SOURCES
+from teacher_cache.key_index import IndexWriter, KeyIndex
 from teacher_cache.layout import LayerFacts, TeacherFacts, refuse_no_cache, slug
 from teacher_cache.views import ViewPolicy
 
@@ -125,7 +125,7 @@ def _index(
             hashes.append([sha256_file(Path(path)) for path in (*arrays, part.metadata)])
             start = 0
             for names, captions in _batches(part, column, key_column):
-                writer.add(names, [Entry(number, start + row, caption) for row, caption in enumerate(captions)])
+                writer.add(names, number, np.arange(start, start + len(names)), captions)
                 start += len(names)
             meter.advance(1, items=rows)
         content = fingerprint(hashes)

@@ -29,9 +29,9 @@ from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.datacompdr import SIDE, TEACHERS, Reinforced, parse, views_of
-from teacher_cache.exchange.index import Entry
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
 from teacher_cache.exchange.tars import IndexedTars, index_tars
+from teacher_cache.key_index import Entry
 from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, refuse_no_cache, slug, views_layer_name
 from teacher_cache.views import View, ViewPolicy
 

@@ -14,7 +14,7 @@ from shards import Folder, UserError, fingerprint
 from shards.fingerprint import sha256_file
 from shards.progress import Meter
 from teacher_cache.exchange.headers import members
-from teacher_cache.exchange.index import Entry, IndexWriter, KeyIndex
+from teacher_cache.key_index import Entry, IndexWriter, KeyIndex
 
 SOURCES = "_sources"
 """The folder in a cache where indices lie."""
@@ -106,7 +106,8 @@ def _make_index(tars: Sequence[str], folder: Folder, name: str) -> dict[str, obj
                 found = list(_samples(tar, number, digest.update))
             except ValueError as error:
                 raise UserError(f"not a whole tar ({error})", where=tar, do="Download it again") from None
-            writer.add([key for key, _ in found], [entry for _, entry in found])
+            keys, entries = [key for key, _ in found], [entry for _, entry in found]
+            writer.add(keys, number, [entry.start for entry in entries], [entry.size for entry in entries])
             meter.advance(1, items=len(found))
         if not writer.rows:
             raise UserError("these tars hold nothing", where=f"{tars[0]} to {tars[-1]}", do="Name others")
