@@ -33,7 +33,9 @@ Sample = tuple[str, bytes, str | Sequence[str], Mapping[str, Any]]
 A key is 1 to 90 ASCII letters, digits, - or _, and no other sample's. The first caption is `KEY.txt`, the others are
 the field `captions`, as ingest has them. Give every sample the same fields, and a field one type or null."""
 
+_FORMATS = ("JPEG", "PNG", "WEBP")
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+"""MPO is a JPEG of several pictures."""
 _OF_A_SHARD = re.compile(r"(\d{5,})\.(tar|index\.arrow|parquet)")
 
 
@@ -130,7 +132,7 @@ def _extension(image: bytes, where: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(image), formats=list(_EXTENSIONS)) as opened:
+            with Image.open(io.BytesIO(image), formats=_FORMATS) as opened:
                 opened.load()
                 return _EXTENSIONS[str(opened.format)]
     except Exception as error:  # noqa: BLE001 - decoders raise anything; none of it is an image
