@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shards.dataset import PLANNING, Stage, publish_planning, publish_whole, read_lists
 from shards.errors import UserError, one_line
@@ -135,6 +135,8 @@ def _extension(image: bytes, where: str) -> str:
             with Image.open(io.BytesIO(image), formats=_FORMATS) as opened:
                 opened.load()
                 return _EXTENSIONS[str(opened.format)]
+    except UnidentifiedImageError:
+        raise UserError("its image is no JPEG, PNG or WebP", where=where, do="Encode it as one of them") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything; none of it is an image
         raise UserError(
             f"its image does not decode ({one_line(str(error))})",
