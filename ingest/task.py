@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest import plan
-from ingest.collapse import CollapseWatch
 from ingest.engines.engine import Engine
 from ingest.faces import Boxes, read_boxes
 from ingest.fetched import Fetched, Request
 from ingest.ledger import MEASURED, PLAN_COLUMNS, result_fields
+from ingest.outage import OutageDetector
 from ingest.settings import IngestSettings
 from shards import Folder, ShardRecord, Spec
 from shards.dataset import DatasetPlan, Stage
@@ -101,7 +101,7 @@ class _IngestWorker:
         self._faces = settings.image.blur_faces
         self._fields = result_fields(self._hash)
         self._retries: list[Stage] | None = None
-        self._watch = CollapseWatch(stage.witnesses) if settings.stop_on_collapse else None
+        self._watch = OutageDetector(stage.witnesses) if settings.stop_on_collapse else None
 
     def run(self, spec: Spec) -> ShardRecord:
         rows = plan.read_rows(spec.folder, self._stage, spec.shard)
@@ -151,7 +151,7 @@ class _IngestWorker:
         boxes = [found if isinstance(found, tuple) else () for found in faces]
         with self._watch.shard() if self._watch is not None else nullcontext() as watch:
             while True:
-                results = [_settled(row, self._stage.captioned, later) for row in planned]
+                results = [_known_before(row, self._stage.captioned, later) for row in planned]
                 for place, found in enumerate(faces):
                     if isinstance(found, Fetched) and results[place] is None:
                         results[place] = found
@@ -216,7 +216,7 @@ class _Spool:
         return self._file.read(size)
 
 
-def _settled(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched | None:
+def _known_before(row: dict[str, Any], captioned: bool, later: set[str]) -> Fetched | None:
     """What is known of a row before any fetch, None if it must be fetched."""
     if row["key"] in later:
         return Fetched(error_class="other", error_message="fetched again in a later round")

@@ -43,14 +43,14 @@ class HostQueues(Generic[T]):
         """Queue a request at the host `name`."""
         host = self._hosts.setdefault(name, _Host())
         host.waiting.append(request)
-        self._settle(name, host, now)
+        self._update(name, host, now)
 
     def next(self, now: float) -> T | None:
         """The next request that may begin, if any; `ended` is to be told when it did."""
         while self._resting and self._resting[0][0] <= now:
             _, name = heapq.heappop(self._resting)
             self._hosts[name].rests = False
-            self._settle(name, self._hosts[name], now)
+            self._update(name, self._hosts[name], now)
         if not self._ready:
             return None
         name = next(iter(self._ready))
@@ -59,14 +59,14 @@ class HostQueues(Generic[T]):
         request = host.waiting.popleft()
         host.active += 1
         host.paced = max(host.paced, now) + self._gap
-        self._settle(name, host, now)
+        self._update(name, host, now)
         return request
 
     def ended(self, name: str, now: float) -> None:
         """A request of the host is over."""
         host = self._hosts[name]
         host.active -= 1
-        self._settle(name, host, now)
+        self._update(name, host, now)
 
     @property
     def due(self) -> float | None:
@@ -86,7 +86,7 @@ class HostQueues(Generic[T]):
                     del self._hosts[name]
         return dropped
 
-    def _settle(self, name: str, host: _Host[T], now: float) -> None:
+    def _update(self, name: str, host: _Host[T], now: float) -> None:
         """After a change: a host is ready, full, at rest, or forgotten."""
         rest = host.paced - self._slack
         if not host.waiting and not host.active and host.paced <= now and not host.rests:

@@ -88,7 +88,7 @@ class Planner:
             )
         self._out = Folder(settings.out)
         remove_remains(self._out)
-        self.stages = self._settled()
+        self.stages = self._current_stages()
         self.stop = threading.Event()
         """Set by whoever wants nothing more; `pieces` then raises `StoppedError`."""
         self.planned_now = 0
@@ -139,7 +139,7 @@ class Planner:
             return False
         return True
 
-    def _settled(self) -> list[Stage]:
+    def _current_stages(self) -> list[Stage]:
         stages = read_lists(self._out)
         if stages:
             try:

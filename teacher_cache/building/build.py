@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from shards import Dataset, Folder, IncompleteError, Summary, UserError, run_shards
 from shards.executors import Work
 from shards.runner import Executor
-from teacher_cache.building.facts import settle_teacher, teacher_facts
+from teacher_cache.building.facts import publish_teacher, teacher_facts
 from teacher_cache.building.settings import BuildSettings, TeacherSpec
 from teacher_cache.building.task import BuildLayer, CacheTask, done_specs
-from teacher_cache.building.wanted_layers import Settling
+from teacher_cache.building.wanted_layers import LayerResolver
 from teacher_cache.captions import check_captioned
 from teacher_cache.layout import Kind, TeacherFacts, read_teacher, refuse_no_cache, teacher_names
 from teacher_cache.teachers import load_teacher
@@ -70,8 +70,8 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
     layers: list[BuildLayer] = []
     with Folder(settings.cache).alone(), contextlib.closing(executor):
         for number, (teacher, folder) in enumerate(zip(facts, folders, strict=True)):
-            settle_teacher(folder, teacher)
-            settled = Settling(settings, dataset, teacher, executor).layers(policy)
+            publish_teacher(folder, teacher)
+            settled = LayerResolver(settings, dataset, teacher, executor).layers(policy)
             layers += [BuildLayer(number, folder.child(layer.name), layer) for layer in settled]
         before = done_specs(layers, dataset)
         if len(facts) > 1:

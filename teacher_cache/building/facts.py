@@ -23,7 +23,7 @@ def teacher_facts(teacher: Teacher, name: str) -> TeacherFacts:
     )
 
 
-def settle_teacher(folder: Folder, facts: TeacherFacts) -> None:
+def publish_teacher(folder: Folder, facts: TeacherFacts) -> None:
     """Write who the teacher is, or refuse a folder that holds another's embeddings."""
     standing = read_teacher(folder)
     if standing is None:

@@ -25,7 +25,7 @@ from teacher_cache.views import ViewPolicy
 log = logging.getLogger(__name__)
 
 
-class Settling:
+class LayerResolver:
     """One teacher's layers: those there are, and new ones for the views and captions they lack."""
 
     def __init__(self, settings: BuildSettings, dataset: Dataset, teacher: TeacherFacts, executor: Executor) -> None:

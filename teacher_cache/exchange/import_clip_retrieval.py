@@ -21,7 +21,7 @@ from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.clip_retrieval import Array, Partition, has_column, map_rows, metadata_rows, partitions_of
-from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
+from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, publish_facts_of, run_import, size_of
 from teacher_cache.exchange.tars import SOURCES
 from teacher_cache.key_index import IndexWriter, KeyIndex
 from teacher_cache.layout import LayerFacts, TeacherFacts, refuse_no_cache, slug
@@ -92,7 +92,7 @@ def import_clip_retrieval(
             batch_size=0,
         )
         layers.append(ImportLayer(home.child(layer), layer_facts, place, (0, source.width)))
-    settle([(home, facts)], layers)
+    publish_facts_of([(home, facts)], layers)
     return run_import(source, layers, dataset, executor, rows)
 
 

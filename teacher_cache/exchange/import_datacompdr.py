@@ -29,7 +29,7 @@ from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.datacompdr import SIDE, TEACHERS, Reinforced, parse, views_of
-from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, run_import, settle, size_of
+from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, publish_facts_of, run_import, size_of
 from teacher_cache.exchange.tars import IndexedTars, index_tars
 from teacher_cache.key_index import Entry
 from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, refuse_no_cache, slug, views_layer_name
@@ -99,7 +99,7 @@ def import_datacompdr(
             for first, layer in _layers(facts, source, dataset.name, dtype)
         ]
         start += columns
-    settle(folders, layers)
+    publish_facts_of(folders, layers)
     return run_import(source, layers, dataset, executor, indexed.rows)
 
 

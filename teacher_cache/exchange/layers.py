@@ -201,7 +201,7 @@ def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return unit
 
 
-def settle(teachers: Sequence[tuple[Folder, TeacherFacts]], layers: Sequence[ImportLayer]) -> None:
+def publish_facts_of(teachers: Sequence[tuple[Folder, TeacherFacts]], layers: Sequence[ImportLayer]) -> None:
     """Publish who the teachers are and what each layer is to hold; raises `UserError` where something else stands."""
     do = "Import into a new cache folder"
     for folder, facts in teachers:

@@ -59,7 +59,7 @@ class _Seen:
     host: str | None
 
 
-class CollapseWatch:
+class OutageDetector:
     """Looks at every row's result in a worker, of however many shards at a time.
 
     `witnesses` are URLs that have answered before; those that answer now join them.
@@ -69,16 +69,16 @@ class CollapseWatch:
         self.witnesses = dict.fromkeys(map(Request, witnesses))
         self.recent: deque[_Seen] = deque(maxlen=_WINDOW)
         self.numbers = itertools.count()
-        self.open: set[ShardWatch] = set()
+        self.open: set[ShardOutage] = set()
         self.lock = threading.Lock()
         self.trial = threading.Lock()
         """Held until it is clear what a collapse was about; no shard is finished meanwhile."""
         self.verdict: UserError | None = None
 
     @contextlib.contextmanager
-    def shard(self) -> Iterator[ShardWatch]:
+    def shard(self) -> Iterator[ShardOutage]:
         """A shard begins; nothing is known of it."""
-        shard = ShardWatch(self)
+        shard = ShardOutage(self)
         with self.lock:
             self.open.add(shard)
         try:
@@ -88,13 +88,13 @@ class CollapseWatch:
                 self.open.discard(shard)
 
 
-class ShardWatch:
+class ShardOutage:
     """One shard's part: `see` and `finish` return whether nothing comes through, `confirm` makes sure.
 
     Both raise what another shard's `confirm` found out, if that is about rows of this shard too.
     """
 
-    def __init__(self, watch: CollapseWatch) -> None:
+    def __init__(self, watch: OutageDetector) -> None:
         self._watch = watch
         self._rows: list[_Seen] = []
         self._acquitted = False

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 
 import pytest
 
-from ingest.collapse import CollapseWatch, ShardWatch
 from ingest.fetched import Fetched, Request
+from ingest.outage import OutageDetector, ShardOutage
 from shards import UserError
 
 PROGRAM = """
@@ -97,12 +97,12 @@ def test_an_outage_that_passes_costs_no_row(in_own_network: Run) -> None:
         CATCH
         + """
 serve("93.184.216.34", {"/x.jpg": picture})
-import ingest.collapse
-confirm = ingest.collapse.ShardWatch.confirm
+import ingest.outage
+confirm = ingest.outage.ShardOutage.confirm
 def up_again(watch, engine):
     Resolver(lambda name: ["93.184.216.34"])
     confirm(watch, engine)
-ingest.collapse.ShardWatch.confirm = up_again
+ingest.outage.ShardOutage.confirm = up_again
 """
     )
     status, shards, said = outcome(in_own_network, setting)
@@ -155,7 +155,7 @@ class Engine:
         pass
 
 
-def fail(shard: ShardWatch, rows: range) -> bool:
+def fail(shard: ShardOutage, rows: range) -> bool:
     collapsed = False
     for number in rows:
         request = Request(f"http://host{number}.example/")
@@ -165,13 +165,13 @@ def fail(shard: ShardWatch, rows: range) -> bool:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.collapse._PAUSE_S", 0)
+    monkeypatch.setattr("ingest.outage._PAUSE_S", 0)
 
 
 @pytest.mark.usefixtures("at_once")
 def test_an_outage_spoils_every_open_shard_that_has_rows_of_it() -> None:
     """Three shards are open; each of two has some of the thousand rows that failed, the third none."""
-    watch, engine = CollapseWatch(), Engine(alive=True)
+    watch, engine = OutageDetector(), Engine(alive=True)
     with watch.shard() as one, watch.shard() as two, watch.shard() as three:
         three.see(Request("http://good.example/"), Fetched(host="good.example"))
         assert not fail(one, range(500))
@@ -189,7 +189,7 @@ def test_an_outage_spoils_every_open_shard_that_has_rows_of_it() -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_a_dead_network_stops_every_open_shard() -> None:
-    watch = CollapseWatch()
+    watch = OutageDetector()
     with watch.shard() as one, watch.shard() as two:
         fail(one, range(10))
         fail(two, range(100))
@@ -203,7 +203,7 @@ def test_a_dead_network_stops_every_open_shard() -> None:
 @pytest.mark.usefixtures("at_once")
 def test_one_shards_trial_is_waited_for() -> None:
     """A shard whose rows failed in the meantime is not finished before it is known why."""
-    watch = CollapseWatch()
+    watch = OutageDetector()
     asked, go = threading.Event(), threading.Event()
 
     class Waiting(Engine):
@@ -213,12 +213,12 @@ def test_one_shards_trial_is_waited_for() -> None:
 
     ended: list[str] = []
 
-    def try_one(shard: ShardWatch) -> None:
+    def try_one(shard: ShardOutage) -> None:
         with pytest.raises(OSError, match="came through"):
             shard.confirm(Waiting(alive=True))
         ended.append("trial")
 
-    def finish_other(shard: ShardWatch) -> None:
+    def finish_other(shard: ShardOutage) -> None:
         with pytest.raises(OSError, match="came through"):
             shard.finish()
         ended.append("finish")
