@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -536,3 +536,48 @@ def test_folders_named_like_our_packages_do_not_hide_them_from_workers(tmp_path:
         [sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@dataclass(frozen=True)
+class Noting(Task):
+    """Leaves a note of which shards were to be made with care, and is interrupted at `stop`."""
+
+    stop: int = -1
+
+    def open(self) -> Worker:
+        return NotingWorker(self)
+
+
+class NotingWorker(Worker):
+    def run(self, spec: Spec) -> ShardRecord:
+        (name,) = self.task.out.child("_failures").names(f"{spec.shard:05d}")
+        assert json.loads(self.task.out.child("_failures").read(name))["careful"]
+        if isinstance(self.task, Noting) and spec.shard == self.task.stop:
+            raise KeyboardInterrupt
+        if spec.careful:
+            (self.task.diary / f"careful-{spec.shard}").touch()
+        return super().run(spec)
+
+
+def test_a_shard_that_a_process_died_at_is_made_with_care(out: Folder) -> None:
+    """Of each shard that is under way in this process a file says so; what a death has left there is heeded."""
+    task = Noting(out, 4, {3: ["transient"]}, stop=2)
+    task.diary.mkdir(parents=True)
+    for shard in (1, 2):
+        report = {"shard": shard, "cause": "the process ended", "attempts": 0, "trace": "", "careful": True}
+        out.child("_failures").publish(f"{shard:05d}.json", json.dumps(report).encode())
+    with pytest.raises(KeyboardInterrupt):
+        run_shards(task, InProcess())
+    # Shard 0 and 1 are made; what was suspected and is not made still is.
+    assert out.child("_failures").names() == ["00002.json"]
+    assert run_shards(replace(task, stop=-1), InProcess()).finished == 2
+    assert sorted(path.name for path in task.diary.glob("careful-*")) == ["careful-1", "careful-2"]
+    assert out.child("_failures").names() == []
+
+
+def test_an_interrupt_is_no_death(out: Folder) -> None:
+    task = Noting(out, 3, stop=1)
+    task.diary.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_shards(task, InProcess())
+    assert out.child("_failures").names() == []
