@@ -26,7 +26,8 @@ from ingest.report import write_report
 from ingest.report.causes import GROUPS, explain
 from ingest.report.tally import Spread, Tally, Timeline
 from ingest.settings import FORMATS, Format, IngestSettings, SourceSettings
-from shards import Folder, ShardWriter, Spec, UserError
+from shards import Folder, Spec, UserError
+from shards.dataset import InputFile, Stage, publish_whole
 from shards.publication import Publication
 
 NAME, PLANNED, ADDED = "set", "a" * 16, "b" * 16
@@ -125,21 +126,19 @@ def settled(cause: str) -> Fetched:
 
 def plan(out: str | Path, shards: int, rows: int, kind: Format = "cc3m") -> None:
     settings = IngestSettings(source=SourceSettings(paths=("list.tsv",), format=kind), out=str(out), name=NAME)
-    inputs = [{"name": "list.tsv", "bytes": 10, "sha256": "0" * 64}]
-    facts = {"schema": 1, "settings": settings.identity(), "inputs": inputs, "name": NAME, "rows": rows}
-    Folder(str(out)).publish("dataset.json", json.dumps({**facts, "shards": shards, "fingerprint": PLANNED}).encode())
+    inputs = (InputFile("list.tsv", 10, sha256="0" * 64),)
+    stage = Stage(settings.identity(), inputs, NAME, shards=shards, rows=rows, fingerprint=PLANNED)
+    publish_whole(Folder(str(out)), stage)
 
 
 def write_shard(out: str | Path, shard: int, rows: Sequence[tuple[int, Row]], fingerprint: str = PLANNED) -> None:
     """Publish a shard of numbered rows, as the ingest task does."""
     publication = Publication(Spec(shard, Folder(str(out)), fingerprint))
     keys = [f"{NAME}-{number:09d}" for number, _ in rows]
-    with publication.file(".tar") as path, ShardWriter(path) as tar:
+    with publication.samples() as tar:
         for key, (_, (_, caption, fetched)) in zip(keys, rows, strict=True):
             if fetched.image is not None:
                 tar.add(key, fetched.image, "jpg", caption, {"key": key})
-    with publication.file(".index.arrow") as path:
-        tar.write_index(path)
     columns: dict[str, Any] = {"key": keys, "url": [url for _, (url, _, _) in rows]}
     columns["caption"] = [caption for _, (_, caption, _) in rows]
     for field in result_fields("sha256"):
