@@ -30,7 +30,7 @@ class InputFile:
     """A file of a list. `bytes` and `modified` are None where the store does not say, `sha256` until it is known."""
 
     name: str
-    bytes: int | None
+    bytes: int | None = None
     modified: float | str | None = None
     sha256: str | None = None
 

@@ -50,6 +50,8 @@ def write_dataset(
     Raises:
         UserError: a sample that cannot be one, no samples at all, or a folder that holds other things.
     """
+    if shard_size < 1:
+        raise UserError(f"{shard_size} samples a shard", do="Ask for 1 at least")
     return write_shards(folder, _cut(samples, shard_size), name=name)
 
 
@@ -81,8 +83,6 @@ def write_shards(folder: str | os.PathLike[str], shards: Iterable[Iterable[Sampl
 
 
 def _cut(samples: Iterable[Sample], size: int) -> Iterator[Iterable[Sample]]:
-    if size < 1:
-        raise UserError(f"{size} samples a shard", do="Ask for 1 at least")
     left = iter(samples)
     for first in left:
         yield chain([first], islice(left, size - 1))

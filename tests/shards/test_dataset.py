@@ -105,7 +105,7 @@ def publish(folder: Folder, shards: list[list[Any]], **facts: Any) -> None:
         with publication.file(".index.arrow") as path:
             writer.write_index(path)
         publication.finish(len(samples), {})
-    facts = {"schema": 1, "name": "set", "shards": len(shards), "fingerprint": "f" * 16, **facts}
+    facts = {"schema": 1, "name": "set", "shards": len(shards), "rows": 0, "fingerprint": "f" * 16, **facts}
     folder.publish("dataset.json", json.dumps(facts).encode())
 
 
