@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from shards.runner import Executor, InProcess
 
-RAY_S = 20.0
-"""Seconds of work below which Ray is no gain: what it takes on two cores to start, to import in its workers, to end."""
+RAY_S = 10.0
+"""What Ray costs: to start it, import in its workers and end it took 5.3 s on two idle cores (`seconds_whole` less
+`seconds` in benchmarks/results/ingest.json), and 38 s on the same cores busy with other work."""
+LONG_S = 200.0
+"""Work of which that is a twentieth. Then it matters more that Ray replaces a worker which dies."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Work:
 
 ENDLESS = Work("", math.inf)
 """Where it cannot be told beforehand, or is never little."""
+
+
+def is_little(work: Work, workers: int) -> bool:
+    """Whether Ray would take longer to start than `workers` of its own save."""
+    return work.seconds * (1 - 1 / workers) < RAY_S and work.seconds < LONG_S
 
 
 def choose_executor(
@@ -39,7 +47,7 @@ def choose_executor(
     """
     if in_process:
         return InProcess()
-    if asked is None and address is None and work.seconds < RAY_S:
+    if asked is None and address is None and is_little(work, workers):
         return InProcess(f"{work.words}: in this process, as Ray takes longer to start (with --workers it would)")
     from shards.ray_executor import RayExecutor  # noqa: PLC0415 - slow to import
 

@@ -21,9 +21,9 @@ from teacher_cache.views import ViewPolicy
 
 log = logging.getLogger(__name__)
 
-_IMAGES_A_SECOND = 50.0
-"""What a small teacher (ViT-B-32) embeds on a few cores. A slower one takes as long on Ray: one machine's cores are one
-worker."""
+_IMAGES_A_SECOND = 22.0
+"""That ViT-B-32 embeds on two cores (benchmarks/results/cache.json). A larger teacher takes longer, but on Ray as well:
+one machine's cores are one worker."""
 _TRIED = 64
 """Samples of which captions are read beforehand."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from ingest import IngestSettings, SourceSettings
 from ingest.run import work_of_list
-from shards.executors import ENDLESS, RAY_S, Work, choose_executor
+from shards.executors import ENDLESS, LONG_S, RAY_S, Work, choose_executor
 from shards.ray_executor import RayExecutor
 from shards.runner import InProcess
 from teacher_cache.building import BuildSettings, TeacherSpec, work_of_build
@@ -20,8 +20,13 @@ from teacher_cache.building import BuildSettings, TeacherSpec, work_of_build
     ("seconds", "how", "wanted"),
     [
         (0.0, {}, InProcess),
-        (RAY_S - 1, {}, InProcess),
-        (RAY_S + 1, {}, RayExecutor),
+        # Two workers save half of it, sixteen nearly all; one saves nothing.
+        (2 * RAY_S - 1, {}, InProcess),
+        (2 * RAY_S + 1, {}, RayExecutor),
+        (RAY_S - 1, {"workers": 16}, InProcess),
+        (1.2 * RAY_S, {"workers": 16}, RayExecutor),
+        (LONG_S - 1, {"workers": 1}, InProcess),
+        (LONG_S + 1, {"workers": 1}, RayExecutor),
         (ENDLESS.seconds, {}, RayExecutor),
         (ENDLESS.seconds, {"in_process": True}, InProcess),
         (0.0, {"asked": 1}, RayExecutor),
@@ -29,7 +34,7 @@ from teacher_cache.building import BuildSettings, TeacherSpec, work_of_build
     ],
 )
 def test_the_users_wish_counts_then_the_amount(seconds: float, how: dict[str, Any], wanted: type) -> None:
-    assert type(choose_executor(Work("ten rows", seconds), workers=2, **how)) is wanted
+    assert type(choose_executor(Work("ten rows", seconds), **{"workers": 2, **how})) is wanted
 
 
 def test_it_is_said_in_one_line_once_there_is_something_to_do(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,7 +64,7 @@ def test_a_list_is_judged_by_its_size(tmp_path: Path) -> None:
     for rows in (1_000, 100_000):
         (tmp_path / f"{rows}.tsv").write_text(row * rows)
     small, large = tmp_path / "1000.tsv", tmp_path / "100000.tsv"
-    assert 0 < work(small).seconds < RAY_S < work(large).seconds
+    assert 0 < work(small).seconds < RAY_S < LONG_S < work(large).seconds
     assert work(small, small).seconds == pytest.approx(2 * work(small).seconds, rel=0.01)
     # Nobody knows at once what is in these.
     for path in (tmp_path, tmp_path / "*.tsv", Path("s3://bucket/list.tsv")):
@@ -77,4 +82,4 @@ def test_a_build_is_judged_by_its_forwards(tmp_path: Path, make_dataset: Any) ->
     assert work_of_build(two).words == "10 samples, 60 forwards"
     assert 0 < work_of_build(one).seconds < work_of_build(two).seconds < RAY_S
     many = BuildSettings(**common, teachers=(TeacherSpec("a", "a"),), views=1000)
-    assert work_of_build(many).seconds > RAY_S
+    assert work_of_build(many).seconds > LONG_S
