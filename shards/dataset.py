@@ -220,11 +220,8 @@ def publish_whole(folder: Folder, stage: Stage) -> Stage:
 
 def remove_remains(folder: Folder) -> None:
     """Remove a `planning.json` whose stage is whole, left by a kill between the two."""
-    planning = _read(folder, PLANNING)
-    if planning is not None:
-        number = planning.round
-        if folder.exists(DATASET) if number is None else folder.child(ROUNDS).exists(f"{number}.json"):
-            folder.delete(PLANNING)
+    if folder.exists(PLANNING) and DatasetPlan.read(folder, unfinished=True).stages[-1].whole:
+        folder.delete(PLANNING)
 
 
 def _text(stage: Stage, names: Collection[str]) -> bytes:
