@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan lint types format lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan lint types format tree lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -59,6 +59,10 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/tree.md: every file in a line, from the modules' docstrings.
+tree: $(READY)
+	$(BIN)/python docs/tree.py
 
 # A stamp, written last: an installation that was interrupted is made again.
 $(READY): requirements.lock pyproject.toml
