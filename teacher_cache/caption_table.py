@@ -1,9 +1,9 @@
 """Captions made elsewhere: a Parquet table with a `key` column, read by key in any order.
 
-Shards ask for a thousand rows each, and nothing says that the table has their order; a Parquet row group, though, can
-only be decoded whole. So the one column is decoded once, into an Arrow file in `$TMPDIR` that is mapped into memory
-and vanishes with the process. This costs each worker one pass over the table and the column's plain size on disk; in
-memory it took 60 bytes a row at ten million rows.
+Each shard asks for about a thousand rows, which may lie anywhere in the table, and a row group of Parquet can only be
+decoded whole. So the captions' column is decoded once, into an Arrow file in `$TMPDIR` that is mapped into memory and
+vanishes with the process. This costs each worker one pass over the table, and the plain size of the column on disk. In
+memory, it takes 60 bytes a row at ten million rows.
 """
 
 from __future__ import annotations

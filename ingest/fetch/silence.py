@@ -1,4 +1,7 @@
-"""Places that take no connection. A firewall that swallows every request costs each row its whole connect time-out."""
+"""Addresses that accept no connection are avoided for a while.
+
+A firewall that swallows packets would otherwise cost each row behind it the whole connect time-out.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""The stages of a plan: that of the list, then one for each time that it grew. `ingest retry` adds rounds of its own.
+"""The stages of a plan: one for the list as it first was, and one for each time that it grew.
 
     while it is planned    planning.json: what is known so far, renewed with each part
     once it is whole       dataset.json; of a list that has grown, _rounds/NNN.json
 
 A stage names its `first` shard, its first `row`, how many `shards` and `rows` it has, its `inputs` (all files of the
 list as it then was) and its `parts`. Its `fingerprint` follows from the settings and from the inputs' names and sizes.
+`ingest retry` adds rounds of its own, which are no stages.
 """
 
 from __future__ import annotations
