@@ -102,7 +102,7 @@ def test_bad_input_is_one_line_and_status_2(
 def test_the_console_script_ends_with_the_status_and_without_a_traceback(tmp_path: Path) -> None:
     script = str(Path(sys.executable).parent / "clipstill")
     result = subprocess.run(
-        [script, "shards", "verify", str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+        [script, "shards", "verify", str(tmp_path)], capture_output=True, text=True, check=False, timeout=600
     )
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
