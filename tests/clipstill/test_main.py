@@ -48,7 +48,7 @@ def test_help_ends_with_examples_that_parse(
     lines = [line.strip() for line in examples.replace("\\\n", " ").splitlines() if line.strip()]
     assert lines
     for line in lines:
-        assert line.startswith(f"clipstill {' '.join(command)} ")
+        assert line.split()[: len(command) + 1] == ["clipstill", *command]
         parse_line(re.sub(r" {3,}\(.*\)$", "", line))  # without what is said about it
 
 

@@ -185,7 +185,7 @@ def test_everything_ends_with_a_cause(serve: Any, what: Any, cause: str) -> None
     server = serve(what)
     began = time.monotonic()
     # What is too much, or wrong, is cut off, and not only called so in the end.
-    (answer,) = fetch([server.url()], deadline=DEADLINE if cause == "timeout" else LONG)
+    (answer,) = fetch([server.url()], deadline=DEADLINE if cause in {"timeout", "http_404"} else LONG)
     assert (answer.error_class, time.monotonic() - began < SOON) == (cause, True), answer
     assert server.sent < 20 * CAP or "timeout" in cause
     # Said in words that are the same in every run.
