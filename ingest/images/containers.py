@@ -1,4 +1,4 @@
-"""PNG, WebP and JPEG 2000 as files of pieces: which matter, and whether they can be afforded. Decodes nothing."""
+"""Walk the chunks of PNG, WebP and JPEG 2000 files: which matter, and whether they can be afforded. Decodes nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """EXIF: the turn that puts a picture upright, and all tags as the JSON string that img2dataset stores.
 
-Both see the EXIF segment alone, at most 64 kB of it, and read so much and no more: tags may overlap, point at each
-other and claim any length.
+Both are read from the EXIF segment alone (at most 64 kB), and the amount of work is limited: in a hostile file tags
+overlap, point at each other and claim any length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whether the list is the one that a plan was made of, has grown since, or is another, which is refused by name.
+"""Compare the list at hand with the one that a plan was made of: the same, grown since, or another, which is refused.
 
-Names and sizes are part of a stage's fingerprint, so that it is known before anything is read. SHA-256 is worked out
-while the list is read, and again only of files that look touched since.
+A stage's fingerprint holds the files' names and sizes, so it is known before anything is read. Their SHA-256 is
+computed while the list is read, and again only for files whose size or time of change differs since.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     subset → photo ids, sorted → lines of YFCC100M whose id is among them → title and description as the caption
 
-Ids take 8 bytes a photo in memory; everything else streams. Rows stand in the order of YFCC100M's files. Photos of the
-subset that those do not have come last, without a URL, so that each row of the subset is a row of the dataset.
+Ids take 8 bytes a photo in memory; everything else streams. Rows have the order of YFCC100M's files. Photos of the
+subset that are in none of those files come last, without a URL, so that each row of the subset is a row of the dataset.
 """
 
 from __future__ import annotations
