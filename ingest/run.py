@@ -77,10 +77,12 @@ def work_of_rows(rows: int) -> Work:
 def work_of_list(settings: IngestSettings) -> Work:
     """What an ingest is, by the sizes of local files; of anything else that is not known at once, so it is endless."""
     paths = [Path(path) for path in settings.source.paths]
-    plain = all(path.is_file() and path.suffix not in {".gz", ".bz2", ".zst"} for path in paths)
-    if not plain or settings.source.subset is not None:
-        return ENDLESS
-    return work_of_rows(sum(path.stat().st_size for path in paths) // _ROW_BYTES)
+    try:
+        plain = all(path.is_file() and path.suffix not in {".gz", ".bz2", ".zst"} for path in paths)
+        size = sum(path.stat().st_size for path in paths) if plain else 0
+    except (OSError, ValueError):
+        plain = False
+    return work_of_rows(size // _ROW_BYTES) if plain and settings.source.subset is None else ENDLESS
 
 
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:

@@ -22,6 +22,8 @@ import pyarrow as pa
 _ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("file", "<i4"), ("start", "<i8"), ("size", "<i8")])
 _SCHEMA = pa.schema([(name, pa.from_numpy_dtype(_ROW[name])) for name in _ROW.names or ()])
 _PARTS = 256
+_AT_ONCE = 1 << 16
+"""Entries that are held until they are spilled: every part is opened each time."""
 
 Numbers = npt.NDArray[np.int64] | Sequence[int] | int
 
@@ -39,7 +41,8 @@ class IndexWriter:
 
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="clipstill-")
-        self.rows = 0
+        self._held: list[npt.NDArray[np.void]] = []
+        self.rows = self._spilled = 0
 
     def __enter__(self) -> IndexWriter:
         return self
@@ -51,16 +54,24 @@ class IndexWriter:
         return Path(self._scratch.name) / f"{number:03d}"
 
     def add(self, keys: Sequence[str], files: Numbers, starts: Numbers, sizes: Numbers = 0) -> None:
-        """An entry for each key. Some thousands at a time: each call opens every part once."""
+        """An entry for each key."""
         rows = np.empty(len(keys), _ROW)
         rows["high"], rows["low"] = _hashes(keys)
         rows["file"], rows["start"], rows["size"] = files, starts, sizes
+        self._held.append(rows)
+        self.rows += len(rows)
+        if self.rows - self._spilled >= _AT_ONCE:
+            self._spill()
+
+    def _spill(self) -> None:
+        rows = np.concatenate([np.empty(0, _ROW), *self._held])
+        self._held, self._spilled = [], self.rows
         for number, chosen in _by_part(rows["high"]):
             with self._part(number).open("ab") as file:
                 rows[chosen].tofile(file)
-        self.rows += len(rows)
 
     def write(self, path: Path) -> None:
+        self._spill()
         with pa.ipc.new_file(str(path), _SCHEMA) as sink:
             for number in range(_PARTS):
                 part = self._part(number)
