@@ -10,8 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from benchmarks.page import render_page
-from distill.report.chart import Frame, Line, chart
-from distill.report.run_folder import Series
+from pages.curves import Frame, Line, curves
 
 _CURVES = {"online": "live teacher", "float16": "float16 cache", "float32": "float32 cache"}
 
@@ -24,21 +23,17 @@ def write_page(folder: Path, result: dict[str, Any]) -> Path:
         folder,
         result,
         names=_CURVES,
-        losses=_chart(found["losses"], log=False),
-        differences=_chart(apart, log=True),
+        losses=_chart(found["losses"], "loss of each step", log=False),
+        differences=_chart(apart, "distance from the live teacher's loss", log=True),
     )
 
 
-def _chart(curves: Mapping[str, Sequence[float]], *, log: bool) -> Markup:
+def _chart(found: Mapping[str, Sequence[float]], label: str, *, log: bool) -> Markup:
     """Curves over steps from 1, each in the colour of its name's place."""
     places = list(_CURVES)
-    longest = max(map(len, curves.values()))
+    longest = max(map(len, found.values()))
     lines = [
-        Line(
-            run=places.index(name),
-            series=Series(np.arange(1.0, len(values) + 1), np.array(values)),
-            across=lambda _, steps: steps,
-        )
-        for name, values in curves.items()
+        Line(look=places.index(name), steps=np.arange(1.0, len(values) + 1), values=np.array(values))
+        for name, values in found.items()
     ]
-    return chart(lines, Frame(extents={"steps": float(longest)}), log=log, width=980, height=260)
+    return curves(lines, Frame(extents={"steps": float(longest)}), label, log=log, wide=True)
