@@ -65,7 +65,7 @@ def in_words(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def say_value(value: object) -> str:
-    """A setting's value: yes, no, none; lists with commas; whole floats as integers."""
+    """A setting's value: yes, no, none; lists with commas; floats with what digits they need, 8 at most."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -74,7 +74,7 @@ def say_value(value: object) -> str:
         return ", ".join(
             f"({say_value(part)})" if isinstance(part, list | tuple) else say_value(part) for part in value
         )
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
 def with_options(text: str) -> Markup:

@@ -38,4 +38,4 @@ def _chart(result: dict[str, Any], name: str) -> Markup:
     for place, kind in enumerate(result["kinds"].values()):
         for values in zip(*(moment["runs"] for moment in kind["figures"][name]), strict=True):
             lines.append(Line(look=place, steps=steps, values=np.array(values)))
-    return curves(lines, Frame(extents={"steps": float(steps[-1])}), _FIGURES[name], wide=True)
+    return curves(lines, Frame(extents={"steps": float(steps[-1])}), _FIGURES[name])
