@@ -139,7 +139,7 @@ def draw_layers(taken: Mapping[int, int], ours: int, theirs: int) -> Markup:
         )
     width, height = _LEFT + theirs * _PITCH - (_PITCH - _CELL), base + _CELL
     return Markup(
-        '<svg class="layers" viewBox="-1 -1 {} {}" style="max-width: {}px" role="img" aria-label="{}">{}</svg>'
+        '<svg class="layers" viewBox="-1 -1 {} {}" style="width: {}px" role="img" aria-label="{}">{}</svg>'
     ).format(width + 2, height + 2, width + 2, f"{ours} of {theirs} layers", Markup("").join(parts))
 
 

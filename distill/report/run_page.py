@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.report.chart import Frame
 from distill.report.inheritance import inheritance
 from distill.report.panels import Section, figures, lower_is_better, sections, title
-from distill.report.rendering import render
 from distill.report.run_folder import RunFolder
 from distill.report.what_is_left import what_is_left
 from distill.report.words import in_short, state
+from pages import render
+from pages.curves import Event, Frame
 from shards import Folder
 
 PAGE = "report.html"
@@ -31,11 +31,13 @@ def write_run_page(run: Path) -> Path:
     """
     read = RunFolder.read(run)
     # What ended a run may have happened after its last line.
-    frame = Frame(extents={"steps": max([read.step, *(event.step for event in read.events)])}, events=read.events)
+    end = max([read.step, *(event.step for event in read.events)])
+    frame = Frame(extents={"steps": end}, events=[Event(*event) for event in read.events])
     notes = list(read.notes)
     left = what_is_left(read, notes)
     drawn = sections([read], frame)
     page = render(
+        "distill.report",
         "run.html.j2",
         name=run.resolve().name,
         run=read,
@@ -50,6 +52,7 @@ def write_run_page(run: Path) -> Path:
         hours=float(read.hours.values[-1]) if len(read.hours.values) else None,
         sections=drawn,
         tables={section.title: _table(read, section) for section in drawn},
+        title=title,
         left=left,
         events=read.events[-_EVENTS:],
         kinds=Counter(event.kind for event in read.events),
@@ -61,7 +64,7 @@ def write_run_page(run: Path) -> Path:
 def _table(run: RunFolder, section: Section) -> list[tuple[str, float | None, tuple[float, int] | None]]:
     """The last and best values of a section's figures: of all that are evaluated, else of those without a curve."""
     names = figures([run])[section.title] if section.title == "Evaluation" else section.single
-    return [(title(name), run.last(name), run.best(name, lower=lower_is_better(name))) for name in names]
+    return [(title(name, [run]), run.last(name), run.best(name, lower=lower_is_better(name))) for name in names]
 
 
 def _best(run: RunFolder) -> tuple[str, float, int] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from distill.report.run_folder import RunFolder
-from distill.report.words import millions
+from pages.words import millions
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def check_page(out: Path) -> None:
     page = (out / "index.html").read_text()
     assert page.count("<img ") == 24
     assert "http_404" in page
-    assert "<script" not in page
+    assert page.count("<script>") == 1
+    assert "default-src 'none'" in page
     assert 'src="http' not in page
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from ingest.images.containers import PNG
-from ingest.images.jpeg import Jpeg
-from ingest.images.others import Other
-from ingest.images.refusal import RefusedError
+from pictures.containers import PNG
+from pictures.jpeg import Jpeg
+from pictures.others import Other
+from pictures.refusal import RefusedError
 
 _JPEG = b"\xff\xd8\xff"
 _FORESEEABLE = re.compile(re.escape(PNG) + rb"|RIFF....WEBP", re.DOTALL)
@@ -21,6 +21,7 @@ _UNFORESEEABLE = re.compile(
 """GIF, BMP, TIFF, PPM, JPEG 2000 and AVIF."""
 
 Picture = Jpeg | Other
+"""Both have `size`, `format`, `exif`, `is_plain()`, `memory(scale)`, `turn()` and `decode(scale, fine=...)`."""
 
 
 class UnforeseeableError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from ingest.images.refusal import RefusedError
+from pictures.refusal import RefusedError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-import simplejpeg
 from PIL import Image
 
-from ingest.images.exif import orientation, plain_exif
-from ingest.images.jpeg_header import USUAL_FRAMES, read_header
-from ingest.images.others import decoding, pixels_of, rgbx
-from ingest.images.refusal import RefusedError
-from ingest.images.scratch import scratch
+from pictures.exif import orientation, plain_exif
+from pictures.jpeg_header import USUAL_FRAMES, read_header
+from pictures.others import pixels_of, rgbx
+from pictures.pillow import decoding, open_with_pillow
+from pictures.refusal import RefusedError
+from pictures.scratch import scratch
+from pictures.turbo import decode
 
 
 class Jpeg:
@@ -55,8 +54,7 @@ class Jpeg:
             pixels = self._decode(scale, fine=fine)
             if pixels is not None:
                 return pixels
-            slim = io.BytesIO(self._header.head + self._body[self._header.start :])
-            image = Image.open(slim, formats=("JPEG",))
+            image = open_with_pillow(self._header.head + self._body[self._header.start :], ("JPEG",))
             image.draft(None, (image.width // scale, image.height // scale))
             image.load()
             return pixels_of(image)
@@ -65,16 +63,11 @@ class Jpeg:
         """None if libjpeg-turbo finds fault with it and Pillow, which forgives more, is to judge."""
         space = {1: "GRAY", 3: "BGR", 4: "CMYK"}[len(self._header.sampling)]
         width, height = -(-self.size[0] // scale), -(-self.size[1] // scale)
-        try:
-            into = scratch("decoded", 4 * width * height)
-            least = {"min_width": width, "min_height": height} if scale > 1 else {}
-            pixels: np.ndarray = simplejpeg.decode_jpeg(self._body, space, fastupsample=not fine, buffer=into, **least)
-        except ValueError as error:
-            # Here libjpeg made pixels up, which Pillow would let pass.
-            if "premature end of data segment" in str(error):
-                raise RefusedError("truncated", error) from None
+        into = scratch("decoded", 4 * width * height)
+        pixels = decode(self._body, space, self.size, scale, fastupsample=not fine, buffer=into)
+        if isinstance(pixels, str):
             if not self._header.is_cheap:
-                raise
+                raise ValueError(pixels)
             return None
         if pixels.shape[:2] != (height, width):
             raise RefusedError("not_an_image", f"a JPEG of {self.size[0]}x{self.size[1]} pixels by one of its headers")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from ingest.images.refusal import RefusedError
+from pictures.refusal import RefusedError
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
+_NONE = frozenset([0x00, 0xFF])
+"""What is no marker: stuffing, and padding before one."""
 _IN_DATA = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """A marker among entropy-coded bytes, where restart markers are part of the data."""
 _ALONE = frozenset([0x01, *range(0xD0, 0xDA)])
@@ -22,8 +24,9 @@ _FRAMES = frozenset([*range(0xC0, 0xD0)]) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset([0xC2, 0xC6, 0xCA, 0xCE])
 USUAL_FRAMES = frozenset([0xC0, 0xC1, 0xC2])
 """What browsers show: Huffman codes, baseline or progressive."""
-_NEEDED = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE, _SCAN}
-"""Tables, the frame, restart interval, and the two segments that tell the colour space."""
+_TABLES = frozenset([0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE])
+"""Tables, restart interval, and the two segments that tell the colour space."""
+_NEEDED = _FRAMES | _TABLES | {_SCAN}
 _MOST_SEGMENTS = 2000
 _MOST_SCANS = 500
 _MOST_VISITS = 20_000_000
@@ -32,8 +35,7 @@ visits for each block of its pixels in 4:2:0, 14 in 4:4:4; this is 13 at 100 meg
 _FEW_VISITS = 5_000_000
 
 
-@dataclass(frozen=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """Sizes in pixels; `sampling` has each colour's number, samples across and samples down.
 
     `exif` and `xmp` are their segments without names, `b""` where there are none. `several`: other pictures follow
@@ -94,27 +96,32 @@ class JpegHeader:
         return -(-self.width * across // (8 * most_across)) * -(-self.height * down // (8 * most_down))
 
 
-def read_header(body: bytes) -> JpegHeader:
+def read_header(body: bytes) -> JpegHeader:  # noqa: PLR0912 - a branch a kind of segment, read for every image
     """What stands before the pixels. Raises `RefusedError` where that is no JPEG's header."""
     frame: tuple[int, int, int, tuple[tuple[int, int, int], ...]] | None = None
     exif = xmp = b""
     several = False
     pieces = [b"\xff\xd8"]
-    at = 2
+    at, size = 2, len(body)
     for _ in range(_MOST_SEGMENTS):
-        found = _MARKER.search(body, at)
-        if found is None:
-            raise RefusedError("not_an_image", "a JPEG that ends in its header")
-        at = found.end()
-        marker = body[at - 1]
+        # One follows the other, nearly always.
+        marker = body[at + 1] if at + 1 < size and body[at] == 0xFF else 0
+        if marker in _NONE:
+            found = _MARKER.search(body, at)
+            if found is None:
+                raise RefusedError("not_an_image", "a JPEG that ends in its header")
+            at, marker = found.end() - 2, body[found.end() - 1]
+        at += 2
         if marker in _ALONE:
             continue
-        end = at + int.from_bytes(body[at : at + 2], "big")
-        if not at + 2 <= end <= len(body):
+        end = at + (body[at] << 8 | body[at + 1]) if at + 2 <= size else at
+        if not at + 2 <= end <= size:
             raise RefusedError("not_an_image", "a JPEG that ends in its header")
         if marker in _NEEDED:
             pieces.append(body[at - 2 : end])
-        if marker in _FRAMES:
+        if marker in _TABLES:
+            pass
+        elif marker in _FRAMES:
             if frame is not None:
                 raise RefusedError("not_an_image", "a JPEG with more than one frame")
             frame = _frame(marker, body[at + 2 : end])
@@ -128,7 +135,7 @@ def read_header(body: bytes) -> JpegHeader:
             if frame is None:
                 raise RefusedError("not_an_image", "a JPEG without a frame")
             kind, width, height, sampling = frame
-            once = kind not in _PROGRESSIVE and body[at + 2] == len(sampling)
+            once = kind not in _PROGRESSIVE and body[at + 2 : at + 3] == bytes([len(sampling)])
             # No data looks like the marker of a scan, though what follows the picture may.
             scans = 1 if once else 1 + body.count(b"\xff\xda", end)
             return JpegHeader(kind, width, height, sampling, exif, xmp, several, scans, end, b"".join(pieces))
@@ -142,7 +149,7 @@ def _frame(marker: int, data: bytes) -> tuple[int, int, int, tuple[tuple[int, in
     bits, height, width, colours = struct.unpack_from(">BHHB", data)
     if bits != 8 or colours not in {1, 3, 4} or not width or not height:
         raise RefusedError("not_an_image", f"a JPEG of {width}x{height} pixels in {colours} colours of {bits} bits")
-    sampling = tuple((data[i], data[i + 1] >> 4, data[i + 1] & 15) for i in range(6, 6 + 3 * colours, 3))
-    if not all(1 <= factor <= 4 for _, *factors in sampling for factor in factors):
+    sampling = tuple([(data[i], data[i + 1] >> 4, data[i + 1] & 15) for i in range(6, 6 + 3 * colours, 3)])
+    if not all(0 < across < 5 and 0 < down < 5 for _, across, down in sampling):
         raise RefusedError("not_an_image", "a JPEG whose colours have impossible sampling factors")
     return marker, width, height, sampling

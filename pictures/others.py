@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import pyarrow as pa
-from PIL import AvifImagePlugin, Image, ImageFile
+from PIL import Image
 
-from ingest.images.containers import PNG, check_jpeg_2000, check_png, check_webp, without_notes
-from ingest.images.exif import orientation, plain_exif
-from ingest.images.refusal import RefusedError
+from pictures.containers import PNG, check_jpeg_2000, check_png, check_webp, without_notes
+from pictures.exif import orientation, plain_exif
+from pictures.pillow import decoding, formats, open_with_pillow
 
-# Oversized and oddly tagged images are judged by us; what Pillow has to say about them would go to nobody.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-Image.init()
-# Several images are decoded at once; each gets one core.
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # Each image in one piece of memory, so that its pixels can be used where they are.
 Image.core.set_use_block_allocator(1)  # type: ignore[attr-defined]
 
-_WANTED = ("PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM")
-_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
-"""What Pillow may decode: not EPS, which it hands to Ghostscript; nor ICO, which it decodes before its size is known;
-nor formats that the web does not use."""
-
-_CUT_SHORT = re.compile(r"truncated|broken data stream", re.IGNORECASE)
+_KINDS = formats()[1:]
+"""All but JPEG, which `jpeg.py` reads. Asked for now: a process with little memory and time loads no more plugins."""
 _CODEC_BYTES = {"WEBP": 14, "AVIF": 12, "JPEG2000": 20, "TIFF": 8}
 _MODE_BYTES = {"1": 2, "L": 1, "I;16": 8, "RGB": 4, "P": 5, "RGBA": 7}
 """What decoders and our own steps hold for each pixel, measured; other modes are converted first."""
@@ -50,14 +35,7 @@ class Other:
             check_webp(body)
         elif body.startswith((b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")):
             check_jpeg_2000(body)
-        try:
-            self._image = _open(body)
-        except Image.DecompressionBombError as error:
-            raise RefusedError("bomb", error) from None
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes
-            raise RefusedError("not_an_image", error) from None
+        self._image = open_with_pillow(body, _KINDS)
         self.size = self._image.size
         self.format = str(self._image.format)
         self._tiff = body if self.format == "TIFF" else b""
@@ -95,18 +73,6 @@ class Other:
             return pixels_of(self._image)
 
 
-@contextmanager
-def decoding() -> Iterator[None]:
-    """Raises `RefusedError` for whatever a decoder raises."""
-    try:
-        yield
-    except (MemoryError, RefusedError):
-        raise
-    except Exception as error:  # noqa: BLE001
-        cause = "truncated" if _CUT_SHORT.search(str(error)) else "not_an_image"
-        raise RefusedError(cause, error) from None
-
-
 def pixels_of(image: Image.Image) -> np.ndarray:
     """A loaded image on white: grey (height, width), BGR (..., 3) or RGBX (..., 4), uint8."""
     key = image.info.get("transparency")
@@ -127,10 +93,6 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 def rgbx(image: Image.Image) -> np.ndarray:
     """An RGB or RGBA image's own memory: (height, width, 4) uint8, read-only."""
     return _in_place(image)
-
-
-def _open(body: bytes) -> ImageFile.ImageFile:
-    return Image.open(io.BytesIO(body), formats=_FORMATS)
 
 
 def _in_place(image: Image.Image) -> np.ndarray:
