@@ -6,7 +6,7 @@ import datetime
 import heapq
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup
@@ -16,20 +16,14 @@ from ingest.ledger import reading
 from ingest.report.causes import GROUPS, explain
 from ingest.report.published import PUBLISHED, ROT, far_below
 from ingest.report.tally import Rates, Spread, Tally, tally
-<<<<<<< HEAD
-from shards import Folder, Shard, ShardRecord, published_records, read_records, seed64
-from shards.dataset import DatasetPlan
-from shards.quantities import said_share, said_size, said_span
-=======
 from pages import render
 from pages.axis import Axis
 from pages.plot import histogram
 from pages.sheet import drawn, part_of, thumbnail
 from pages.words import in_words, say_value
-from shards import Folder, Shard, ShardRecord, UserError, published_records, read_records
+from shards import Folder, Shard, ShardRecord, published_records, read_records
+from shards.dataset import DatasetPlan
 from shards.quantities import said_size
-from shards.reader import is_planned, is_retry, planned_rows, planned_shards, read_dataset_facts, read_rounds, shards_of
->>>>>>> refs/heads/pages
 
 PAGE = "report.html"
 _SHEET = 24
@@ -52,28 +46,11 @@ def write_report(url: str) -> str:
     retried = {shard for stage in plan.retries for shard in stage.numbers}
     counted = tally(folder, plan.name, plan.rows, records, retried)
     rates = counted.timeline.rates()
-<<<<<<< HEAD
-    environment = Environment(
-        loader=PackageLoader("ingest.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {
-        "count": "{:,}".format,
-        "share": said_share,
-        "size": said_size,
-        "span": said_span,
-        "moment": _moment,
-        "options": _with_options,
-    }
-    page = environment.get_template("report.html.j2").render(
-        facts={"name": plan.name, "rows": plan.rows, "inputs": plan.lists[-1].inputs, "settings": settings},
-        settings=_flat(settings),
-=======
     page = render(
         "ingest.report",
         "report.html.j2",
-        facts={**facts, "rows": rows, "inputs": [stage for stage in stages if not is_retry(stage)][-1]["inputs"]},
-        settings={name: say_value(value) for name, value in in_words(facts["settings"]) if value},
->>>>>>> refs/heads/pages
+        facts={"name": plan.name, "rows": plan.rows, "inputs": plan.lists[-1].inputs, "settings": settings},
+        settings={name: say_value(value) for name, value in in_words(settings) if value},
         place=shlex.quote(url),
         shards={
             "planned": len(plan.wanted),
@@ -94,34 +71,13 @@ def write_report(url: str) -> str:
         moment=_moment,
         speed_charts=rates and _speed_charts(rates),
         time_chart=rates and _time_chart(counted.seconds),
-<<<<<<< HEAD
-        size_chart=_size_chart(counted) if counted.statuses["success"] else "",
-        sheet=_contact_sheet(folder, records, plan.name),
-=======
         size_charts=_size_charts(counted) if counted.statuses["success"] else {},
-        sheet=_contact_sheet(folder, records, facts["name"]),
->>>>>>> refs/heads/pages
+        sheet=_contact_sheet(folder, records, plan.name),
     )
     folder.publish(PAGE, page)
     return f"{folder.url.rstrip('/')}/{PAGE}"
 
 
-<<<<<<< HEAD
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The settings that say something, by their names in words."""
-    found: dict[str, str] = {}
-    for name, value in settings.items():
-        words = f"{prefix}{name.replace('_', ' ')}"
-        if isinstance(value, dict):
-            found |= _flat(value, f"{words} ")
-        elif value:
-            parts = value if isinstance(value, list) else ["yes" if value is True else value]
-            found[words] = ", ".join(map(str, parts))
-    return found
-
-
-=======
->>>>>>> refs/heads/pages
 def _outcome(counted: Tally, rows: int) -> dict[str, int]:
     """What became of the rows; the values add up to `rows`."""
     retryable = sum(count for cause, count in counted.causes.items() if may_pass(cause))
