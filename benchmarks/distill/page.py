@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from benchmarks.page import render_page
 from distill.report.chart import Frame, Line, chart
-from distill.report.run_folder import Series
+from distill.run_folder import Series
 
 _CURVES = {"online": "live teacher", "float16": "float16 cache", "float32": "float32 cache"}
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from benchmarks.page import render_page
 from distill.pruning.report import draw_architecture
 from distill.report.chart import Frame, Line, chart
-from distill.report.run_folder import Series
+from distill.run_folder import Series
 
 _FIGURES = {
     "top1": "zero-shot top-1, %",

@@ -14,8 +14,8 @@ from distill.export.left import layers_left, share_left
 from distill.export.lineage import began_from, data_in_words, in_words, run_of, short_name
 from distill.export.markdown import table, without_folders
 from distill.export.snippets import PICTURE, snippet
-from distill.report.run_folder import RunFolder
 from distill.report.words import in_short
+from distill.run_folder import RunFolder
 
 CARD_NAME = "README.md"
 

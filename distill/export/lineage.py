@@ -9,7 +9,7 @@ import open_clip
 
 from clip_models.students import PREFIX
 from distill.export.markdown import without_folders
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 from shards.errors import UserError
 
 _DELIVERED = ("model", "best")

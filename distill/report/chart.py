@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
 
-from distill.report.run_folder import Event, Series, Values
+from distill.run_folder import Event, Series, Values
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 8, 22
 _FINE = 10

@@ -10,8 +10,8 @@ from typing import Any
 from distill.report.chart import Frame
 from distill.report.panels import figures, is_course, lower_is_better, sections, title
 from distill.report.rendering import render
-from distill.report.run_folder import AXES, RunFolder
 from distill.report.words import flat, say, say_hours, state
+from distill.run_folder import AXES, RunFolder
 from shards import Folder, UserError
 from shards.places import refuse_unwritable
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 from shards import UserError
 
 if TYPE_CHECKING:

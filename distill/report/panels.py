@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from distill.report.chart import Frame, Line, chart
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 
 TITLES = {
     "loss": "loss",

@@ -12,9 +12,9 @@ from distill.report.chart import Frame
 from distill.report.inheritance import inheritance
 from distill.report.panels import Section, figures, lower_is_better, sections, title
 from distill.report.rendering import render
-from distill.report.run_folder import RunFolder
 from distill.report.what_is_left import what_is_left
 from distill.report.words import in_short, state
+from distill.run_folder import RunFolder
 from shards import Folder
 
 PAGE = "report.html"

@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distill.report.run_folder import RunFolder
 from distill.report.words import millions
+from distill.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

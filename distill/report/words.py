@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 
 
 def say(value: float | None) -> str:

@@ -19,7 +19,7 @@ import pytest
 
 from distill.report import write_comparison, write_run_page
 from distill.report.chart import say_ticks, thin
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 from shards import UserError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
