@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from distill.training.logs import read_log
+from distill.run_folder import RunFiles, read_log
 from shards import Dataset, Folder
 from shards.fingerprint import seed64
 
@@ -66,7 +66,7 @@ def _curves(runs: Path, seeds: list[int]) -> str:
     names += [(kind, f"{kind}-{seed}") for seed in seeds for kind in ("baseline", "distilled")]
     labelled: set[str] = set()
     for kind, name in names:
-        log = read_log(runs / name / "log.jsonl")
+        log = read_log(RunFiles(runs / name).log)
         label = kind if kind not in labelled else None
         labelled.add(kind)
         if all("contrastive" in line for line in log):
@@ -76,7 +76,7 @@ def _curves(runs: Path, seeds: list[int]) -> str:
     task.legend(frameon=False)
     for term, style in (("affinity", "-"), ("fd", "--")):
         for place, seed in enumerate(seeds):
-            log = [line for line in read_log(runs / f"distilled-{seed}" / "log.jsonl") if term in line]
+            log = [line for line in read_log(RunFiles(runs / f"distilled-{seed}").log) if term in line]
             if log:
                 first = log[0][term]
                 teacher.plot(

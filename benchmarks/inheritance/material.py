@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_models.config import CONFIG_NAME
+from distill.run_folder import RunFiles
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.train import train
 from shards import Folder, InProcess, ShardWriter, Spec, UserError, fingerprint
@@ -73,7 +74,7 @@ class Material:
     @property
     def teacher(self) -> str:
         """The trained teacher's model folder."""
-        return str(self.folder / "runs" / "teacher" / "model")
+        return str(RunFiles(self.folder / "runs" / "teacher").model)
 
     def architecture(self, name: str) -> str:
         """The folder that describes the model `name`, "teacher" or "student"."""
