@@ -20,7 +20,6 @@ class Teacher(Protocol):
     logit_bias: float | None
 
     def embed_images(self, pixels: Tensor) -> Tensor: ...
-
     def embed_texts(self, texts: Any) -> Tensor: ...
 
 

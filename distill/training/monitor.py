@@ -125,17 +125,10 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """What `restore` takes, JSON-able."""
         self._fold()
-        return {
-            "_sums": self._sums,
-            "_counts": self._counts,
-            "_losses": self._losses,
-            "_best": self._best,
-            "_least": self._least,
-            "_active": self._active,
-            "_skipped": self._skipped,
-            "last": self.last,
-            "_norms": list(self._norms),
-        }
+        state: dict[str, Any] = {"_sums": self._sums, "_counts": self._counts, "_losses": self._losses}
+        state |= {"_best": self._best, "_least": self._least, "_active": self._active}
+        state |= {"_skipped": self._skipped, "last": self.last}
+        return state | {"_norms": list(self._norms)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""

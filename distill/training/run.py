@@ -33,31 +33,23 @@ from teacher_cache.views import ViewPolicy
 
 
 class StepHook(Protocol):
-    """What takes part in every step beside the losses: a module, which checkpoints hold; steps count from 0."""
+    """What takes part in every step beside the losses, as pruning does: a module, which is a part of checkpoints.
 
-    def groups(self) -> Sequence[dict[str, Any]]:
-        """Groups of parameters for the optimiser, whose learning rate has no course."""
+    `groups`: of parameters for the optimiser, whose learning rate has no course. `begin` comes before the student's
+    forward (steps count from 0). `after_backward` adds gradients of its own, `scaled` as the loss's are, and returns
+    figures for the log, 0-d. `after_step` comes after the optimiser, with the average of the weights if one is kept.
+    `finished` makes of the trained model what is delivered; `report` is what has become of it so far, for
+    `RUN/HOOK.json`; `missed` says where that is not, at the end, what was asked for, and what to do.
+    """
 
-    def begin(self, step: int) -> None:
-        """Before the student's forward."""
-
-    def after_backward(self, step: int, scaled: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Add gradients of its own, `scaled` as those of the loss; returns figures for the log, 0-d."""
-
-    def after_step(self, average: Any) -> None:
-        """After the optimiser's step, and that of the weights' `average` (None if none is kept)."""
-
-    def finished(self, model: Any, config: ModelConfig) -> tuple[Any, ModelConfig]:
-        """What the run delivers of the trained model."""
-
-    def report(self, model: Any) -> dict[str, Any]:
-        """What has become of the model, for `RUN/HOOK.json`."""
-
-    def missed(self, report: Mapping[str, Any]) -> str | None:
-        """Where a finished model is not as it was asked for: that, and what to do."""
-
+    def groups(self) -> Sequence[dict[str, Any]]: ...
+    def begin(self, step: int) -> None: ...
+    def after_backward(self, step: int, scaled: Callable[[Tensor], Tensor]) -> dict[str, Tensor]: ...
+    def after_step(self, average: Any) -> None: ...
+    def finished(self, model: Any, config: ModelConfig) -> tuple[Any, ModelConfig]: ...
+    def report(self, model: Any) -> dict[str, Any]: ...
+    def missed(self, report: Mapping[str, Any]) -> str | None: ...
     def state_dict(self) -> dict[str, Any]: ...
-
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
 
 
