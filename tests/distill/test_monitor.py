@@ -187,8 +187,8 @@ def test_an_explosion_stops_a_run_before_its_checkpoint(
     """Its losses are made to leap up after 25 steps; what is there is from before."""
     step = Run.step
 
-    def leaping(self: Run, batch: Any, targets: Any = None) -> dict[str, Tensor]:
-        values = step(self, batch, targets)
+    def leaping(self: Run, batch: Any) -> dict[str, Tensor]:
+        values = step(self, batch)
         return values | {"affinity": values["affinity"] * (100 if batch.step > 25 else 1)}
 
     monkeypatch.setattr(Run, "step", leaping)
