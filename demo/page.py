@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 from pages import render
 from pages.curves import Frame, Line, curves
 from pages.sheet import drawn, thumbnail

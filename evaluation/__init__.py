@@ -4,7 +4,6 @@ Comes in: a loaded model and a dataset of shards, or embeddings. Goes out: plain
 Read `evaluate.py` first; `zero_shot.py` and `retrieval.py` hold one protocol each and know nothing of datasets.
 """
 
-from distill.training.in_run import InRun
 from evaluation.classes import read_classes
 from evaluation.evaluate import evaluate, shared_note
 from evaluation.retrieval import SHARED, recall, recall_of_groups
@@ -12,7 +11,6 @@ from evaluation.zero_shot import class_weights, top_k
 
 __all__ = [
     "SHARED",
-    "InRun",
     "class_weights",
     "evaluate",
     "read_classes",

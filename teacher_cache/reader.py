@@ -88,6 +88,11 @@ class TeacherCache:
         self._leaves_out = True
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all samples that take part have embeddings: they do unless joined with `none`."""
+        return not self.missing or self._leaves_out
+
+    @property
     def kept(self) -> list[npt.NDArray[np.int64]]:
         """For each shard the rows that take part."""
         left_out = self._present if self._leaves_out else {}

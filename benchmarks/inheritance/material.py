@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from benchmarks.ingest.images import jpeg
 from clip_models.config import CONFIG_NAME
 from demo.scenes import render, scene
+from distill.run_folder import RunFiles
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.train import train
 from shards import Folder, InProcess, UserError, write_dataset
@@ -76,7 +77,7 @@ class Material:
     @property
     def teacher(self) -> str:
         """The trained teacher's model folder."""
-        return str(self.folder / "runs" / "teacher" / "model")
+        return str(RunFiles(self.folder / "runs" / "teacher").model)
 
     def architecture(self, name: str) -> str:
         """The folder that describes the model `name`, "teacher" or "student"."""

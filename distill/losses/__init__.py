@@ -7,14 +7,16 @@ what a class's constructor takes beside `shape` are the options a recipe may giv
 
 from distill.losses.affinity import AffinityMimicking
 from distill.losses.augmented import AugmentedFeature
-from distill.losses.base import ALL, Embeddings, Loss, LossShape, Pair, WeightedSum
+from distill.losses.base import ALL, Embeddings, Loss, LossShape, Targets
 from distill.losses.contrastive import Contrastive
 from distill.losses.feature import FeatureDistillation
 from distill.losses.gradient import GradientDistillation
 from distill.losses.interactive import InteractiveContrastive
+from distill.losses.projecting import ProjectingLoss
 from distill.losses.reinforcement import Reinforcement
 from distill.losses.relational import RelationalDistillation
 from distill.losses.sigmoid import Sigmoid, SigmoidAffinity
+from distill.losses.weighted_sum import WeightedSum
 
 LOSSES: dict[str, type[Loss]] = {
     "contrastive": Contrastive,
@@ -41,10 +43,11 @@ __all__ = [
     "InteractiveContrastive",
     "Loss",
     "LossShape",
-    "Pair",
+    "ProjectingLoss",
     "Reinforcement",
     "RelationalDistillation",
     "Sigmoid",
     "SigmoidAffinity",
+    "Targets",
     "WeightedSum",
 ]

@@ -1,6 +1,6 @@
 """Run folders in, HTML pages out: what a run trained and how it went, and several runs over each other.
 
-Read `run_page.py` and `comparison.py` first (the two pages), then `run_folder.py` (what is read) and `panels.py` (which
+Read `run_page.py` and `comparison.py` first (the two pages), then `panels.py` (which
 curves).
 """
 

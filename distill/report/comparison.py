@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.report.panels import figures, is_course, lower_is_better, sections, title
-from distill.report.run_folder import AXES, RunFolder
 from distill.report.words import flat, state
+from distill.run_folder import AXES, RunFolder
 from pages import render
 from pages.curves import Frame
 from pages.words import say, say_hours

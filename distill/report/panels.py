@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from distill.report.run_folder import RunFolder, Series
+from distill.run_folder import RunFolder, Series
 from pages.curves import Frame, Line, curves
 
 TITLES = {

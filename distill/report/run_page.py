@@ -10,14 +10,12 @@ import numpy as np
 
 from distill.report.inheritance import inheritance
 from distill.report.panels import Section, figures, lower_is_better, sections, title
-from distill.report.run_folder import RunFolder
-from distill.report.what_is_left import what_is_left
 from distill.report.words import in_short, state
+from distill.run_folder import RunFolder
 from pages import render
 from pages.curves import Event, Frame
 from shards import Folder
 
-PAGE = "report.html"
 _EVENTS = 200
 
 
@@ -34,7 +32,7 @@ def write_run_page(run: Path) -> Path:
     end = max([read.step, *(event.step for event in read.events)])
     frame = Frame(extents={"steps": end}, events=[Event(*event) for event in read.events])
     notes = list(read.notes)
-    left = what_is_left(read, notes)
+    left = _left_by_pruning(read, notes)
     drawn = sections([read], frame)
     page = render(
         "distill.report",
@@ -57,8 +55,24 @@ def write_run_page(run: Path) -> Path:
         events=read.events[-_EVENTS:],
         kinds=Counter(event.kind for event in read.events),
     )
-    Folder(str(run)).publish(PAGE, page)
-    return run / PAGE
+    Folder(str(run)).publish(read.files.page.name, page)
+    return read.files.page
+
+
+def _left_by_pruning(run: RunFolder, notes: list[str]) -> dict[str, str] | None:
+    """What `pruning.json` says, None if there is none; if it cannot be read, `notes` has a sentence more."""
+    path = run.files.hook("pruning")
+    if not path.exists():
+        return None
+    # It needs torch, which other pages are spared.
+    from distill.pruning.report import draw_architecture, in_words  # noqa: PLC0415
+
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return {"said": in_words(report), "drawn": draw_architecture(report)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        notes.append("pruning.json cannot be read, so nobody can tell what the masks have left.")
+        return None
 
 
 def _table(run: RunFolder, section: Section) -> list[tuple[str, float | None, tuple[float, int] | None]]:

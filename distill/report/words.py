@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 from pages.words import in_words, millions, say_number, say_value
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_models.pruned import FullShape, LayerShape, TowerShape
+from clip_models.shapes import FullShape, LayerShape, TowerShape
 from distill.pruning import PruneSettings
 from distill.pruning.gates import Gates, drawn, open_probability, selected
 from distill.pruning.sparsity import expected_sparsity, sparsity_penalty

@@ -318,7 +318,7 @@ def test_an_average_of_the_weights_has_the_masks_as_they_are(make: Make) -> None
     with torch.no_grad():
         average.visual.conv1.weight.mul_(2)
     scatter(model)
-    pruning.share(average)
+    pruning.after_step(average)
     dense, new = materialise(average, config)
     assert new == materialise(model, config)[1]
     assert difference(embeddings(dense), embeddings(average.eval())) < 1e-12

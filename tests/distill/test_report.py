@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from distill.report import write_comparison, write_run_page
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 from pages.axis import say_ticks
 from pages.curves import thin
 from shards import UserError

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from distill.run_folder import read_log
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.launch import launch
-from distill.training.logs import read_log
 from shards import Dataset, InProcess, UserError
 from shards.ray_session import ray_session
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache

@@ -1,4 +1,8 @@
-"""What a run folder says: settings, log, events, end. What is missing or cut off is noted, not fatal."""
+"""A run's folder: the name of everything in it, how it is written, and how it is read. Needs no torch.
+
+`RunFiles` is where a run writes, and where who knows what to look for reads; `RunFolder` is all that a folder says, for
+pages and cards: there, what is missing or cut off is noted, not fatal. `docs/formats.md` has the layout.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,10 @@ import numpy.typing as npt
 from shards import Folder, UserError
 from shards.places import what_is_at
 
+MODEL, BEST = "model", "best"
+"""Folders of the student that a run delivers, and of the best one."""
+BEGINNINGS = {"settings.json", "inheritance.json", "ray"}
+"""What a run writes first: a folder that holds none of these, but something else, is no run's."""
 _ROWS = 10_000
 
 Values = npt.NDArray[np.float64]
@@ -40,6 +48,88 @@ class Event(NamedTuple):
     text: str
 
 
+class RunFiles:
+    """Where everything of the run in the folder `path` lies. What is published appears whole or not at all."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "settings.json"
+        self.log = self.path / "log.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.inheritance = self.path / "inheritance.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.ray = self.path / "ray"
+        self.model, self.best = self.path / MODEL, self.path / BEST
+        self.page = self.path / "report.html"
+        self.done = self.path / "done.json"
+
+    def hook(self, name: str) -> Path:
+        """What a hook of the steps says of the student: `pruning.json`."""
+        return self.path / f"{name}.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"{step:08d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the checkpoints there are, ascending."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit())
+
+    def begin(self, identity: Mapping[str, Any], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Make the folder this run's: `settings.json`."""
+        self._publish(self.settings, json.dumps({"identity": identity, "settings": settings, "facts": facts}, indent=1))
+
+    def report(self, hook: str, found: Mapping[str, Any]) -> None:
+        """Say what a hook has made of the student."""
+        self._publish(self.hook(hook), json.dumps(found, indent=1))
+
+    def end(self, steps: int, loss: float, best: Mapping[str, Any] | None) -> None:
+        """Say that the run has ended: `done.json`, to be written last."""
+        self._publish(self.done, json.dumps({"steps": steps, "loss": loss, "best": best}))
+
+    def _publish(self, path: Path, text: str) -> None:
+        Folder(self.path).publish(path.name, text.encode())
+
+    def identity(self) -> dict[str, Any] | None:
+        """What decides the weights of the run that is here, None if there is none. Raises `UserError` if it is lost."""
+        try:
+            found = json.loads(self.settings.read_bytes())["identity"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"not the settings of a run ({error})", where=str(self.settings), do="Give another --out"
+            ) from None
+        return found if isinstance(found, dict) else {}
+
+    def ended(self) -> dict[str, Any] | None:
+        """`steps`, `loss` and `best` of a run that has ended and still has what it delivers, else None."""
+        if not self.done.exists():
+            return None
+        done: dict[str, Any] | None = json.loads(self.done.read_text())
+        folders = [self.model, self.best] if done and done["best"] else [self.model]
+        return done if all(folder.is_dir() for folder in folders) else None
+
+    def cut_log(self, step: int) -> None:
+        """Leave out of the log what lies beyond a step."""
+        kept = [line for line in read_log(self.log) if line["step"] <= step]
+        temporary = self.path / f".{self.log.name}.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self.log)
+
+    def add_event(self, step: int, kind: str, text: str) -> None:
+        """Tell what happened after `step` steps, in one line."""
+        with self.events.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": kind, "text": text}) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log as they were written, up to the first that is none; of no file, none."""
+    return list(_lines(path, []))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """One run as far as it has come.
@@ -60,16 +150,17 @@ class RunFolder:
     @classmethod
     def read(cls, path: Path) -> RunFolder:
         """Raises `UserError` if the folder holds no run, or settings that are not JSON."""
-        if not (path / "settings.json").is_file() and not (path / "log.jsonl").is_file():
+        files = RunFiles(path)
+        if not files.settings.is_file() and not files.log.is_file():
             told = f"no run in this folder: this is {what_is_at(Folder(path))}"
             raise UserError(told, where=str(path), do="Give what `clipstill distill` wrote")
         notes: list[str] = []
-        written = _read_object(path / "settings.json")
+        written = _read_object(files.settings)
         if written is None:
             notes.append("settings.json is missing, so nobody can tell what was trained.")
         elif not _mapping(written.get("facts")):
             notes.append("settings.json has no facts about student, data and teachers; it was written by an older run.")
-        series = _read_log(path / "log.jsonl", notes)
+        series = _read_series(files.log, notes)
         if not series:
             notes.append("The log has no lines yet, so there are no curves.")
         return cls(
@@ -78,10 +169,15 @@ class RunFolder:
             facts=_mapping((written or {}).get("facts")),
             identity=_mapping((written or {}).get("identity")),
             series=series,
-            events=tuple(_read_events(path / "events.jsonl", notes)),
-            done=_read_object(path / "done.json"),
+            events=tuple(_read_events(files.events, notes)),
+            done=_read_object(files.done),
             notes=tuple(notes),
         )
+
+    @property
+    def files(self) -> RunFiles:
+        """Where the rest lies."""
+        return RunFiles(self.path)
 
     @property
     def step(self) -> int:
@@ -158,7 +254,7 @@ def _read_object(path: Path) -> Mapping[str, Any] | None:
     return _mapping(value)
 
 
-def _read_log(path: Path, notes: list[str]) -> dict[str, Series]:
+def _read_series(path: Path, notes: list[str]) -> dict[str, Series]:
     """The figures of a log, read as a stream into columns: as objects a million lines would take gigabytes."""
     parts: dict[str, list[Series]] = defaultdict(list)
     alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
