@@ -14,10 +14,10 @@ from shards.fingerprint import fingerprint, seed64
 from shards.reader import Dataset, Shard
 from shards.record import FileEntry, ShardRecord, published_records, read_records, sound_records
 from shards.runner import InProcess, Summary, run_shards
+from shards.samples import write_dataset
 from shards.storage import Folder
 from shards.task import ShardTask, Spec, Worker
 from shards.verify import verify_dataset
-from shards.write_dataset import write_dataset
 from shards.writer import ShardWriter
 
 __all__ = [

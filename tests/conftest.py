@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from shards import Dataset
-from shards.write_dataset import write_shards
+from shards.samples import write_shards
 
 Sample = tuple[bytes, str, str]
 """Encoded image, its extension, caption."""

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.ingest.images import jpeg, photo
 from shards import Dataset, Folder, Spec
 from shards.publication import Publication
-from shards.write_dataset import write_shards
+from shards.samples import write_shards
 from teacher_cache.captions import CaptionSource
 from teacher_cache.dtypes import Dtype, row_bytes, store
 from teacher_cache.layout import (

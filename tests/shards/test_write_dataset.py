@@ -17,7 +17,7 @@ from PIL import Image
 from ingest import IngestSettings, SourceSettings, ingest, retry
 from ingest.settings import NetworkSettings
 from shards import Dataset, InProcess, UserError, verify_dataset, write_dataset
-from shards.write_dataset import Sample, write_shards
+from shards.samples import Sample, write_shards
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:

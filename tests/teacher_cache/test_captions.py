@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards import Dataset, InProcess, UserError
-from shards.write_dataset import write_shards
+from shards.samples import write_shards
 from teacher_cache import TeacherCache, captions
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.captions import CaptionSource

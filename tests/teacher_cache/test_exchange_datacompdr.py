@@ -20,7 +20,7 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from shards import Dataset, Folder, InProcess, Spec, UserError
 from shards.publication import Publication
-from shards.write_dataset import write_shards
+from shards.samples import write_shards
 from teacher_cache.dtypes import store
 from teacher_cache.exchange import export_datacompdr, import_datacompdr
 from teacher_cache.exchange.datacompdr import augmentation_of, views_of

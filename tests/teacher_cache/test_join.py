@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from shards import Dataset, Folder, InProcess, ShardRecord, UserError
-from shards.write_dataset import write_shards
+from shards.samples import write_shards
 from teacher_cache import Join, TeacherCache
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.join import join_layer
