@@ -8,14 +8,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan lint types format tree lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-quick lint types format tree lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
 
-# Two at once: many tests wait for servers, time-outs and Ray.
+# Two at once: many tests wait for servers, time-outs and Ray. Long ones first (tests/conftest.py); the slowest are named.
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 # A small demo, whole: about a minute.
 test-demo: $(READY)
@@ -48,6 +48,13 @@ bench-loader: $(READY)
 # The plan of 20 million rows: first shard, CPU, memory, disk, killed and gone on with; 5 to 15 minutes.
 bench-plan: $(READY)
 	exec $(BIN)/python -m benchmarks.plan
+
+# Every benchmark once, as small as it goes and without peers: that they run, not how fast anything is.
+bench-quick: $(READY)
+	for name in cache distill ingest inheritance loader plan; do
+		echo "== $$name"
+		$(BIN)/python -m benchmarks.$$name --quick
+	done
 
 lint: $(READY)
 	$(BIN)/ruff check .
