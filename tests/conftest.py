@@ -116,6 +116,24 @@ JOINED = {"ingest retry", "ingest report", "models bench"}
 """Two words that are one command, as the first alone takes names in the place of the second."""
 
 
+LONG_FILES = [
+    "integration/test_ray_training.py",
+    "shards/test_runner.py",
+    "teacher_cache/test_build.py",
+    "faults/test_ray.py",
+    "faults/test_ingest.py",
+    "distill/test_ranks.py",
+    "distill/test_train.py",
+]
+"""What begins first where several run at once, the longest first: begun last, it would be waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    rank = {root / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def parse_line() -> Callable[[str], None]:
     """`parse_line("clipstill ... # a comment")`: fails unless the command line takes it; runs nothing."""

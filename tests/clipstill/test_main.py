@@ -48,7 +48,7 @@ def test_help_ends_with_examples_that_parse(
     lines = [line.strip() for line in examples.replace("\\\n", " ").splitlines() if line.strip()]
     assert lines
     for line in lines:
-        assert line.startswith(f"clipstill {' '.join(command)} ")
+        assert line.split()[: len(command) + 1] == ["clipstill", *command]
         parse_line(re.sub(r" {3,}\(.*\)$", "", line))  # without what is said about it
 
 
@@ -102,7 +102,7 @@ def test_bad_input_is_one_line_and_status_2(
 def test_the_console_script_ends_with_the_status_and_without_a_traceback(tmp_path: Path) -> None:
     script = str(Path(sys.executable).parent / "clipstill")
     result = subprocess.run(
-        [script, "shards", "verify", str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+        [script, "shards", "verify", str(tmp_path)], capture_output=True, text=True, check=False, timeout=600
     )
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

@@ -158,7 +158,7 @@ def test_processes_end_at_one_step_whichever_of_them_is_asked(world: Any, tmp_pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "ASKED": "1"},
     )

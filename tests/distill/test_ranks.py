@@ -126,7 +126,7 @@ def ran(
     (root / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, "-W", "error", "-m", "tests.distill.ranks_program", str(root / "plan.json")]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, cwd=Path(__file__).parents[2]
+        command, capture_output=True, text=True, check=False, timeout=600, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr[-6000:]
     return Ran({**cases, "pruned": pruning}, root)
