@@ -395,6 +395,19 @@ def test_the_yield_stands_beside_what_is_published_for_the_list(tmp_path: Path) 
     assert "normal" not in page_of(tmp_path / "begun").tables
 
 
+def test_repeated_and_filtered_rows_are_no_part_of_what_went_lost(tmp_path: Path) -> None:
+    image = jpeg((1, 2, 3))
+    rows: list[Row] = [("http://a.example", "good", got(image))] * 6
+    rows += [("http://a.example", "bad", got(None, "dns")), ("http://a.example", "bad", got(None, "http_404"))]
+    rows += [("u", "again", settled("duplicate"))] * 4 + [("u", "out", settled("filtered_where"))] * 2
+    write(tmp_path, [rows])
+    page = page_of(tmp_path)
+    (track,) = re.findall(r'<div class="track">(.*?)</div>', page.text, re.DOTALL)
+    widths = dict(re.findall(r'class="(\w+)" style="width: ([\d.]+)%"', track))
+    assert {look: float(width) for look, width in widths.items()} == {"good": 75, "warn": 12.5, "bad": 12.5, "pale": 0}
+    assert "4 repeat the URL of an earlier row, whose sample has their captions; 2 were filtered out" in page.text
+
+
 def test_every_cause_is_explained_with_what_can_be_done(tmp_path: Path) -> None:
     unknown = explain("never heard of")
     statuses = [f"http_{status}" for status in (301, 400, 401, 403, 404, 408, 410, 425, 429, 451, 500, 503, 599)]
