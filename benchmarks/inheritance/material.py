@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_models.config import CONFIG_NAME
+from clip_models.spec import CONFIG_NAME
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.train import train
 from shards import Folder, InProcess, ShardWriter, Spec, UserError, fingerprint

@@ -16,10 +16,10 @@ from benchmarks.inheritance.material import LABEL, Material
 from clip_models import load_model
 from distill.pruning import PruneSettings
 from distill.settings import EvaluationSettings, OptimiserSettings, RunSettings
+from distill.training.in_run import InRun
 from distill.training.logs import read_log
 from distill.training.run import Run
 from distill.training.train import train
-from evaluation import InRun
 from shards import Folder
 
 KINDS = ("scratch", "manual", "automatic")

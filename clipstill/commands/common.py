@@ -5,24 +5,39 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from shards.runner import Executor, InProcess
+from clipstill.parser import Parser
+
+if TYPE_CHECKING:
+    from shards.runner import Executor
 
 Subparsers = Any
 """What `ArgumentParser.add_subparsers` returns; argparse keeps its type private."""
 
 
-def add_command(commands: Subparsers, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """A subcommand whose help ends with an example."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_command(
+    commands: Subparsers,
+    name: str,
+    summary: str,
+    example: str,
+    *,
+    run: Callable[[argparse.Namespace], int],
+    fill: Callable[[Parser], None],
+    **options: Any,
+) -> None:
+    """A subcommand that `run` runs, with the options that `fill` adds; its help ends with an example."""
+    parser: Parser = commands.add_parser(
         name,
         help=summary.splitlines()[0],
         description=summary,
         epilog=f"example:\n{example}",
         formatter_class=_Help,
+        fill=fill,
+        **options,
     )
-    return parser
+    parser.set_defaults(run=run)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -34,9 +49,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return super()._get_help_string(action)
 
 
-def add_runner(parser: argparse.ArgumentParser, *, workers: str) -> None:
+def add_runner(parser: Parser, *, workers: str) -> None:
     """The options that say where shard tasks run."""
-    group = parser.add_argument_group("where it runs")
+    group = parser.section("where it runs")
     group.add_argument("--workers", type=int, metavar="N", help=f"how many run at once (default: {workers})")
     where = group.add_mutually_exclusive_group()
     where.add_argument("--ray-address", metavar="ADDRESS", help="join this Ray cluster instead of starting Ray here")
@@ -46,6 +61,8 @@ def add_runner(parser: argparse.ArgumentParser, *, workers: str) -> None:
 def make_executor(args: argparse.Namespace, *, workers: int, cpus: float, gpus: float = 0) -> Executor:
     """The executor that `add_runner`'s options ask for."""
     if args.in_process:
+        from shards.runner import InProcess  # noqa: PLC0415 - a command's help needs none
+
         return InProcess()
     from shards.ray_executor import RayExecutor  # noqa: PLC0415 - only needed here
 

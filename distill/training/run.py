@@ -13,10 +13,12 @@ from torch import Tensor
 
 from clip_models import ModelConfig, square_side, tokenizer_for
 from clip_models.measure import tower_sizes
+from clip_models.precision import PRECISIONS
 from distill.data.loader import Batch, Loader, Views
 from distill.data.order import Order
 from distill.losses import LOSSES, Embeddings, LossShape, WeightedSum
-from distill.pruning import Pruning, materialise
+from distill.pruning import Pruning
+from distill.pruning.materialise import materialise
 from distill.settings import RunSettings
 from distill.training.optim import clip_gradients, learning_rate, make_adamw, make_average
 from distill.training.ranks import Ranks
@@ -24,9 +26,9 @@ from distill.training.step import Gradients, Targets
 from distill.training.student import Student, make_student, parameters
 from shards import Dataset, Folder, UserError, seed64
 from teacher_cache.captions import CaptionSource
-from teacher_cache.join import Join
 from teacher_cache.layout import teacher_names
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 from teacher_cache.views import ViewPolicy
 
 TargetsOf = Callable[[Batch], Targets]
@@ -99,7 +101,7 @@ class Run:
             seed=lambda step, at: seed64("step", settings.seed, step, at) >> 1,
         )
         self.average = make_average(self.model, settings.optimiser.ema) if settings.optimiser.ema else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=PRECISIONS[settings.precision].scaled)
 
     def _make_loss(self) -> WeightedSum:
         width = self.config["model_cfg"]["embed_dim"]

@@ -25,16 +25,18 @@ import torch
 from clip_models import save_model
 from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
+from clip_models.precision import PRECISIONS
 from distill.pruning import pruning_report
 from distill.report import write_run_page
 from distill.settings import EvaluationSettings, RunSettings
 from distill.training.checkpoint import Checkpoints, flatten, unflatten
+from distill.training.in_run import InRun
 from distill.training.interrupt import Interrupted, Interrupts
 from distill.training.logs import RunLog
 from distill.training.monitor import NotFiniteError, Watch
 from distill.training.ranks import Ranks
 from distill.training.run import Run
-from evaluation import InRun, read_classes
+from evaluation import read_classes
 from shards import Dataset, Folder, UserError
 from shards.fingerprint import first_difference
 from shards.places import local_path, refuse_other_things
@@ -460,7 +462,7 @@ def _say_what_is_left(report: dict[str, Any]) -> None:
 def _has_instructions_for(precision: str) -> bool:
     """Whether this CPU has instructions for it."""
     has = torch.cpu.get_capabilities()
-    return precision == "fp32" or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
+    return not PRECISIONS[precision].native or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
 
 
 def _versions() -> dict[str, str]:

@@ -295,7 +295,7 @@ FIGURE = "eval/retrieval/image_to_text/R@1"
 
 def test_the_best_checkpoint_is_kept_and_delivered(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With figures that are best in the middle; what is evaluated, and delivered, is the average of the weights."""
-    from evaluation import InRun  # noqa: PLC0415
+    from distill.training.in_run import InRun  # noqa: PLC0415
 
     figures = iter([1.0, 5.0, 5.0, 2.0])
     seen: list[dict[str, Tensor]] = []
