@@ -13,8 +13,9 @@ from numpy.lib.stride_tricks import as_strided
 from shards import Dataset, Folder, ShardRecord, UserError
 from shards.reader import map_file
 from teacher_cache.dtypes import arrow_type, numpy_type, widened
-from teacher_cache.join import Join, Joined, join_layer
+from teacher_cache.join import Joined, join_layer
 from teacher_cache.layout import LayerFacts
+from teacher_cache.settings import Join
 
 _OPEN_FILES = 64
 """A layer's mapped files: a process may open about a thousand, and what is mapped counts as its memory."""

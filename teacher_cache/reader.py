@@ -15,9 +15,9 @@ import numpy.typing as npt
 from shards import Dataset, Folder, ShardRecord, UserError, fingerprint, published_records
 from teacher_cache.captions import source_of
 from teacher_cache.dtypes import load, numpy_type
-from teacher_cache.join import Join
 from teacher_cache.layer_files import Layer, Places, Values
 from teacher_cache.layout import TEACHER, LayerFacts, TeacherFacts, no_cache, read_layers, read_teacher, teacher_names
+from teacher_cache.settings import Join
 from teacher_cache.views import VIEWS_VERSION, View, ViewPolicy
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.ingest.images import jpeg
-from clip_models.config import CONFIG_NAME
+from clip_models.spec import CONFIG_NAME
 from demo.scenes import render, scene
 from distill.run_folder import RunFiles
 from distill.settings import OptimiserSettings, RunSettings

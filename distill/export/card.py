@@ -9,6 +9,7 @@ from typing import Any
 
 from clip_models import LoadedModel
 from clip_models.measure import size_of
+from distill.export import FORMATS
 from distill.export.compare import has_text
 from distill.export.lineage import began_from, data_in_words, in_words, run_of, short_name
 from distill.export.markdown import table, without_folders
@@ -19,7 +20,6 @@ from distill.run_folder import BEST, RunFolder
 
 CARD_NAME = "README.md"
 
-_LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
 _RESIZED = {
     "shortest": "the shorter side resized, the centre cropped",
     "longest": "the longer side resized, the rest filled",
@@ -54,8 +54,8 @@ def write_card(folder: Path, loaded: LoadedModel, kind: str, measured: Mapping[s
 
 def _front_matter(kind: str) -> str:
     lines = ["pipeline_tag: zero-shot-image-classification", "tags: [clip, distillation, clipstill]"]
-    if kind in _LIBRARIES:
-        lines.insert(0, f"library_name: {_LIBRARIES[kind]}")
+    if (library := FORMATS[kind].library) is not None:
+        lines.insert(0, f"library_name: {library}")
     return "\n".join(["---", *lines, "---"])
 
 

@@ -109,10 +109,12 @@ class Loss(nn.Module):
 
     `rows` are those that this process answers for. The value is their mean, so that the mean over equal parts of a
     batch, one a process, is the loss of the whole batch, in value and gradient. `needs_teacher`: whether `teachers` may
-    be empty. Several teachers count alike: a loss is its mean over them.
+    be empty. `uses_bias`: whether the student is to have a logit bias, as SigLIP has. Several teachers count alike: a
+    loss is its mean over them.
     """
 
     needs_teacher: ClassVar[bool] = True
+    uses_bias: ClassVar[bool] = False
 
     def __init__(self, shape: LossShape) -> None:
         super().__init__()

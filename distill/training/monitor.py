@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_models.precision import PRECISIONS
 from distill.settings import RunSettings
 from shards import UserError
 
@@ -33,7 +34,7 @@ class Watch:
     def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
         # With fp16 a gradient that is not finite is no failure: the scaler skips that step.
-        self._vital = {"loss"} if settings.precision == "fp16" else {"loss", "grad_norm"}
+        self._vital = {"loss"} if PRECISIONS[settings.precision].scaled else {"loss", "grad_norm"}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._waiting: deque[Figures] = deque()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clip_models import ModelConfig, square_side, tokenizer_for
 from clip_models.measure import tower_sizes
+from clip_models.precision import PRECISIONS
 from distill.data.loader import Batch, Loader, Views
 from distill.data.order import Order
 from distill.losses import LOSSES, LossShape, WeightedSum
@@ -26,9 +27,9 @@ from distill.training.step import Gradients
 from distill.training.student import Student, make_student
 from shards import Dataset, Folder, UserError, seed64
 from teacher_cache.captions import CaptionSource
-from teacher_cache.join import Join
 from teacher_cache.layout import teacher_names
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 from teacher_cache.views import ViewPolicy
 
 
@@ -114,7 +115,7 @@ class Run:
             seed=lambda step, at: seed64("step", settings.seed, step, at) >> 1,
         )
         self.average = make_average(self.model, settings.optimiser.ema) if settings.optimiser.ema else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=PRECISIONS[settings.precision].scaled)
 
     def _make_loss(self) -> WeightedSum:
         width = self.config["model_cfg"]["embed_dim"]

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from clip_models import ModelConfig, Normaliser, autocast, create_student, load_model
 from clip_models.inheritance import Inherited, inherit
+from distill.losses import LOSSES
 from distill.patch_masking import mask_patches
 from distill.settings import RunSettings, Tower
 from shards import UserError
 
-SIGMOID_LOSSES = {"sigmoid", "sigmoid_affinity"}
 _SIGLIP_SCALE, _SIGLIP_BIAS = math.log(10), -10.0
 _SCALARS = ("logit_scale", "logit_bias")
 
@@ -29,7 +29,7 @@ def make_student(settings: RunSettings) -> tuple[Any, ModelConfig, list[Inherite
     towers: tuple[Tower, ...] = ("image", "text") if settings.text_tower == "own" else ("image",)
     teacher = load_model(settings.initial) if settings.initial else None
     model, config = create_student(settings.student, settings.seed, towers, teacher.config if teacher else None)
-    if SIGMOID_LOSSES & set(settings.terms()) and getattr(model, "logit_bias", None) is None:
+    if any(LOSSES[name].uses_bias for name in settings.terms()) and getattr(model, "logit_bias", None) is None:
         model.logit_bias = nn.Parameter(torch.tensor(_SIGLIP_BIAS))
         with torch.no_grad():
             model.logit_scale.fill_(_SIGLIP_SCALE)

@@ -25,6 +25,7 @@ import torch
 from clip_models import save_model
 from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
+from clip_models.precision import PRECISIONS
 from distill.report import write_run_page
 from distill.run_folder import BEGINNINGS, RunFiles
 from distill.settings import EvaluationSettings, RunSettings
@@ -292,7 +293,7 @@ def _look(evaluation: EvaluationSettings | None) -> None:
 def _has_instructions_for(precision: str) -> bool:
     """Whether this CPU has instructions for it."""
     has = torch.cpu.get_capabilities()
-    return precision == "fp32" or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
+    return not PRECISIONS[precision].native or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
 
 
 def _versions() -> dict[str, str]:

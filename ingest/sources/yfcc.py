@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest.formats import YFCC_COLUMNS
 from ingest.sources.columns import Chosen
 from ingest.sources.delimited import split_fields
-from ingest.sources.published import YFCC_COLUMNS
 from ingest.sources.reader import Block, text_schema
 from ingest.sources.text import read_lines
 from shards import UserError

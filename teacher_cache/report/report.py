@@ -18,13 +18,13 @@ from pages.axis import Axis
 from pages.plot import dots, histogram
 from shards import Dataset, Folder
 from shards.progress import Meter
-from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
 from teacher_cache.report.duplicates import EXACT, Neighbours, groups, nearest, work
 from teacher_cache.report.pictures import Pictures
 from teacher_cache.report.scores import BINS, Scores, norms, score
 from teacher_cache.report.shard_drift import drift
 from teacher_cache.report.threshold import Threshold, near_threshold
+from teacher_cache.settings import Join
 from teacher_cache.views import ViewPolicy
 
 PAGE, TABLE = "report.html", "scores.parquet"

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from clip_models import ModelConfig, create_student, load_model, save_model
 from clip_models.pruned import tower_shape
-from distill.pruning import PruneSettings, Pruning, draw_architecture, materialise, pruning_report
+from distill.pruning import PruneSettings, Pruning, draw_architecture, pruning_report
 from distill.pruning.gates import Gates, Opened
 from distill.pruning.masks import mask, masked_towers
+from distill.pruning.materialise import materialise
 from shards import UserError
 from tests.distill import pruning_formulas as formulas
 

@@ -1,12 +1,37 @@
-"""What published lists look like: the kind of file, the columns' names, and what is worth keeping of them.
+"""What a list can be: the kinds of files, and published lists with their columns' names and what is worth keeping.
 
-Names are matched without regard to case. Kept columns that the ledger has under the same name are renamed: a width in
-a list is what somebody once measured, and becomes `listed_width`.
+A kind of file is an entry of `KINDS` and its reader, a published list one of `LAYOUTS`; nothing else names them. Names
+of columns are matched without regard to case. Kept columns that the ledger has under the same name are renamed: a width
+in a list is what somebody once measured, and becomes `listed_width`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """`reader`: `module:class` of what reads such files, as `sources/reader.py` says, made with an encoding (of CSV,
+    TSV and YFCC100M with more, in `sources/source.py`).
+
+    `endings`: of the files' names. `lines`: rows may be added at the end.
+    """
+
+    reader: str
+    endings: tuple[str, ...] = ()
+    lines: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "txt": Kind(reader="ingest.sources.delimited:TxtReader", endings=(".txt",), lines=True),
+    "csv": Kind(reader="ingest.sources.quoted:QuotedReader", endings=(".csv",), lines=True),
+    "tsv": Kind(reader="ingest.sources.delimited:TsvReader", endings=(".tsv",), lines=True),
+    "jsonl": Kind(reader="ingest.sources.objects:JsonReader", endings=(".jsonl", ".ndjson"), lines=True),
+    "json": Kind(reader="ingest.sources.objects:JsonReader", endings=(".json",)),
+    "parquet": Kind(reader="ingest.sources.parquet:ParquetReader", endings=(".parquet",)),
+    "yfcc": Kind(reader="ingest.sources.yfcc:YfccReader"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +82,7 @@ YFCC_COLUMNS = (
 )
 """YFCC100M's own files have no header; these are our names for its columns."""
 
-LAYOUTS = {
-    **{kind: Layout(kind=kind) for kind in ("txt", "csv", "tsv", "jsonl", "json", "parquet")},
+LAYOUTS: dict[str, Layout] = {
     "auto": Layout(),
     # The second is the subset with labels that a classifier found.
     "cc3m": Layout(kind="tsv", headers=(("caption", "url"), ("caption", "url", "labels", "mids", "confidences"))),
@@ -95,3 +119,6 @@ LAYOUTS = {
         ),
     ),
 }
+"""Published lists; the kinds of files that a name ends in are formats too, of columns called url and caption."""
+
+LAYOUTS |= {name: Layout(kind=name) for name, kind in KINDS.items() if kind.endings}
