@@ -13,9 +13,9 @@ READY := .venv/.ready
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
 
-# Two at once: many tests wait for servers, time-outs and Ray. Long ones first (tests/conftest.py); the slowest are named.
+# Three at once on two cores, as many tests wait for servers, time-outs and Ray; long files first (tests/conftest.py).
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 # A small demo, whole: about a minute.
 test-demo: $(READY)
