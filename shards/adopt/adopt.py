@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.adopt.samples import CAPTIONS, IMAGES, Extensions, Row, rows_of, samples_of
+from shards.adopt.samples import CAPTIONS, IMAGES, Extensions, Row, kind_of, rows_of, samples_of
 from shards.adopt.tar_members import TarError, tar_members
 from shards.adopt.tars import Tar, find_tars
 from shards.errors import ShardError, UserError
@@ -212,13 +212,14 @@ def _refuse_unfitting(tar: Tar, settings: AdoptSettings) -> None:
     with tar.mapped() as view:
         try:
             found = _read(view, tar, settings)
+            kinds = Counter(f".{kind_of(member.name)}" for member in tar_members(view))
         except TarError as error:
             raise UserError(str(error), where=tar.url, do="See that it is a whole tar, not compressed") from None
     if len(found.index):
         return
     rules = settings.extensions
     what = "an image and a caption" if settings.captioned else "an image"
-    names = ", ".join(name for name, _ in found.others.most_common(_SHOWN))
+    names = ", ".join(kind for kind, _ in kinds.most_common(_SHOWN))
     faults = Counter(found.ledger["error_message"].to_pylist()).most_common(1)
     seen = f"; found {names}" if names else "" if faults else "; it has no files"
     seen += f"; of {len(found.ledger):,}, {faults[0][1]:,}: {faults[0][0]}" if faults else ""
@@ -227,15 +228,15 @@ def _refuse_unfitting(tar: Tar, settings: AdoptSettings) -> None:
         + (f" and .{', .'.join(rules.captions)}" if settings.captioned else "")
         + f"){seen}",
         where=tar.url,
-        do=_advice(found.others, settings),
+        do=_advice(kinds, settings),
     )
 
 
-def _advice(others: Counter[str], settings: AdoptSettings) -> str:
-    kinds = [name.removeprefix(".") for name, _ in others.most_common() if name.startswith(".")]
+def _advice(seen: Counter[str], settings: AdoptSettings) -> str:
+    kinds = [name.removeprefix(".") for name, _ in seen.most_common()]
     image = next((kind for kind in kinds if kind.rpartition(".")[2] in IMAGES), None)
     caption = next((kind for kind in kinds if kind.rpartition(".")[2] in CAPTIONS), None)
-    options = [f"--image {image}"] if image else []
+    options = [f"--image {image}"] if image and image not in settings.extensions.images else []
     if settings.captioned:
         options.append(f"--caption {caption}" if caption else "--no-captions")
     return f"Use {' '.join(options)}, or say which members they are with --image and --caption"

@@ -72,6 +72,11 @@ def samples_of(members: Iterable[Member], extensions: Extensions) -> tuple[dict[
     return found, others
 
 
+def kind_of(name: str) -> str:
+    """What a member's name ends with by webdataset's rule: all that follows the first dot of its last part."""
+    return name.rpartition("/")[2].partition(".")[2].lower()
+
+
 def _add(found: dict[str, Sample], key: str, extension: str, member: Member) -> None:
     sample = found.setdefault(key, Sample(key))
     if extension in sample.members:

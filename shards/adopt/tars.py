@@ -50,10 +50,10 @@ class Tar:
             if not Path(path).stat().st_size:
                 yield memoryview(b"")
                 return
-            map_ = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            map_.madvise(mmap.MADV_SEQUENTIAL)
-            view = stack.enter_context(memoryview(map_))
-            yield view
+            held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            held.madvise(mmap.MADV_SEQUENTIAL)
+            # Closed with the last view of it, which an exception may hold on to.
+            yield memoryview(held)
 
 
 def find_tars(patterns: Iterable[str]) -> tuple[Tar, ...]:
