@@ -29,7 +29,7 @@ from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
 from shards.publication import Publication
 from shards.reader import DATASET, SCHEMA_VERSION, Shard
-from shards.record import FileEntry, ShardRecord, compact
+from shards.record import RECORDS, FileEntry, ShardRecord, compact, published_records
 from shards.runner import Executor, Summary, run_shards
 from shards.storage import Folder
 from shards.task import Spec
@@ -182,6 +182,7 @@ def adopt(settings: AdoptSettings, executor: Executor) -> Adopted:
     summary = run_shards(AdoptTask(settings, tars), executor)
     shards = [record for shard, record in compact(folder).items() if shard < len(tars)]
     _refuse_doubles(folder, tars, shards)
+    _withdraw_others(folder, len(tars))
     facts = {
         "schema": SCHEMA_VERSION,
         "name": name,
@@ -193,6 +194,15 @@ def adopt(settings: AdoptSettings, executor: Executor) -> Adopted:
     folder.publish(DATASET, json.dumps(facts, indent=1).encode())
     rows, refused = int(summary.stats["rows"]), int(summary.stats["refused"])
     return Adopted(summary, len(tars), rows, refused, _counted(summary, _REASON), _counted(summary, _OTHER))
+
+
+def _withdraw_others(folder: Folder, count: int) -> None:
+    """Shards of an earlier run that named more tars are no part of the dataset."""
+    for shard, name in published_records(folder).items():
+        if shard >= count:
+            folder.child(RECORDS).delete(str(name))
+            for suffix in (".index.arrow", ".parquet"):
+                folder.delete(f"{shard:05d}{suffix}")
 
 
 def _counted(summary: Summary, prefix: str) -> Counter[str]:

@@ -91,6 +91,15 @@ def test_a_second_run_reads_only_what_is_new(tmp_path: Path) -> None:
     assert len(Dataset.open(str(tmp_path / "out"))) == 15
 
 
+def test_a_second_run_of_fewer_tars_leaves_nothing_of_the_others(tmp_path: Path) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", pairs(5 * number, 5))
+    adopted(tmp_path / "out", tmp_path / "?.tar")
+    adopted(tmp_path / "out", tmp_path / "{1..2}.tar")
+    assert [shard.keys[0] for shard in Dataset.open(str(tmp_path / "out")).shards] == ["000000005", "000000010"]
+    assert verify_dataset(str(tmp_path / "out")).problems == ()
+
+
 def test_each_way_to_write_a_sample(tmp_path: Path) -> None:
     caption_in_json = json.dumps({"caption": "from the JSON", "width": 16}).encode()
     members = [
