@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards import Dataset, IncompleteError, InProcess, UserError, verify_dataset
+from clipstill.main import main
+from shards import Dataset, Folder, IncompleteError, InProcess, UserError, verify_dataset
 from shards.adopt import Adopted, AdoptSettings, Extensions, adopt
 from shards.adopt.tar_members import TarError, tar_members
 
@@ -252,6 +253,53 @@ def test_what_is_no_tar_is_refused_before_any_work(tmp_path: Path) -> None:
     for pattern in ("absent.tar", "*.tgz", "{0..3}.tar"):
         with pytest.raises(UserError):
             adopted(tmp_path / "out", tmp_path / "elsewhere" / pattern)
+
+
+def test_tars_on_an_object_store_are_read_from_there(bucket: str, tmp_path: Path) -> None:
+    store = Folder(bucket)
+    for number in range(2):
+        data = write_tar(tmp_path / f"{number}.tar", pairs(4 * number, 4)).read_bytes()
+        store.child("tars").publish(f"{number}.tar", data)
+    for out, patterns in (
+        (tmp_path / "here", f"{bucket}/tars/{{0..1}}.tar"),
+        (f"{bucket}/there", f"{bucket}/tars/*.tar"),
+    ):
+        assert adopted(out, patterns).rows == 8  # type: ignore[arg-type]
+        found = Dataset.open(str(out))
+        assert [shard.caption(3) for shard in found.shards] == ["picture 3", "picture 7"]
+        assert found.shards[1].image_bytes(0) == picture(4)
+        assert verify_dataset(str(out)).problems == ()
+    with pytest.raises(UserError, match="no tar is there"):
+        adopted(tmp_path / "none", f"{bucket}/tars/x*.tar")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:webdataset")
+def test_what_webdatasets_own_writer_makes_is_read(tmp_path: Path) -> None:
+    import webdataset  # noqa: PLC0415
+
+    with webdataset.ShardWriter(f"{tmp_path}/w-%03d.tar", maxcount=2, verbose=0) as sink:
+        for number in range(5):
+            sample = {"__key__": f"s{number}", "jpg": picture(number), "txt": f"no. {number}", "json": {"n": number}}
+            sink.write(sample | {"cls": number})
+    found = adopted(tmp_path / "out", tmp_path / "w-{000..002}.tar")
+    shards = Dataset.open(str(tmp_path / "out")).shards
+    assert (found.rows, [shard.count for shard in shards]) == (5, [2, 2, 1])
+    assert shards[1].caption(1) == "no. 3"
+    assert shards[1].meta(1) == {"key": "s3", "n": 3, "label": 3}
+
+
+def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tar(tmp_path / "x.tar", pairs(0, 3) | {"9.txt": b"alone", "000000000.mask.npy": b"x"})
+    out = tmp_path / "out"
+    assert main(["shards", "adopt", str(path), "--out", str(out), "--in-process"]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "4 samples in 1 tars: 3 adopted, 1 refused",
+        "         1  it has no image",
+        "members that are no part of a sample: 1 .mask.npy",
+    ]
+    assert main(["shards", "verify", str(out)]) == 0
+    assert main(["shards", "verify", str(tmp_path)]) == 2
+    assert f"clipstill shards adopt {tmp_path} --out DATASET" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", FORMATS)
