@@ -36,6 +36,8 @@ class SourceSettings:
     `keep` names further columns that travel into the ledger and each sample's JSON. `hash_column` holds the hash that
     each original must have. `where` holds conditions on columns, such as `similarity >= 0.3`; rows that do not meet
     them all are not fetched. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files.
+    With `files` the URL column has paths, relative ones below `root` (the list's own folder unless given), or in
+    Parquet the images' bytes.
     """
 
     paths: tuple[str, ...]
@@ -50,6 +52,8 @@ class SourceSettings:
     quoted: bool = False
     encoding: str = "utf-8"
     captions: bool = True
+    files: bool = False
+    root: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +191,15 @@ class IngestSettings:
     shard_size: int = 1000
     image: ImageSettings = field(default_factory=ImageSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    engine: Literal["clipstill", "img2dataset"] = "clipstill"
+    engine: Literal["clipstill", "img2dataset", "files"] = "clipstill"
     stop_on_collapse: bool = True
     attempts: int = 3
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
             raise UserError(f"shard size {self.shard_size} is not positive")
+        if (self.engine == "files") != self.source.files:
+            raise UserError(f"engine {self.engine!r} with rows of {'files' if self.source.files else 'URLs'}")
         if self.attempts < 1:
             raise UserError(f"{self.attempts} tries a shard are too few", do="Allow at least 1")
         if self.engine != "clipstill" and self.network.proxy is not None:
@@ -207,6 +213,9 @@ class IngestSettings:
         Paths are left out (the inputs' hashes stand for them), and so is what only changes how long work takes.
         """
         source = {name: value for name, value in asdict(self.source).items() if name not in {"paths", "subset"}}
+        if not self.source.files:
+            # What was made of URLs is what it was before there was anything else.
+            del source["files"], source["root"]
         identity = {
             "name": self.name,
             "shard_size": self.shard_size,
