@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
 
-from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show, show_json
 
 _SUMMARY = """\
 Check a dataset byte by byte.
@@ -24,9 +26,10 @@ refused, with its reason, in NNNNN.parquet. The tars stay as they are: one that 
 
 
 def add(commands: Subparsers) -> None:
-    parser = commands.add_parser("shards", help="Work on shards: adopt, verify.")
+    parser = commands.add_parser("shards", help="Work on shards: adopt, ls, cat, verify.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     _add_adopt(actions)
+    _add_looks(actions)
     verify = add_command(actions, "verify", _SUMMARY, "  clipstill shards verify data/cc3m\n")
     verify.add_argument("folder", metavar="FOLDER", help="what `clipstill ingest` wrote")
     verify.set_defaults(run=run)
@@ -48,6 +51,47 @@ def _add_adopt(actions: Subparsers) -> None:
     )
     add_runner(parser, workers="one a core")
     parser.set_defaults(run=run_adopt)
+
+
+def _add_looks(actions: Subparsers) -> None:
+    ls = add_command(actions, "ls", "List a dataset's shards.", "  clipstill shards ls data/cc3m\n")
+    ls.add_argument("dataset", metavar="DATASET", help="what `clipstill ingest` or `shards adopt` wrote")
+    ls.set_defaults(run=run_ls)
+    example = "  clipstill shards cat data/cc3m cc3m-000000017 --image 17.jpg\n"
+    cat = add_command(actions, "cat", "Show one sample: where it lies, its caption and metadata, as JSON.", example)
+    cat.add_argument("dataset", metavar="DATASET")
+    cat.add_argument("key", metavar="KEY")
+    cat.add_argument("--image", metavar="FILE", help="write the picture there, as it is stored")
+    cat.set_defaults(run=run_cat)
+
+
+def run_ls(args: argparse.Namespace) -> int:
+    from shards import Dataset  # noqa: PLC0415
+    from shards.look import shard_lines  # noqa: PLC0415
+
+    dataset = Dataset.open(args.dataset)
+    total = 0
+    for line in shard_lines(dataset):
+        show(f"{line.shard:05d}  {line.samples:>8,} samples  {line.bytes / 1e6:>10,.1f} MB  {line.tar}")
+        total += line.bytes
+    kind = "" if dataset.captioned else ", without captions"
+    show(f"{dataset.name}: {len(dataset):,} samples in {len(dataset.shards):,} shards, {total / 1e6:,.1f} MB{kind}")
+    return 0
+
+
+def run_cat(args: argparse.Namespace) -> int:
+    from shards import Dataset  # noqa: PLC0415
+    from shards.errors import UserError  # noqa: PLC0415
+    from shards.look import describe, find  # noqa: PLC0415
+
+    shard, row = find(Dataset.open(args.dataset), args.key)
+    if args.image is not None:
+        try:
+            Path(args.image).write_bytes(shard.image_bytes(row))
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror})", where=args.image, do="Check the path") from None
+    show_json(asdict(describe(shard, row)))
+    return 0
 
 
 def run_adopt(args: argparse.Namespace) -> int:

@@ -298,6 +298,20 @@ def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFi
         "members that are no part of a sample: 1 .mask.npy",
     ]
     assert main(["shards", "verify", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["shards", "ls", str(out)]) == 0
+    size = path.stat().st_size / 1e6
+    assert capsys.readouterr().out.splitlines() == [
+        f"00000         3 samples  {size:>10,.1f} MB  {path}",
+        f"out: 3 samples in 1 shards, {size:,.1f} MB",
+    ]
+    assert main(["shards", "cat", str(out), "000000001", "--image", str(tmp_path / "1.jpg")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["caption"], told["meta"]["url"], told["tar"]) == ("picture 1", "http://x/1", str(path))
+    assert (tmp_path / "1.jpg").read_bytes() == picture(1)
+    assert path.read_bytes()[told["offset"] : told["offset"] + told["bytes"]] == picture(1)
+    assert main(["shards", "cat", str(out), "none"]) == 2
+    assert "no sample 'none'; the first of 3 is '000000000'" in capsys.readouterr().err
     assert main(["shards", "verify", str(tmp_path)]) == 2
     assert f"clipstill shards adopt {tmp_path} --out DATASET" in capsys.readouterr().err
 
