@@ -15,6 +15,7 @@ CAUSES = (
     "duplicate",  # the URL stands in an earlier row too, which has the sample
     "bad_boxes",  # of faces to blur
     "filtered_where",  # by a condition on the input's columns
+    "no_file",  # of rows that name files: none is there, or it cannot be read
     "blocked_address",  # private, loopback, link-local and the like
     "robots_txt",
     "opt_out",  # X-Robots-Tag: noai and the like
@@ -51,7 +52,7 @@ IMAGE_CAUSES = frozenset(
 )
 """The causes that lie in the bytes, not in getting them."""
 
-_MAY_PASS = re.compile(r"dns|connect|tls|timeout|incomplete|http_(408|425|429|5\d\d)")
+_MAY_PASS = re.compile(r"no_file|dns|connect|tls|timeout|incomplete|http_(408|425|429|5\d\d)")
 
 
 def may_pass(cause: str) -> bool:

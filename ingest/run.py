@@ -11,6 +11,7 @@ from pathlib import Path
 from ingest import plan
 from ingest.faces import COLUMN
 from ingest.fetch import Fetcher, make_room
+from ingest.folders import LIST
 from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
@@ -31,6 +32,7 @@ _HELP = {
     "filtered_where": "No row meets all conditions: check their spelling",
     "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
     "bad_url": "Only http and https are fetched, and no local files: check --url-column",
+    "no_file": "Check the paths; relative ones are below --root, or else the list's own folder",
     "bad_row": "Check --format, --columns, --quoted and --encoding",
     "no_caption": "Check --caption-column, or take images alone with --no-captions",
     "dns": "Check the network and its resolver",
@@ -94,11 +96,12 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
         UserError: unusable input or settings, a folder that holds another dataset, or nothing that comes through.
         IncompleteError: shards are missing at the end.
     """
-    refuse_early(settings.network)
+    if settings.engine != "files":
+        refuse_early(settings.network)
     if settings.engine == "img2dataset":
         log.warning("ingest: img2dataset's engine refuses no address and has no deadline: only for lists you trust")
     out = Folder(settings.out)
-    refuse_other_things(out, "a dataset", {DATASET, PLANNING, plan.PLAN, plan.SEEN})
+    refuse_other_things(out, "a dataset", {DATASET, PLANNING, plan.PLAN, plan.SEEN, LIST})
     with out.alone(), plan.Planning(settings) as planning:
         if not published_records(out):
             first = planning.first_rows()
@@ -106,7 +109,8 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
                 log.warning(
                     "ingest: the list has boxes of faces (%s), which are not blurred without --blur-faces", COLUMN
                 )
-            warning = resolver_warning(first) if settings.network.proxy is None else None
+            asks_names = settings.network.proxy is None and settings.engine != "files"
+            warning = resolver_warning(first) if asks_names else None
             if warning is not None:
                 log.warning("ingest: %s", warning)
         report = run_planned(IngestTask(settings, planning.stage, planning=planning), executor)

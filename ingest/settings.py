@@ -31,7 +31,8 @@ class SourceSettings:
     """Where the rows come from. `paths` may hold folders, globs and URLs; their order is the rows' order.
 
     The columns' names are the list's own unless given. `keep` names columns that travel into the ledger and each
-    sample's JSON. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files.
+    sample's JSON. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files. With `files` the URL
+    column has paths, relative ones below `root` (the list's own folder unless given), or in Parquet the images' bytes.
     """
 
     paths: Annotated[tuple[str, ...], option("metadata files; folders, globs and URLs are fine", flag="FILE")]
@@ -56,6 +57,8 @@ class SourceSettings:
     quoted: Annotated[bool, option("the fields of a TSV may be quoted, as those of a CSV")] = False
     encoding: Annotated[str, option("of the text in the list, as Python calls it: latin-1, cp1252", "NAME")] = "utf-8"
     captions: Annotated[bool, option("take images alone: no column holds captions")] = True
+    files: bool = False
+    root: str | None = None
 
 
 @settings
@@ -190,11 +193,16 @@ class IngestSettings:
     network: Annotated[NetworkSettings, option("", section="the network")] = field(default_factory=NetworkSettings)
     attempts: Annotated[int, option("tries a shard until it counts as failed", "N", ge=1)] = 3
     stop_on_collapse: Annotated[bool, option("go on even if nothing comes through any more", flag="--no-stop")] = True
-    engine: Annotated[Literal["clipstill", "img2dataset"], option("what fetches, decodes and resizes", section="")] = (
-        "clipstill"
-    )
+    engine: Annotated[
+        Literal["clipstill", "img2dataset", "files"], option("what fetches, decodes and resizes", section="")
+    ] = "clipstill"
 
     def __post_init__(self) -> None:
+        if (self.engine == "files") != self.source.files:
+            raise UserError(
+                f"engine {self.engine!r} with rows of {'files' if self.source.files else 'URLs'}",
+                do="`clipstill shards pack` is for files",
+            )
         if self.engine != "clipstill" and self.network.proxy is not None:
             raise UserError("img2dataset's engine knows no proxy", do="Leave out --engine or --proxy")
         if self.image.blur_faces is not None and self.engine != "clipstill":
@@ -206,6 +214,9 @@ class IngestSettings:
         Paths are left out (the inputs' hashes stand for them), and so is what only changes how long work takes.
         """
         source = {name: value for name, value in asdict(self.source).items() if name not in {"paths", "subset"}}
+        if not self.source.files:
+            # What was made of URLs is what it was before there was anything else.
+            del source["files"], source["root"]
         identity = {
             "name": self.name,
             "shard_size": self.shard_size,

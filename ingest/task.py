@@ -82,7 +82,11 @@ class IngestTask:
 
 
 def _open_engine(settings: IngestSettings) -> Engine:
-    # Only workers need either, and both are slow to import.
+    # Only workers need any of them, and they are slow to import.
+    if settings.engine == "files":
+        from ingest.engines.files_engine import FilesEngine  # noqa: PLC0415
+
+        return FilesEngine(settings)
     if settings.engine == "img2dataset":
         from ingest.engines.img2dataset_engine import Img2datasetEngine  # noqa: PLC0415
 
@@ -101,7 +105,8 @@ class _IngestWorker:
         self._faces = settings.image.blur_faces
         self._fields = result_fields(self._hash)
         self._retries: list[Stage] | None = None
-        self._watch = OutageDetector(stage.witnesses) if settings.stop_on_collapse else None
+        watched = settings.stop_on_collapse and settings.engine != "files"
+        self._watch = OutageDetector(stage.witnesses) if watched else None
 
     def run(self, spec: Spec) -> ShardRecord:
         rows = plan.read_rows(spec.folder, self._stage, spec.shard)

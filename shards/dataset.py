@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from shards.errors import UserError
-from shards.places import what_is_at
+from shards.places import what_is_at, which_command
 from shards.record import RecordName, is_made
 from shards.storage import Folder
 
@@ -62,6 +62,7 @@ class Stage:
         parts: where its planned rows are.
         witnesses: of a retry, URLs that answered before.
         allowed: of a retry, the addresses that were allowed.
+        adopted: of a dataset of somebody else's tars, the patterns that name them.
         whole: whether all of it is planned.
     """
 
@@ -78,6 +79,7 @@ class Stage:
     parts: tuple[PlanPart, ...] = ()
     witnesses: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
+    adopted: tuple[str, ...] = ()
     whole: bool = True
 
     @property
@@ -118,7 +120,7 @@ class DatasetPlan:
                 raise UserError(
                     f"no dataset here (there is no {DATASET}): this is {what_is_at(folder)}",
                     where=str(folder),
-                    do="Give the folder that `clipstill ingest` wrote",
+                    do=which_command(folder),
                 )
             plan = DatasetPlan(folder, (replace(planning, whole=False),))
             if not unfinished:
@@ -209,7 +211,8 @@ def publish_planning(folder: Folder, stage: Stage) -> None:
 def publish_whole(folder: Folder, stage: Stage) -> Stage:
     """Publish a stage that is whole, in the place that it keeps, and return it."""
     if stage.round is None:
-        folder.publish(DATASET, _text(stage, _IN_WRITTEN if stage.settings is None else _IN_DATASET))
+        written = _IN_WRITTEN | {"adopted"} if stage.adopted else _IN_WRITTEN
+        folder.publish(DATASET, _text(stage, written if stage.settings is None else _IN_DATASET))
     else:
         text = _text(stage, _IN_RETRY if stage.is_retry else _IN_GROWN)
         folder.child(ROUNDS).publish(f"{stage.round}.json", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def what_is_at(folder: Folder) -> str:
     if not found and any(folder.child(name).exists("teacher.json") for name in names[:8] if "." not in name):
         found.append("a teacher cache, made by `clipstill cache build`")
     return [*found, f"a folder with {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"][0]
+
+
+def which_command(folder: Folder) -> str:
+    """What to do where a dataset was asked for and none is."""
+    try:
+        tars = "*" in folder.url or folder.url.endswith(".tar") or any(name.endswith(".tar") for name in folder.names())
+    except OSError:
+        tars = False
+    if not tars:
+        return "Give the folder that `clipstill ingest` or `clipstill shards adopt` wrote"
+    return f"Make one of these tars, where they are: clipstill shards adopt {shlex.quote(folder.url)} --out DATASET"
 
 
 def refuse_other_things(folder: Folder, what: str, ours: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from shards.fingerprint import sha256_file
@@ -50,6 +51,10 @@ class Publication:
             yield path
             entry = FileEntry(f"{self._spec.shard:05d}{suffix}", path.stat().st_size, sha256_file(path))
         self._files.append(entry)
+
+    def refer(self, suffix: str, entry: FileEntry) -> None:
+        """Have the record name, as `NNNNN<suffix>`, a file that is somebody else's and lies elsewhere (`entry.at`)."""
+        self._files.append(replace(entry, name=f"{self._spec.shard:05d}{suffix}"))
 
     @contextlib.contextmanager
     def beside(self, suffix: str) -> Iterator[Path]:

@@ -27,28 +27,29 @@ def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
 
     Raises `UserError` if it is absent or has another size than its record says; `remake` tells how to make it again.
     """
-    held = _opened(folder, entry)
+    where, name = entry.place(folder)
+    held = _opened(where, name, entry.sha256)
     try:
-        size = None if held is None else os.fstat(held).st_size
-        if held is None or size != entry.bytes:
-            state = "is missing" if size is None else f"has {size} bytes"
-            raise UserError(
-                f"{entry.name} {state}, its record says {entry.bytes}",
-                where=str(folder),
-                do=f"{remake}; `verify` shows what else is damaged",
-            )
-        return mmap.mmap(held, 0, access=mmap.ACCESS_READ)
+        seen = None if held is None else os.fstat(held)
+        if held is None or seen is None or seen.st_size != entry.bytes:
+            state = "is missing" if seen is None else f"has {seen.st_size} bytes"
+            wrong = f"{name} {state}, its record says {entry.bytes}"
+        elif entry.modified not in (None, seen.st_mtime_ns):
+            wrong = f"{name} was written to since it was adopted"
+        else:
+            return mmap.mmap(held, 0, access=mmap.ACCESS_READ)
+        raise UserError(wrong, where=str(where), do=f"{remake}; `verify` shows what else is damaged")
     finally:
         if held is not None:
             os.close(held)
 
 
-def _opened(folder: Folder, entry: FileEntry) -> int | None:
+def _opened(folder: Folder, name: str, sha256: str) -> int | None:
     """A descriptor of the file, None if it is absent; of a copy one that keeps it, as does a map that is made of it."""
-    path = folder.fetch(entry.name, entry.sha256)
+    path = folder.fetch(name, sha256)
     if not folder.is_local:
         while (held := copies.use(path)) is None:  # removed to make room since
-            path = folder.fetch(entry.name, entry.sha256)
+            path = folder.fetch(name, sha256)
         return held
     try:
         return os.open(path, os.O_RDONLY)
@@ -118,11 +119,15 @@ class Shard:
         """Have the files copied from an object store, so that the next use need not wait for it."""
         for suffix in (".tar", ".index.arrow"):
             entry = self.record.file(suffix)
-            self.folder.fetch(entry.name, entry.sha256)
+            where, name = entry.place(self.folder)
+            where.fetch(name, entry.sha256)
 
     def _part(self, part: str, row: int) -> bytes:
         start = int(self._index[f"{part}_offset"][row])
         return self._tar[start : start + int(self._index[f"{part}_size"][row])]
+
+    def _has(self, part: str, row: int) -> bool:
+        return int(self._index[f"{part}_size"][row]) >= 0
 
     def places(self, row: int) -> list[tuple[int, int]]:
         """Offset and size in bytes, within the tar, of a sample's image, caption and metadata."""
@@ -136,12 +141,19 @@ class Shard:
         return self._part("image", row)
 
     def caption(self, row: int) -> str:
-        """The caption of a sample."""
-        return self._part("text", row).decode()
+        """The caption of a sample; of an adopted one without a member for it the metadata's, or none."""
+        if self._has("text", row):
+            return self._part("text", row).decode()
+        told: str | None = self._index["caption"][row]
+        return told or ""
 
     def meta(self, row: int) -> dict[str, Any]:
-        """The metadata of a sample: key, url, sizes, and the columns kept from the input."""
-        data: dict[str, Any] = json.loads(self._part("json", row))
+        """The metadata of a sample: key, url, sizes, and the columns kept from the input; an adopted one's own."""
+        data: dict[str, Any] = json.loads(self._part("json", row)) if self._has("json", row) else {}
+        if "label" in self._index:
+            data["key"] = self.keys[row]
+            if self._index["label"][row] >= 0:
+                data["label"] = int(self._index["label"][row])
         return data
 
 
@@ -172,7 +184,8 @@ class Dataset:
         missing = plan.missing(names)
         if missing:
             shown = ", ".join(f"{shard:05d}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            again = "`clipstill ingest retry`" if plan.stage_of(missing[0]).is_retry else "`clipstill ingest` command"
+            made = "`clipstill shards adopt`" if plan.stages[0].adopted else "`clipstill ingest`"
+            again = "`clipstill ingest retry`" if plan.stage_of(missing[0]).is_retry else f"{made} command"
             raise UserError(
                 f"{len(missing)} of {len(plan.wanted)} shards are missing ({shown})",
                 where=str(folder),

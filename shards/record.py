@@ -31,11 +31,24 @@ MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One payload file: its name in the stage's folder, size in bytes and SHA-256."""
+    """One payload file: its name in the stage's folder, size in bytes and SHA-256.
+
+    A tar that was adopted lies `at` another URL, and has a name here all the same; `modified` is its time on a local
+    disk then, in nanoseconds since 1970.
+    """
 
     name: str
     bytes: int
     sha256: str
+    at: str | None = None
+    modified: int | None = None
+
+    def place(self, folder: Folder) -> tuple[Folder, str]:
+        """The folder it lies in, and its name there; `folder` is the stage's."""
+        if self.at is None:
+            return folder, self.name
+        parent, _, name = self.at.rpartition("/")
+        return Folder(parent or "/"), name
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,9 @@ class ShardRecord:
         return entry
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        told = asdict(self)
+        told["files"] = [{name: value for name, value in file.items() if value is not None} for file in told["files"]]
+        return json.dumps(told, sort_keys=True)
 
     @staticmethod
     def from_json(text: str | bytes) -> ShardRecord:
@@ -152,13 +167,15 @@ def damaged_shards(folder: Folder, names: Iterable[RecordName]) -> dict[int, str
 
     Gone, or of another size: one listing tells, however many there are. No byte is read; that is `verify`'s.
     """
-    sizes = folder.sizes()
+    sizes: dict[Folder, dict[str, int]] = {}
     found: dict[int, str] = {}
     for shard, record in read_records(folder, names).items():
-        wanted: dict[str, int | None] = dict.fromkeys(record.beside)
-        wanted |= {file.name: file.bytes for file in record.files}
-        for name, expected in wanted.items():
-            size = sizes.get(name)
+        wanted: dict[tuple[Folder, str], int | None] = {(folder, name): None for name in record.beside}
+        wanted |= {file.place(folder): file.bytes for file in record.files}
+        for (where, name), expected in wanted.items():
+            if where not in sizes:
+                sizes[where] = where.sizes()
+            size = sizes[where].get(name)
             if size is None:
                 found[shard] = f"{name} is missing"
             elif expected is not None and size != expected:

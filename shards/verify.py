@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import shlex
-import tarfile
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from shards.adopt.tar_members import Member, TarError, tar_members
 from shards.dataset import DatasetPlan
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
@@ -164,6 +165,11 @@ class _Rows:
 def _mend(plan: DatasetPlan, unmade: set[int], damaged: set[int]) -> str:
     """The command that makes again what is missing, and what must go before, so that it is seen to be."""
     folder = plan.folder
+    if plan.stages[0].adopted:
+        patterns = " ".join(map(shlex.quote, plan.stages[0].adopted))
+        records = ", ".join(f"{RECORDS}/{shard:05d}.*" for shard in sorted(damaged)[:5])
+        first = f"remove {records} in {folder}; then " if damaged else ""
+        return f"{first}clipstill shards adopt {patterns} --out {shlex.quote(folder.url)} (with the options it had)"
     if plan.stages[0].settings is None:
         return f"restore the files from where they came: {folder} was not made by `clipstill ingest`, which could again"
     out = shlex.quote(folder.url)
@@ -197,18 +203,19 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
     problems: list[str] = []
     absent: list[str] = []
     for file in record.files:
-        size = folder.size(file.name)
+        where, own_name = file.place(folder)
+        size = where.size(own_name)
         if size != file.bytes:
             state = "is missing" if size is None else f"has {size} bytes"
-            absent.append(f"{file.name} {state}, the record says {file.bytes}")
+            absent.append(f"{file.at or file.name} {state}, the record says {file.bytes}")
             continue
         try:
-            got = sha256_file(folder.fetch(file.name, file.sha256, fresh=True))
+            got = sha256_file(where.fetch(own_name, file.sha256, fresh=True))
         except OSError as error:
             problems.append(str(error))
             continue
         if got != file.sha256:
-            problems.append(f"{file.name} hashes to {got[:16]}..., the record says {file.sha256[:16]}...")
+            problems.append(f"{file.at or file.name} hashes to {got[:16]}..., the record says {file.sha256[:16]}...")
     name = f"{record.shard:05d}.parquet"
     ledger = None
     try:
@@ -231,30 +238,52 @@ def _check_tar(shard: Shard) -> list[str]:
         problems.append(f"the index has {len(shard.keys)} rows, the record says {shard.count}")
     if len(set(shard.keys)) != len(shard.keys):
         problems.append("the index names a key twice")
-    problems += [f"key {key!r} is not a safe tar member name" for key in shard.keys if not is_key(key)]
     entry = shard.record.file(".tar")
+    where, name = entry.place(shard.folder)
     try:
-        with tarfile.open(shard.folder.fetch(entry.name, entry.sha256)) as tar:
-            members = tar.getmembers()
-    except tarfile.TarError as error:
+        with (
+            open(where.fetch(name, entry.sha256), "rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as tar,
+        ):
+            members = list(tar_members(tar))
+    except TarError as error:
         return [*problems, f"the tar cannot be read ({error})"]
+    problems += _check_adopted(shard, members) if entry.at else _check_own(shard, members)
+    for row, key in enumerate(shard.keys):
+        try:
+            Image.open(io.BytesIO(shard.image_bytes(row))).load()
+        except Exception as error:  # noqa: BLE001 - decoders raise anything; each is a finding
+            problems.append(f"the image of {key} does not decode ({error})")
+    return problems
+
+
+def _check_own(shard: Shard, members: list[Member]) -> list[str]:
+    """A tar as we write it: three members a sample, in the index's order."""
+    problems = [f"key {key!r} is not a safe tar member name" for key in shard.keys if not is_key(key)]
     if len(members) != 3 * len(shard.keys):
         return [*problems, f"the tar has {len(members)} members, the index says {3 * len(shard.keys)}"]
     for row, key in enumerate(shard.keys):
         sample = members[3 * row : 3 * row + 3]
         stems = {member.name.split(".", 1)[0] for member in sample}
         if stems != {key}:
-            problems.append(f"row {row} of the tar holds {sorted(stems)}, the index says {key}")
-            break
-        if [(member.offset_data, member.size) for member in sample] != shard.places(row):
-            problems.append(f"the index gives other places for {key} than the tar")
-            break
+            return [*problems, f"row {row} of the tar holds {sorted(stems)}, the index says {key}"]
+        if [(member.offset, member.size) for member in sample] != shard.places(row):
+            return [*problems, f"the index gives other places for {key} than the tar"]
         if shard.meta(row).get("key") != key:
             problems.append(f"the JSON of {key} names another key: {shard.meta(row).get('key')!r}")
-        try:
-            Image.open(io.BytesIO(shard.image_bytes(row))).load()
-        except Exception as error:  # noqa: BLE001 - decoders raise anything; each is a finding
-            problems.append(f"the image of {key} does not decode ({error})")
+    return problems
+
+
+def _check_adopted(shard: Shard, members: list[Member]) -> list[str]:
+    """A tar of somebody else's: each part of the index is one whole member of the sample's name."""
+    names = {(member.offset, member.size): member.name for member in members}
+    _, _, tar = (shard.record.file(".tar").at or "").rpartition("/")
+    problems = []
+    for row, key in enumerate(shard.keys):
+        found = [names.get(place) for place in shard.places(row) if place[1] >= 0]
+        stem = key.removeprefix(f"{tar.removesuffix('.tar')}/")
+        if not all(name is not None and name.startswith(f"{stem}.") for name in found):
+            problems.append(f"the index gives other places for {key} than the tar")
     return problems
 
 

@@ -78,4 +78,4 @@ def show(text: str) -> None:
 
 
 def show_json(value: Any) -> None:
-    show(json.dumps(value, indent=1))
+    show(json.dumps(value, indent=1, ensure_ascii=False))

@@ -13,6 +13,7 @@ from shards.settings import make
 
 if TYPE_CHECKING:
     from ingest import IngestReport
+    from ingest.settings import IngestSettings
 
 _SUMMARY = """\
 Download a list of image URLs into webdataset shards.
@@ -84,7 +85,11 @@ def run(args: argparse.Namespace) -> int:
     values = given(args, IngestSettings)
     kept = [*values["source"].get("keep", ()), values.get("image", {}).get("blur_faces")]
     values["source"]["keep"] = tuple(dict.fromkeys(filter(None, kept)))
-    settings = make(IngestSettings, values)
+    return run_settings(args, make(IngestSettings, values))
+
+
+def run_settings(args: argparse.Namespace, settings: IngestSettings) -> int:
+    """Run an ingest and say what came of it."""
     from ingest.run import ingest, refuse_nothing, work_of_list  # noqa: PLC0415 - wrong options are told before
 
     report = ingest(settings, make_executor(args, work_of_list(settings), workers=cores(), cpus=1))

@@ -1,11 +1,15 @@
-"""`clipstill shards verify`: prove a dataset."""
+"""`clipstill shards`: datasets of tars and pictures that are there already; look into one, and prove it."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from pathlib import Path
 
-from clipstill.commands.common import Subparsers, add_command, show
+from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show, show_json
+from clipstill.options import add_options, given
 from clipstill.parser import Parser
+from shards.settings import make
 
 _SUMMARY = """\
 Check a dataset byte by byte.
@@ -15,14 +19,149 @@ against plan and tars, keys unique. Exit status 1 if anything is wrong; the last
 """
 
 
+_ADOPT = """\
+Make a dataset of webdataset tars that you have, where they are.
+
+Each tar is read once, at the speed of hashing it; no image is copied or decoded. Members of one name (up to its first
+dot) are a sample: an image, a caption, perhaps a JSON object and a class number. A sample that cannot be used is
+refused, with its reason, in NNNNN.parquet. The tars stay as they are: one that is written to later is refused.
+"""
+
+
+_ADOPT_EXAMPLE = """\
+  clipstill shards adopt 'wds/cc12m-train-{0000..2175}.tar' --out data/cc12m
+  clipstill shards adopt s3://bucket/datacomp/shards/ --out data/datacomp
+"""
+
+_PACK = """\
+Make shards of pictures that you have: files, or bytes in a column of Parquet.
+
+INPUT is a list with a column of paths (OpenCLIP's CSV with title and filepath is one), Parquet with the images in a
+column, or folders of pictures: the text beside NAME.jpg in NAME.txt is its caption, and where each picture is in a
+folder below the given one, that is its class. Rows are checked, stored and accounted for as `clipstill ingest` does it;
+a run that was stopped goes on.
+"""
+
+_PACK_EXAMPLE = """\
+  clipstill shards pack train.csv --name mine --out data/mine
+  clipstill shards pack 'photos/*.parquet' --column jpeg --no-captions --keep label --name photos --out data/photos
+  clipstill shards pack pictures/ --name pictures --out data/pictures
+"""
+
+_LS = """\
+List a dataset's shards: samples, bytes, and where the tar is.
+"""
+
+_CAT = """\
+Show one sample, as JSON: where it lies, its caption and metadata.
+"""
+
+_CAT_EXAMPLE = """\
+  clipstill shards cat data/cc3m cc3m-000000017 --image 17.jpg
+"""
+
+
 def add(commands: Subparsers) -> None:
-    parser = commands.add_parser("shards", help="Work on shards: verify.")
+    parser = commands.add_parser("shards", help="Work on shards: adopt, pack, ls, cat, verify.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
+    add_command(actions, "adopt", _ADOPT, _ADOPT_EXAMPLE, run=run_adopt, fill=_adopt_options)
+    add_command(actions, "pack", _PACK, _PACK_EXAMPLE, run=run_pack, fill=_pack_options)
+    add_command(actions, "ls", _LS, "  clipstill shards ls data/cc3m\n", run=run_ls, fill=_options)
+    add_command(actions, "cat", _CAT, _CAT_EXAMPLE, run=run_cat, fill=_cat_options)
     add_command(actions, "verify", _SUMMARY, "  clipstill shards verify data/cc3m\n", run=run, fill=_options)
 
 
 def _options(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="what `clipstill ingest` wrote")
+    parser.add_argument("folder", metavar="FOLDER", help="what `clipstill ingest`, `pack` or `adopt` wrote")
+
+
+def _cat_options(parser: Parser) -> None:
+    _options(parser)
+    parser.add_argument("key", metavar="KEY")
+    parser.add_argument("--image", metavar="FILE", help="write the picture there, as it is stored")
+
+
+def _adopt_options(parser: Parser) -> None:
+    from shards.adopt.settings import AdoptSettings  # noqa: PLC0415 - each command imports its own settings alone
+
+    add_options(parser, AdoptSettings)
+    add_runner(parser, workers="the machine's cores")
+
+
+def _pack_options(parser: Parser) -> None:
+    from ingest.settings import IngestSettings, SourceSettings  # noqa: PLC0415
+
+    add_options(parser, SourceSettings, without={"url_column", "subset"})
+    of_column = "with the paths, or the images themselves (default: filepath, path, image and the like)"
+    parser.add_argument("--column", metavar="NAME", help=of_column)
+    parser.add_argument("--root", metavar="FOLDER", help="where relative paths begin (default: the list's own folder)")
+    add_options(parser, IngestSettings, only={"out", "name", "shard_size", "image", "attempts"})
+    add_runner(parser, workers="the machine's cores")
+
+
+def run_adopt(args: argparse.Namespace) -> int:
+    from shards.adopt.settings import AdoptSettings  # noqa: PLC0415
+
+    settings = make(AdoptSettings, given(args, AdoptSettings))
+    from shards.adopt import adopt, find_tars, work_of_tars  # noqa: PLC0415 - a wrong option is told before
+
+    tars = find_tars(settings.patterns)
+    found = adopt(settings, tars, make_executor(args, work_of_tars(tars), workers=cores(), cpus=1))
+    show(f"{found.rows} samples in {found.tars} tars: {found.rows - found.refused} adopted, {found.refused} refused")
+    for reason, count in found.reasons.most_common():
+        show(f"  {count:>8}  {reason}")
+    if found.others:
+        names = ", ".join(f"{count} {name}" for name, count in found.others.most_common())
+        show(f"members that are no part of a sample: {names}")
+    show(f"{settings.out} is a dataset now: `clipstill shards verify` decodes every image, `cache build` is next")
+    return 0
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    from ingest.settings import IngestSettings, SourceSettings  # noqa: PLC0415
+
+    values = given(args, IngestSettings)
+    source = given(args, SourceSettings) | {"files": True, "url_column": args.column, "root": args.root}
+    from ingest.folders import are_folders_of_pictures, write_list  # noqa: PLC0415
+    from shards import Folder  # noqa: PLC0415
+
+    if are_folders_of_pictures(source["paths"]):
+        listing, captioned, classed = write_list(source["paths"], Folder(values["out"]))
+        source |= {"paths": (listing,), "captions": captioned and source.get("captions", True)}
+        source |= {"keep": (*source.get("keep", ()), *(("class", "label") if classed else ()))}
+    settings = make(IngestSettings, {**values, "source": make(SourceSettings, source), "engine": "files"})
+    from clipstill.commands.ingest import run_settings  # noqa: PLC0415
+
+    return run_settings(args, settings)
+
+
+def run_ls(args: argparse.Namespace) -> int:
+    from shards import Dataset  # noqa: PLC0415
+    from shards.look import shard_lines  # noqa: PLC0415
+
+    dataset = Dataset.open(args.folder)
+    total = 0
+    for line in shard_lines(dataset):
+        show(f"{line.shard:05d}  {line.samples:>8,} samples  {line.bytes / 1e6:>10,.1f} MB  {line.tar}")
+        total += line.bytes
+    kind = "" if dataset.captioned else ", without captions"
+    show(f"{dataset.name}: {len(dataset):,} samples in {len(dataset.shards):,} shards, {total / 1e6:,.1f} MB{kind}")
+    return 0
+
+
+def run_cat(args: argparse.Namespace) -> int:
+    from shards import Dataset  # noqa: PLC0415
+    from shards.errors import UserError  # noqa: PLC0415
+    from shards.look import describe, find  # noqa: PLC0415
+
+    shard, row = find(Dataset.open(args.folder), args.key)
+    if args.image is not None:
+        try:
+            Path(args.image).write_bytes(shard.image_bytes(row))
+        except OSError as error:
+            raise UserError(f"cannot be written ({error.strerror})", where=args.image, do="Check the path") from None
+    show_json(asdict(describe(shard, row)))
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,6 @@ go on, since our own delay must not become a server's time-out.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Generator, Sequence
@@ -21,6 +20,7 @@ from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from ingest.engines.cores import cores
 from ingest.fetch import Answer, Fetcher
 from ingest.fetched import Fetched, Request
 from ingest.images import ImageProcessor
@@ -54,7 +54,7 @@ class ClipstillEngine:
 
     def __init__(self, settings: IngestSettings) -> None:
         self._settings = settings
-        self._threads = _cores()
+        self._threads = cores()
         self._fetcher: Fetcher[_Ticket] | None = self._new_fetcher()
         self._images = ImageProcessor(settings.image)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
@@ -214,13 +214,6 @@ class ClipstillEngine:
 
 def _closed() -> RuntimeError:
     return RuntimeError("the engine was closed")
-
-
-def _cores() -> int:
-    # A list of one number for each level of nesting is legal.
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    wanted = int(first) if first.isascii() and first.isdigit() else 0
-    return wanted or os.cpu_count() or 1
 
 
 def _fetched(answer: Answer, image: Fetched) -> Fetched:

@@ -43,6 +43,11 @@ _WORDS: dict[str, Cause] = {
         "Mend the column that --blur-faces names.",
     ),
     "no_caption": Cause(LIST, "The row has no text.", "Nothing; or, for images alone, --no-captions, which " + _ANEW),
+    "no_file": Cause(
+        UNREACHED,
+        "No file is there, it cannot be read, or the row has no bytes.",
+        "Check --root, or put the files there and retry.",
+    ),
     "blocked_address": Cause(
         FORBIDDEN,
         "A private, loopback or link-local address.",

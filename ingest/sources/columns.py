@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from ingest.formats import Layout
 from ingest.settings import SourceSettings
 from ingest.sources.conditions import Condition
@@ -14,6 +16,10 @@ from shards import UserError
 
 _URL = re.compile(r"\s*\"?https?://", re.IGNORECASE)
 _DO = "Name the right ones with --url-column, --caption-column, --hash-column, --keep and --where"
+
+
+FILE_COLUMNS = ("filepath", "file_path", "path", "image_path", "file_name", "filename", "image", "jpg", "jpeg", "img")
+"""What columns of files, or of images themselves, are called: OpenCLIP's first."""
 
 
 class Wanted(NamedTuple):
@@ -25,13 +31,17 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Names of columns in one file: of the URL, caption and digest, those to keep, and those with conditions."""
+    """Names of columns in one file: of the URL, caption and digest, those to keep, and those with conditions.
 
-    url: str
+    Without a column of URLs, `image` is the one with the bytes themselves, which is not read for the plan.
+    """
+
+    url: str | None
     caption: str | None
     digest: str | None
     kept: dict[Wanted, str]
     conditions: tuple[tuple[Condition, str], ...]
+    image: str | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -45,12 +55,14 @@ class Chosen:
 
 
 def choose_columns(
-    path: str, have: Sequence[str], source: SourceSettings, layout: Layout, conditions: Sequence[Condition]
+    path: str, schema: pa.Schema, source: SourceSettings, layout: Layout, conditions: Sequence[Condition]
 ) -> Chosen:
     """Find what `source` asks for, or else the layout's usual names, among a file's columns.
 
     Raises `UserError` for a column that is asked for or cannot be done without, and is absent or there twice.
     """
+
+    have = schema.names
 
     def need(names: Sequence[str], do: str = _DO) -> str:
         found = _find(path, have, names)
@@ -63,11 +75,16 @@ def choose_columns(
 
     if not have:
         raise UserError("the file is empty", where=path)
-    url = need([source.url_column] if source.url_column else layout.url)
+    usual = FILE_COLUMNS if source.files else layout.url
+    url: str | None = need([source.url_column] if source.url_column else usual)
+    image = None
+    if source.files and holds_bytes(schema.field(url).type):
+        url, image = None, url
     caption = None
     if source.captions:
         do = f"{_DO}; --no-captions takes images alone"
-        caption = need([source.caption_column] if source.caption_column else layout.caption, do)
+        titles = (*layout.caption, "title") if source.files else layout.caption
+        caption = need([source.caption_column] if source.caption_column else titles, do)
     digest = need([source.hash_column]) if source.hash_column else _find(path, have, layout.digest)
     asked = {name.lower() for name in source.keep}
     kept: dict[Wanted, str] = {}
@@ -76,7 +93,16 @@ def choose_columns(
         if found is not None and (output or found).lower() not in asked:
             kept[Wanted(names[0], output)] = found
     kept.update({Wanted(name, name): need([name]) for name in source.keep})
-    return Chosen(url, caption, digest, kept, tuple((condition, need([condition.column])) for condition in conditions))
+    found_conditions = tuple((condition, need([condition.column])) for condition in conditions)
+    return Chosen(url, caption, digest, kept, found_conditions, image)
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column has images themselves: bytes, or the hub's structure of bytes and path."""
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+    types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(is_it(kind) for is_it in types)
 
 
 def _find(path: str, have: Sequence[str], names: Sequence[str]) -> str | None:

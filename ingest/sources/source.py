@@ -72,8 +72,7 @@ class Source:
             schemas = dict(zip(self.paths, pool.map(self._schema_of, self.paths), strict=True))
             self.looks = list(pool.map(look_at_input, self.inputs))
         self._chosen = {
-            path: choose_columns(path, schema.names, settings, self._layout, conditions)
-            for path, schema in schemas.items()
+            path: choose_columns(path, schema, settings, self._layout, conditions) for path, schema in schemas.items()
         }
         for path, schema in schemas.items():
             refuse_ledger(path, schema.names, settings)
@@ -82,6 +81,7 @@ class Source:
                 # Whether the two can be compared at all shows before hours of reading.
                 condition.met_by(pa.chunked_array([], schema.field(name).type))
         self._names = _output_names(self._chosen.values())
+        self._roots = {path: settings.root or _folder_of(path) for path in self.paths} if settings.files else {}
         self._captions = settings.captions and self._kind != "txt"
         self.schema = pa.schema([*_OWN.items(), *self._kept_fields(schemas)])
         self._reading: tuple[int, int, int | None] = (0, 0, None)
@@ -128,7 +128,8 @@ class Source:
                     skip -= over
                     # What is skipped is not worth working on.
                     whole = over == block.table.num_rows
-                    yield self.schema.empty_table() if whole else self._finish(block, chosen, path).slice(over)
+                    first = read - block.table.num_rows
+                    yield self.schema.empty_table() if whole else self._finish(block, chosen, path, first).slice(over)
         self._reading = (len(self.paths), 0, None)
         for block in self._reader.rest(chosen):
             table = self._finish(block, chosen, "")
@@ -183,10 +184,17 @@ class Source:
                 raise UserError(f"its columns do not fit the files before it ({error})", where=path) from None
         return [merged.field(name) for name in self._names.values()]
 
-    def _finish(self, block: Block, chosen: Chosen, path: str) -> pa.Table:
+    def _finish(self, block: Block, chosen: Chosen, path: str, first: int = 0) -> pa.Table:
+        """The block's rows as they go into the plan; the first of them is row `first` of the file."""
         table, rows = block.table, block.table.num_rows
         nothing = pa.nulls(rows, pa.string())
-        url = pc.utf8_trim_whitespace(table[chosen.url].cast(pa.string()))
+        if chosen.url is None:
+            numbers = pa.array(range(first, first + rows)).cast(pa.string())
+            url = pc.binary_join_element_wise(f"{path}#{chosen.image}/", numbers, "")
+        elif self._roots:
+            url = located(table[chosen.url].cast(pa.string()), self._roots[path])
+        else:
+            url = pc.utf8_trim_whitespace(table[chosen.url].cast(pa.string()))
         caption, captions = several(table[chosen.caption]) if chosen.caption else (pa.repeat("", rows), None)
         fault = nothing
         if block.faults:
@@ -212,6 +220,17 @@ class Source:
         finished = pa.table(columns, names=self.schema.names).cast(self.schema)
         finished.validate()
         return finished
+
+
+def located(paths: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
+    """Paths as they can be opened: those that are relative are below `root`."""
+    alone = pc.or_(pc.starts_with(paths, "/"), pc.match_substring(paths, "://"))
+    found = pc.if_else(alone, paths, pc.binary_join_element_wise(root.rstrip("/"), paths, "/"))
+    return pc.if_else(pc.equal(paths, ""), pa.scalar(None, pa.string()), found)
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0] or ("." if not path.startswith("/") else "/")
 
 
 def _check(settings: SourceSettings) -> None:

@@ -1,0 +1,153 @@
+"""Pictures that are there already, by path or in a column, become shards by the same rules as fetched ones."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ingest import ImageSettings, IngestReport, IngestSettings, SourceSettings, ingest
+from ingest.folders import write_list
+from shards import Dataset, Folder, InProcess, UserError, verify_dataset
+
+
+def jpeg(seed: int, width: int = 40, height: int = 30) -> bytes:
+    sink = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((width, height)).save(sink, "JPEG", quality=95)
+    return sink.getvalue()
+
+
+def packed(tmp_path: Path, *lists: Path, **source: object) -> IngestReport:
+    settings = IngestSettings(
+        source=SourceSettings(paths=tuple(map(str, lists)), files=True, **source),  # type: ignore[arg-type]
+        out=str(tmp_path / "out"),
+        name="set",
+        shard_size=4,
+        image=ImageSettings(size=16, skip_reencode=True),
+        engine="files",
+    )
+    return ingest(settings, InProcess())
+
+
+def captions(tmp_path: Path) -> dict[str, str]:
+    """Key → caption, of a dataset that is sound."""
+    out = str(tmp_path / "out")
+    assert verify_dataset(out).problems == ()
+    shards = Dataset.open(out).shards
+    return {key: shard.caption(row) for shard in shards for row, key in enumerate(shard.keys)}
+
+
+def ledger(tmp_path: Path) -> dict[str, tuple[str, str]]:
+    """Key → cause and message, of what became no sample."""
+    rows = [row for path in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return {row["key"]: (row["error_class"], row["error_message"]) for row in rows if row["status"] != "success"}
+
+
+def test_open_clips_list_of_files(tmp_path: Path) -> None:
+    """Columns `title` and `filepath`, tabs between them; relative paths are below the list's folder."""
+    data = tmp_path / "data"
+    (data / "pictures").mkdir(parents=True)
+    for number in range(5):
+        (data / "pictures" / f"{number}.jpg").write_bytes(jpeg(number))
+    (data / "pictures" / "5.jpg").write_bytes(b"no picture")
+    rows = [f"picture {n}\tpictures/{n}.jpg" for n in (0, 1, 2, 5, 9)]
+    rows += [f"picture 3\t{data}/pictures/3.jpg", "another word\tpictures/1.jpg", "\tpictures/4.jpg", "nothing\t"]
+    (data / "train.tsv").write_text("title\tfilepath\n" + "\n".join(rows) + "\n")
+    report = packed(tmp_path, data / "train.tsv")
+    assert report.rows == 9
+    assert captions(tmp_path) == {
+        "set-000000000": "picture 0",
+        "set-000000001": "picture 1",
+        "set-000000002": "picture 2",
+        "set-000000005": "picture 3",
+    }
+    assert ledger(tmp_path) == {
+        "set-000000003": ("not_an_image", "cannot identify image file"),
+        "set-000000004": ("no_file", "No such file or directory"),
+        "set-000000006": ("duplicate", "the same URL as set-000000001"),
+        "set-000000007": ("no_caption", "the caption is empty"),
+        "set-000000008": ("bad_url", "the row has no URL"),
+    }
+    # What else was said of a picture stays with it.
+    (meta,) = (
+        shard.meta(row)
+        for shard in Dataset.open(str(tmp_path / "out")).shards
+        for row, key in enumerate(shard.keys)
+        if key == "set-000000001"
+    )
+    assert json.loads(meta["captions"]) == ["another word"]
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["bytes", "hub"])
+def test_images_in_a_column(tmp_path: Path, nested: bool) -> None:
+    images = [jpeg(number, 16, 16) for number in range(10)]
+    values = [{"bytes": image, "path": None} if nested else image for image in images]
+    values[7] = {"bytes": None, "path": "x"} if nested else None  # type: ignore[assignment]
+    table = pa.table({"image": values, "text": [f"no. {n}" for n in range(10)], "label": list(range(10))})
+    for part in range(2):
+        pq.write_table(table.slice(5 * part, 5), tmp_path / f"{part}.parquet", row_group_size=2)
+    report = packed(tmp_path, tmp_path / "0.parquet", tmp_path / "1.parquet", keep=("label",))
+    assert (report.rows, report.samples, report.failed) == (10, 9, {"no_file": 1})
+    found = Dataset.open(str(tmp_path / "out")).shards
+    seen = {shard.meta(row)["label"]: shard.image_bytes(row) for shard in found for row in range(shard.count)}
+    # They need no change, and none was made.
+    assert seen == {number: image for number, image in enumerate(images) if number != 7}
+    assert captions(tmp_path)["set-000000009"] == "no. 9"
+    assert ledger(tmp_path) == {"set-000000007": ("no_file", "the row has no bytes")}
+
+
+def test_other_lists_and_another_root(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for number in range(3):
+        (tmp_path / "elsewhere" / f"{number} é.jpg").write_bytes(jpeg(number))
+    lines = [json.dumps({"file_name": f"{n} é.jpg", "caption": [f"one {n}", f"two {n}"]}) for n in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    assert packed(tmp_path, tmp_path / "list.jsonl", root=str(tmp_path / "elsewhere")).samples == 3
+    assert captions(tmp_path) == {f"set-00000000{n}": f"one {n}" for n in range(3)}
+
+
+def test_a_second_run_makes_nothing_and_other_pictures_are_made_after_a_retry(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("filepath,caption\na.jpg,one\nb.jpg,two\n")
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    assert packed(tmp_path, tmp_path / "list.csv").failed == {"no_file": 1}
+    assert packed(tmp_path, tmp_path / "list.csv").summary.finished == 0
+
+
+def test_a_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "more").mkdir(parents=True)
+    for number, name in enumerate(["a.jpg", "b.JPEG", "more/c.jpg", ".hidden.jpg"]):
+        (tmp_path / "pictures" / name).write_bytes(jpeg(number))
+    (tmp_path / "pictures" / "a.txt").write_text("first\n")
+    (tmp_path / "pictures" / "more" / "c.txt").write_text("third")
+    listing, captioned, classed = write_list([str(tmp_path / "pictures")], Folder(tmp_path / "out"))
+    assert (captioned, classed) == (True, False)
+    report = packed(tmp_path, Path(listing))
+    assert (report.rows, report.failed) == (3, {"no_caption": 1})
+    assert list(captions(tmp_path).values()) == ["first", "third"]
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    for number, name in enumerate(["zebra/1.jpg", "ant/1.jpg", "ant/2.jpg"]):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    listing, captioned, classed = write_list([str(tmp_path / "pictures")], Folder(tmp_path / "out"))
+    assert (captioned, classed) == (False, True)
+    assert packed(tmp_path, Path(listing), captions=False, keep=("class", "label")).samples == 3
+    (shard,) = Dataset.open(str(tmp_path / "out")).shards
+    found = [(shard.meta(row)["class"], shard.meta(row)["label"]) for row in range(3)]
+    assert found == [("ant", 0), ("ant", 0), ("zebra", 1)]
+    with pytest.raises(UserError, match="no picture is there"):
+        write_list([str(tmp_path / "pictures" / "none")], Folder(tmp_path / "out"))
+
+
+def test_rows_of_urls_are_no_rows_of_files() -> None:
+    with pytest.raises(UserError, match="engine 'clipstill' with rows of files"):
+        IngestSettings(source=SourceSettings(paths=("x",), files=True), out="o", name="n")
