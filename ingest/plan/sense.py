@@ -30,6 +30,7 @@ class Sense:
         counts["met"] += table["filtered_by"].null_count
         begins = pc.match_substring_regex(url, _URL)
         urls = pc.sum(begins).as_py() or 0
+        counts["nothing"] += url.null_count
         counts["urls"] += urls
         if urls < table.num_rows:
             self._see_others(table.filter(pc.invert(pc.fill_null(begins, False))))
@@ -53,11 +54,14 @@ class Sense:
         """Raise `UserError` for a list that would only fill a ledger with one and the same failure."""
         counts, conditions = self._counts, " and ".join(source.where)
         rows = counts["rows"]
+        if source.files:
+            counts["urls"] = rows - counts["nothing"]
         if not rows:
             raise UserError("the input has no rows", where=where)
         if rows >= _ENOUGH and counts["urls"] < _SENSE * rows:
             problem, do = self._cause()
-            raise UserError(f"{counts['urls']} of {rows} rows have a URL: {problem}", where=where, do=do)
+            what = "a path" if source.files else "a URL"
+            raise UserError(f"{counts['urls']} of {rows} rows have {what}: {problem}", where=where, do=do)
         if conditions and not counts["met"]:
             raise UserError(f"no row of {rows} meets {conditions}", where=where, do="Check the condition's spelling")
 
@@ -75,5 +79,7 @@ class Sense:
             )
         if counts["paths"] > most:
             problem = f"{counts['paths']} name local files, such as {self._first_path!r}, and nothing was to be fetched"
-            return problem, "Serve the files over http, and open the server's address with --allow-address"
+            return problem, "`clipstill shards pack` makes shards of files"
+        if counts["nothing"] > most:
+            return "the others have nothing there", "Check --format and the column's name"
         return "the others begin with neither http nor //", "Check --format and --url-column"

@@ -30,17 +30,19 @@ def refuse_folder(path: str, files: Sequence[str], lists: Sequence[str]) -> None
     if lists:
         return
     if tars:
-        raise UserError(f"{len(tars)} tars and no list: these are shards already, made or not", where=path, do=_LIST)
+        do = f"`clipstill shards adopt {path} --out DATASET` makes a dataset of them"
+        raise UserError(f"{len(tars)} tars and no list: these are shards already, made or not", where=path, do=do)
     if pictures:
         problem = f"{len(pictures)} pictures ({pictures[0]} ...) and no list: only what has a URL can be fetched"
-        raise UserError(problem, where=path, do=_LIST)
+        raise UserError(problem, where=path, do=f"`clipstill shards pack {path}` makes shards of them")
 
 
 def refuse_file(path: str) -> None:
     """Raise `UserError` if the ending of a file's name says that it is no list."""
     name = path.lower()
     if name.endswith(_TARS):
-        raise UserError("this is a tar, not a list", where=path, do=_LIST)
+        do = f"`clipstill shards adopt {path} --out DATASET` makes a dataset of it"
+        raise UserError("this is a tar, not a list", where=path, do=do)
     if name.endswith(_PICTURES):
         raise UserError("this is a picture, not a list", where=path, do=_LIST)
 

@@ -190,7 +190,7 @@ class Source:
         nothing = pa.nulls(rows, pa.string())
         if chosen.url is None:
             numbers = pa.array(range(first, first + rows)).cast(pa.string())
-            url = pc.binary_join_element_wise(f"{path}#{chosen.image}/", numbers, "")
+            url = pc.binary_join_element_wise(f"{path.removeprefix('file://')}#{chosen.image}/", numbers, "")
         elif self._roots:
             url = located(table[chosen.url].cast(pa.string()), self._roots[path])
         else:
@@ -230,6 +230,7 @@ def located(paths: pa.ChunkedArray, root: str) -> pa.ChunkedArray:
 
 
 def _folder_of(path: str) -> str:
+    path = path.removeprefix("file://")
     return path.rpartition("/")[0] or ("." if not path.startswith("/") else "/")
 
 

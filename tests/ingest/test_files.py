@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clipstill.main import main
 from ingest import ImageSettings, IngestReport, IngestSettings, SourceSettings, ingest
 from ingest.folders import write_list
 from shards import Dataset, Folder, InProcess, UserError, verify_dataset
@@ -151,3 +152,25 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
 def test_rows_of_urls_are_no_rows_of_files() -> None:
     with pytest.raises(UserError, match="engine 'clipstill' with rows of files"):
         IngestSettings(source=SourceSettings(paths=("x",), files=True), out="o", name="n")
+
+
+def test_the_command_takes_lists_columns_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(["ant/1.jpg", "bee/1.jpg", "bee/2.jpg"]):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    out = ["--image-size", "16", "--in-process", "--out", str(tmp_path / "out")]
+    assert main(["shards", "pack", str(tmp_path / "pictures"), "--name", "bugs", *out]) == 0
+    assert "3 rows: 3 samples, 0 failed" in capsys.readouterr().out
+    (shard,) = Dataset.open(str(tmp_path / "out")).shards
+    assert [shard.meta(row)["class"] for row in range(3)] == ["ant", "bee", "bee"]
+    # The same command again finds it made.
+    assert main(["shards", "pack", str(tmp_path / "pictures"), "--name", "bugs", *out]) == 0
+    assert "0 shards made, 1 were there already" in capsys.readouterr().out
+    pq.write_table(pa.table({"photo": [jpeg(4), jpeg(5)], "text": ["a", "b"]}), tmp_path / "photos.parquet")
+    out[-1] = str(tmp_path / "photos")
+    command = ["shards", "pack", str(tmp_path / "photos.parquet"), "--name", "photos", *out]
+    assert main(command) == 2
+    assert "no column 'filepath'" in capsys.readouterr().err
+    assert main([*command, "--column", "photo"]) == 0
+    assert len(Dataset.open(out[-1])) == 2
