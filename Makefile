@@ -8,14 +8,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan lint types format lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-quick lint types format tree lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
 
-# Two at once: many tests wait for servers, time-outs and Ray.
+# Three at once on two cores, as many tests wait for servers, time-outs and Ray; long files first (tests/conftest.py).
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 # A small demo, whole: about a minute.
 test-demo: $(READY)
@@ -49,6 +49,13 @@ bench-loader: $(READY)
 bench-plan: $(READY)
 	exec $(BIN)/python -m benchmarks.plan
 
+# Every benchmark once, as small as it goes and without peers: that they run, not how fast anything is.
+bench-quick: $(READY)
+	for name in cache distill ingest inheritance loader plan; do
+		echo "== $$name"
+		$(BIN)/python -m benchmarks.$$name --quick
+	done
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,6 +66,10 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/tree.md: every file in a line, from the modules' docstrings.
+tree: $(READY)
+	$(BIN)/python docs/tree.py
 
 # A stamp, written last: an installation that was interrupted is made again.
 $(READY): requirements.lock pyproject.toml

@@ -5,12 +5,20 @@ open_clip modules with their preprocessing and tokenizer, and folders that open_
 loaded and run alike.
 """
 
-from clip_models.config import ModelConfig
-from clip_models.create import Tower, build_model, create_student
-from clip_models.forward import Normaliser, Precision, autocast, square_side
-from clip_models.models import LoadedModel, load_model, save_model
-from clip_models.students import ImageTower, student_names
-from clip_models.tokenizer import Tokenizer, tokenizer_for
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazily
+
+if TYPE_CHECKING:
+    from clip_models.config import ModelConfig
+    from clip_models.create import Tower, build_model, create_student
+    from clip_models.forward import Normaliser, autocast, square_side
+    from clip_models.models import LoadedModel, load_model, save_model
+    from clip_models.precision import Precision
+    from clip_models.students import ImageTower, student_names
+    from clip_models.tokenizer import Tokenizer, tokenizer_for
+else:
+    __getattr__ = lazily(__name__, "precision", "config", "tokenizer", "forward", "students", "create", "models")
 
 __all__ = [
     "ImageTower",

@@ -13,6 +13,7 @@ import open_clip
 from open_clip import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from clip_models.spec import CONFIG_NAME, WEIGHTS_NAME
 from shards.errors import UserError
 
 ModelConfig = dict[str, Any]
@@ -20,9 +21,6 @@ ModelConfig = dict[str, Any]
 
 That of a model without a text tower also has `"towers": ["image"]`.
 """
-
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -12,7 +12,6 @@ import timm
 import torch
 
 from clip_models.config import (
-    CONFIG_NAME,
     ModelConfig,
     check_model_cfg,
     has_no_text,
@@ -23,6 +22,7 @@ from clip_models.config import (
 )
 from clip_models.pruned import put_blocks, take_shapes
 from clip_models.published import PUBLISHED
+from clip_models.spec import CONFIG_NAME
 from clip_models.students import PREFIX, ImageTower, timm_student
 from shards.errors import UserError
 

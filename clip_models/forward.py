@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clip_models.config import ModelConfig
+from clip_models.precision import PRECISIONS, Precision
 from shards.errors import UserError
-
-Precision = Literal["fp32", "bf16", "fp16"]
-"""Of a forward: float32, or autocast to bfloat16 or float16; weights stay float32."""
+from shards.lazy import resolve
 
 
 def square_side(config: ModelConfig, where: str) -> int:
@@ -45,6 +44,17 @@ class Normaliser:
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
     """The context in which a forward of this precision runs."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    context: contextlib.AbstractContextManager[Any] = resolve(PRECISIONS[precision].context)(device)
+    return context
+
+
+def plain(device: torch.device) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG001 - as every precision's
+    return contextlib.nullcontext()
+
+
+def bf16(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def fp16(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.float16)

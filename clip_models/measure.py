@@ -18,28 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from clip_models.create import Tower, create_student
+from clip_models.sizes import Size
 
 _SCALARS = {"logit_scale", "logit_bias"}
 _VOCABULARIES = ("token_embedding.weight", "word_embeddings.weight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Parameters: of the image tower with its projection, of the text tower without its token embedding, and all.
-
-    Multiply-accumulates of one image and of one text as long as the context. Of a model without a text tower, `text`
-    and `text_macs` are None.
-    """
-
-    image: int
-    text: int | None
-    total: int
-    image_macs: int
-    text_macs: int | None
-
-    @property
-    def macs(self) -> int:
-        return self.image_macs + (self.text_macs or 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip_models.config import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
     ModelConfig,
     has_no_text,
     preprocess_cfg,
@@ -27,12 +25,10 @@ from clip_models.config import (
     unknown_architecture,
 )
 from clip_models.create import build
+from clip_models.spec import CONFIG_NAME, SPEC_FORMS, WEIGHT_SUFFIXES, WEIGHTS_NAME, refuse_absent
 from clip_models.tokenizer import Tokenizer, named_tokenizer, tokenizer_for
 from shards.errors import UserError
 from shards.storage import Folder
-
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_SPEC_FORMS = "Give ARCH:TAG, ARCH:/path/to/weights, hf-hub:ORG/NAME, or a folder that holds " + CONFIG_NAME
 
 
 @dataclass
@@ -68,30 +64,29 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
     Raises `UserError` if the architecture, tag, folder or file is unknown, cannot be fetched or read, or if the
     weights do not fit the architecture.
     """
+    refuse_absent(spec)
     if spec.startswith("hf-hub:"):
         return _load_hub(spec, device)
     if spec.startswith("local-dir:") or Path(spec).is_dir():
         return _load_folder(spec, Path(spec.removeprefix("local-dir:")), device)
-    name, colon, source = spec.partition(":")
-    if not colon and ("/" in spec or spec.startswith(".")):
-        raise UserError("there is no such folder", where=spec, do=_SPEC_FORMS)
+    name, _, source = spec.partition(":")
     architecture = name.replace("/", "-")
     model_cfg = open_clip.get_model_config(architecture)
     if model_cfg is None:
-        raise unknown_architecture(name, spec, _SPEC_FORMS)
+        raise unknown_architecture(name, spec, SPEC_FORMS)
     tag = open_clip.get_pretrained_cfg(architecture, source)
     if tag:
         weights = _downloaded(tag, spec)
         if tag.get("quick_gelu"):
             model_cfg["quick_gelu"] = True
-    elif "/" in source or source.endswith(_WEIGHT_SUFFIXES):
+    elif "/" in source or source.endswith(WEIGHT_SUFFIXES):
         weights = Path(source)
-        if not source.endswith(_WEIGHT_SUFFIXES):
-            raise UserError(f"weights end in {', '.join(_WEIGHT_SUFFIXES)}; this is {source!r}", where=spec)
+        if not source.endswith(WEIGHT_SUFFIXES):
+            raise UserError(f"weights end in {', '.join(WEIGHT_SUFFIXES)}; this is {source!r}", where=spec)
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         problem = f"{source!r} is no tag of {architecture}" if source else f"no weights are named for {architecture}"
-        raise UserError(problem, where=spec, do=f"Its tags: {tags}. {_SPEC_FORMS}")
+        raise UserError(problem, where=spec, do=f"Its tags: {tags}. {SPEC_FORMS}")
     chosen = preprocess_cfg(model_cfg, tag) if tag else _usual_preprocess_cfg(architecture, model_cfg)
     config = {"model_cfg": model_cfg, "preprocess_cfg": chosen}
     return _load(spec, config, weights, tokenizer_for(config), device)
@@ -126,10 +121,6 @@ def save_model(model: nn.Module, config: ModelConfig, folder: str) -> None:
 
 
 def _load_folder(spec: str, folder: Path, device: str | torch.device) -> LoadedModel:
-    if not folder.is_dir():
-        raise UserError("there is no such folder", where=spec, do=_SPEC_FORMS)
-    if not (folder / CONFIG_NAME).exists() and (folder / "model" / CONFIG_NAME).exists():
-        raise UserError("this is a run's folder, not a model's", where=spec, do=f"Give {folder / 'model'}")
     config = read_config(folder / CONFIG_NAME)
     text_cfg = config["model_cfg"]["text_cfg"]
     beside = text_cfg.get("hf_tokenizer_name") and (folder / "tokenizer_config.json").is_file()
@@ -156,7 +147,7 @@ def _load(
     spec: str, config: ModelConfig, weights: Path, tokenizer: Tokenizer, device: str | torch.device
 ) -> LoadedModel:
     if not weights.is_file():
-        raise UserError("there is no such weights file", where=str(weights), do=_SPEC_FORMS)
+        raise UserError("there is no such weights file", where=str(weights), do=SPEC_FORMS)
     model = build(config, spec)
     try:
         keys = open_clip.load_checkpoint(model, str(weights), strict=False, weights_only=True, device="cpu")

@@ -15,68 +15,19 @@ from __future__ import annotations
 import json
 import textwrap
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
+from clip_models.shapes import PRUNED, FullShape, LayerShape, TowerKind, TowerShape
 from shards.errors import UserError
-
-PRUNED = "clipstill_pruned"
-"""The key in `model_cfg`."""
-
-TowerKind = Literal["vision", "text"]
 
 OutputMap = tuple[Tensor | None, Tensor]
 """Weight (width, in) and bias (width,) of a map into the residual stream; no weight where `in` is 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullShape:
-    """A tower's width, heads a layer and MLP units a layer before any pruning."""
-
-    width: int
-    heads: int
-    mlp: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerShape:
-    """What a layer has."""
-
-    heads: int
-    mlp: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TowerShape:
-    """A tower's residual width now, its layers now, and the tower that it was pruned from."""
-
-    width: int
-    layers: tuple[LayerShape, ...]
-    full: FullShape
-
-    @property
-    def head_width(self) -> int:
-        return self.full.width // self.full.heads
-
-    @property
-    def prunable(self) -> int:
-        """Parameters of attention and MLPs, weights and biases; norms, embeddings and projections do not count."""
-        return sum(_prunable(self.width, self.head_width * layer.heads, layer.mlp) for layer in self.layers)
-
-    @property
-    def full_prunable(self) -> int:
-        """The same of the full tower: L(4d² + 4d + 2dm + d + m)."""
-        return len(self.layers) * _prunable(self.full.width, self.full.width, self.full.mlp)
-
-
-def _prunable(width: int, inner: int, mlp: int) -> int:
-    attention = 3 * inner * (width + 1) + width * inner + width
-    return attention + mlp * (width + 1) + width * mlp + width
 
 
 def tower_shape(model_cfg: dict[str, Any], kind: TowerKind) -> TowerShape | None:

@@ -6,14 +6,13 @@ import argparse
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
@@ -57,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('clipstill')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add(commands)
@@ -84,8 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Where it cannot write to the home folder it uses another, which is removed in the end.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     told: list[int] = []
     try:
         with _told_to_end(told), command_scratch():
@@ -142,14 +140,6 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _tidy() -> None:
-    """Remove matplotlib's folder in $TMPDIR, if it had to make one: it would do so itself at a slower end."""
-    if "matplotlib" in sys.modules:
-        held = Path(sys.modules["matplotlib"].get_cachedir())
-        if held.parent == Path(tempfile.gettempdir()) and held.name.startswith("matplotlib-"):
-            shutil.rmtree(held, ignore_errors=True)
-
-
 def run() -> None:
     """The console script."""
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
@@ -166,7 +156,6 @@ def run() -> None:
         status = 70
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    _tidy()
     sys.stderr.flush()
     # Ray and loader threads may still be winding down after an interrupt; everything that counts is on disk.
     os._exit(status)

@@ -5,20 +5,33 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 _ADDING = (argparse._AppendAction, argparse._HelpAction)
 
 
 class Parser(argparse.ArgumentParser):
-    """Options are written out. One that is given twice adds up if it can be repeated, else it is refused."""
+    """Options are written out. One that is given twice adds up if it can be repeated, else it is refused.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    `fill` adds the options, if there are any, once it is this command's turn: no command waits for another's.
+    """
+
+    def __init__(self, *args: Any, fill: Callable[[Parser], None] | None = None, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._fill, self._sections = fill, {"": self}
+
+    def section(self, title: str) -> Any:
+        """What takes the options under this heading."""
+        if title not in self._sections:
+            self._sections[title] = self.add_argument_group(title)  # type: ignore[assignment]
+        return self._sections[title]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; of a parser with commands these look at their own options."""
+        if self._fill is not None:
+            fill, self._fill = self._fill, None
+            fill(self)
         if args is not None and self._subparsers is None:
             self._check_options(args)
         return super().parse_known_args(args, namespace)

@@ -2,140 +2,85 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from distill.training.logs import read_log
+from distill.run_folder import RunFolder
+from pages import render
+from pages.curves import Frame, Line, curves
+from pages.sheet import drawn, thumbnail
+from pages.words import say_ratio
 from shards import Dataset, Folder
-from shards.fingerprint import seed64
 
-_COLOURS = {"teacher": "#6b7280", "baseline": "#d97706", "distilled": "#2563eb"}
+_KINDS = {"distilled": "distilled", "baseline": "contrastive alone", "teacher": "teacher"}
+"""In the order of their looks."""
+_STEPS = {"baseline": "plain CLIP", "cached": "distilled from the cache", "online": "teacher running online"}
+_TERMS = ("affinity", "fd")
 _SHEET = 24
 
 
 def write_page(out: Path, results: dict[str, Any], settings: dict[str, Any]) -> Path:
     """Write `index.html` in `out` from the demo's results; returns its path."""
-    environment = Environment(
-        loader=PackageLoader("demo", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    seeds = settings["seeds"]
-    page = environment.get_template("page.html.j2").render(
+    speed = results["speed"]
+    page = render(
+        "demo",
+        "page.html.j2",
         results=results,
         settings=settings,
-        curves=_curves(out / "runs", seeds),
-        scores=_score_chart(results["spread"]),
-        speed_chart=_speed_chart(results["speed"]),
+        kinds=_KINDS,
+        steps=_STEPS,
+        terms=_TERMS,
+        ratios={kind: say_ratio(speed[kind], speed["baseline"]) for kind in ("cached", "online")},
+        losses=_losses(out / "runs", settings["seeds"]),
+        asked=_asked_by_the_teacher(out / "runs", settings["seeds"]),
         sheet=_contact_sheet(out / "shards" / "train"),
         failures=_failures(out / "shards"),
     )
-    Folder(out).publish("index.html", page.encode())
+    Folder(out).publish("index.html", page)
     return out / "index.html"
 
 
-def _svg(figure: Figure) -> str:
-    """A figure as inline SVG with text as text; equal figures give equal bytes."""
-    sink = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clipstill"}):
-        figure.savefig(sink, format="svg", metadata={"Date": None})
-    text = sink.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", alpha=0.25)
-    return figure, axes
-
-
-def _curves(runs: Path, seeds: list[int]) -> str:
-    """The contrastive loss of every run, and the distilled runs' terms that come from the teacher."""
-    figure, (task, teacher) = _axes(10, 3.6, columns=2)
+def _losses(runs: Path, seeds: list[int]) -> Markup:
+    """The contrastive loss of every run, which all but a teacher from elsewhere have."""
     names = [("teacher", "teacher")] if (runs / "teacher").exists() else []
     names += [(kind, f"{kind}-{seed}") for seed in seeds for kind in ("baseline", "distilled")]
-    labelled: set[str] = set()
-    for kind, name in names:
-        log = read_log(runs / name / "log.jsonl")
-        label = kind if kind not in labelled else None
-        labelled.add(kind)
-        if all("contrastive" in line for line in log):
-            steps = [line["step"] for line in log]
-            task.plot(steps, [line["contrastive"] for line in log], color=_COLOURS[kind], label=label, lw=1.2)
-    task.set(title="contrastive loss on the training scenes", xlabel="step", ylabel="nats")
-    task.legend(frameon=False)
-    for term, style in (("affinity", "-"), ("fd", "--")):
-        for place, seed in enumerate(seeds):
-            log = [line for line in read_log(runs / f"distilled-{seed}" / "log.jsonl") if term in line]
-            if log:
-                first = log[0][term]
-                teacher.plot(
-                    [line["step"] for line in log],
-                    [line[term] / first for line in log],
-                    color=_COLOURS["distilled"],
-                    ls=style,
-                    lw=1.2,
-                    label=term if place == 0 else None,
-                )
-    teacher.set(title="what the teacher asks for (relative to the first steps)", xlabel="step", ylim=(0, None))
-    teacher.legend(frameon=False)
-    return _svg(figure)
+    found = [(kind, RunFolder.read(runs / name).series.get("contrastive")) for kind, name in names]
+    looks = list(_KINDS)
+    lines = [Line(look=looks.index(kind), steps=series.steps, values=series.values) for kind, series in found if series]
+    return _drawn(lines, "contrastive loss over the steps")
 
 
-def _score_chart(spread: dict[str, Any]) -> str:
-    figure, (axis,) = _axes(10, 3.4)
-    for place, row in enumerate(spread.values()):
-        axis.plot([place - 0.35, place + 0.35], [row["teacher"]] * 2, color=_COLOURS["teacher"], lw=2)
-        for shift, kind in ((-0.17, "baseline"), (0.17, "distilled")):
-            part = row[kind]
-            reach = [[part["mean"] - part["low"]], [part["high"] - part["mean"]]]
-            axis.bar(place + shift, part["mean"], 0.32, color=_COLOURS[kind], yerr=reach, capsize=3)
-    axis.set_xticks(range(len(spread)), list(spread))
-    axis.set(ylabel="% on the held-out scenes")
-    for kind, label in (("teacher", "teacher"), ("baseline", "student, contrastive alone"), ("distilled", "distilled")):
-        axis.plot([], [], color=_COLOURS[kind], lw=6 if kind != "teacher" else 2, label=label)
-    axis.legend(frameon=False)
-    return _svg(figure)
+def _asked_by_the_teacher(runs: Path, seeds: list[int]) -> Markup:
+    """The distilled runs' terms that come from the teacher, relative to their first values."""
+    lines = []
+    for seed in seeds:
+        series = RunFolder.read(runs / f"distilled-{seed}").series
+        lines += [
+            Line(look=look, steps=series[term].steps, values=series[term].values / series[term].values[0])
+            for look, term in enumerate(_TERMS)
+            if term in series
+        ]
+    return _drawn(lines, "what the teacher asks for over the steps")
 
 
-def _speed_chart(speed: dict[str, Any]) -> str:
-    figure, (axis,) = _axes(10, 1.9)
-    names = {"baseline": "plain CLIP", "cached": "distilled from the cache", "online": "teacher running online"}
-    for place, (kind, name) in enumerate(reversed(names.items())):
-        row = speed[kind]
-        reach = [[row["median"] - row["low"]], [row["high"] - row["median"]]]
-        colour = {"baseline": _COLOURS["baseline"], "cached": _COLOURS["distilled"]}.get(kind, _COLOURS["teacher"])
-        axis.barh(place, row["median"], 0.6, xerr=reach, color=colour, capsize=3)
-        axis.text(0, place + 0.33, name, fontsize=8, va="bottom")
-    axis.set_yticks([])
-    axis.set(xlabel="images a second of one training step (median, range)")
-    return _svg(figure)
+def _drawn(lines: list[Line], label: str) -> Markup:
+    end = max((float(line.steps[-1]) for line in lines), default=0.0)
+    return curves(lines, Frame(extents={"steps": end}), label) if lines else Markup()
 
 
 def _contact_sheet(shards: Path) -> list[dict[str, str]]:
-    """Some samples as they lie in the shards: image as a data URL, caption, key."""
+    """Some samples as they lie in the shards: image as a data URL, and caption."""
     dataset = Dataset.open(str(shards))
     cells = []
-    for number in range(_SHEET):
-        shard = dataset.shards[seed64("sheet", number) % len(dataset.shards)]
-        row = seed64("row", number) % shard.count
-        picture = base64.b64encode(shard.image_bytes(row)).decode()
+    for place, row in drawn([shard.count for shard in dataset.shards], dataset.name, _SHEET):
+        shard = dataset.shards[place]
         cells.append(
-            {
-                "image": f"data:image/jpeg;base64,{picture}",
-                "caption": shard.caption(row),
-                "key": shard.keys[row],
-            }
+            {"image": thumbnail(shard.image_bytes(row)), "caption": shard.caption(row), "key": shard.keys[row]}
         )
     return cells
 

@@ -36,6 +36,7 @@ from demo.server import HOST, SceneServer, free_port, list_rows
 from demo.speed import measure_steps
 from demo.table import print_tables
 from distill.export import FORMATS
+from distill.run_folder import RunFiles
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.train import train
 from evaluation import evaluate
@@ -235,7 +236,7 @@ class Demo:
         }
 
     def _model(self, name: str) -> str:
-        return str(self.out / "runs" / name / "model")
+        return str(RunFiles(self.out / "runs" / name).model)
 
     def train_and_score(self, name: str) -> None:
         """One student, from start to its scores on disk; called in a process of its own."""

@@ -24,8 +24,8 @@ from clip_models import create_student, load_model, save_model
 from demo.scenes import render, scene
 from distill.losses import LOSSES
 from distill.recipe import Recipe, merged, settings_from
+from distill.run_folder import RunFiles, read_log
 from distill.settings import RunSettings
-from distill.training.logs import read_log
 from distill.training.train import Result
 from shards import InProcess, UserError, write_dataset
 from shards.dataset import DATASET
@@ -144,7 +144,7 @@ def _look(settings: RunSettings, result: Result) -> str:
     pixels = loaded.preprocess(render(scene(0, "held_out"), _PIXELS))
     embedding = loaded.model.encode_image(pixels[None], normalize=True)
     assert torch.isfinite(embedding).all(), "the student's embedding of an image"
-    losses = [line["loss"] for line in read_log(Path(settings.out) / "log.jsonl") if "loss" in line]
+    losses = [line["loss"] for line in read_log(RunFiles(settings.out).log) if "loss" in line]
     millions = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     teachers = (len(settings.teachers) or 1) if settings.cache else 0
     terms = " + ".join(settings.terms())

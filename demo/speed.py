@@ -10,13 +10,9 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 
-import torch
-
-from distill.data.loader import Batch
-from distill.losses import Embeddings
 from distill.settings import RunSettings
-from distill.training.run import Run, TargetsOf
-from distill.training.step import Targets
+from distill.training.live import LiveTeachers
+from distill.training.run import Run
 from teacher_cache.teachers import Teacher
 
 _WARMUP, _ROUNDS = 2, 7
@@ -33,17 +29,18 @@ class StepSpeed:
 
 def measure_steps(baseline: RunSettings, distilled: RunSettings, teacher: Teacher) -> dict[str, dict[str, float]]:
     """Time `baseline`, `cached` and `online` steps; returns each one's `StepSpeed` as a dict."""
-    online = Run(distilled, teacher_size=teacher.image_size)
-    kinds: dict[str, tuple[Run, TargetsOf]] = {}
-    for name, settings in (("baseline", baseline), ("cached", distilled)):
-        run = Run(settings)
-        kinds[name] = (run, run.cached_targets)
-    kinds["online"] = (online, online_targets(teacher, distilled.teacher_scale))
+    live = LiveTeachers([teacher], distilled.teacher_scale)
+    kinds: dict[str, tuple[Run, LiveTeachers | None]] = {
+        "baseline": (Run(baseline), None),
+        "cached": (Run(distilled), None),
+        "online": (Run(distilled, teacher_size=teacher.image_size), live),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for step in range(_WARMUP + _ROUNDS):
-        for name, (run, targets) in kinds.items():
+        for name, (run, beside) in kinds.items():
             began = time.perf_counter()
-            run.step(run.loader.batch(step), targets)
+            batch = run.loader.batch(step)
+            run.step(beside(batch) if beside else batch)
             if step >= _WARMUP:
                 seconds[name].append(time.perf_counter() - began)
     size = distilled.batch_size
@@ -51,16 +48,3 @@ def measure_steps(baseline: RunSettings, distilled: RunSettings, teacher: Teache
         name: asdict(StepSpeed(size / statistics.median(times), size / max(times), size / min(times)))
         for name, times in seconds.items()
     }
-
-
-def online_targets(teacher: Teacher, scale: float | None) -> TargetsOf:
-    """Targets from a live teacher that sees each batch's own views; needs a run made with `teacher_size`."""
-
-    def targets(batch: Batch) -> Targets:
-        assert batch.teacher_pixels is not None
-        image = teacher.embed_images(torch.from_numpy(batch.teacher_pixels))
-        texts = {captions: teacher.embed_texts(batch.captions[captions]) for captions in batch.captions}
-        logit_scale = scale or teacher.logit_scale
-        return Targets({captions: (Embeddings(image, text, logit_scale),) for captions, text in texts.items()})
-
-    return targets

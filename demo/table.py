@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pages.words import say_ratio
+
 
 def print_tables(console: Console, results: dict[str, Any]) -> None:
     """Rows and failures, the cache, the steps, and the scores of teacher, baseline and distilled student."""
@@ -31,7 +33,7 @@ def _rows(ingested: dict[str, Any]) -> Table:
 
 
 def _steps(speed: dict[str, Any]) -> Table:
-    table = Table("training step", "images/s", "range", "of plain CLIP", title="speed")
+    table = Table("training step", "images/s", "range", "beside plain CLIP", title="speed")
     names = {
         "baseline": "plain CLIP, no teacher",
         "cached": "distilled from the cache",
@@ -39,8 +41,8 @@ def _steps(speed: dict[str, Any]) -> Table:
     }
     for kind, name in names.items():
         row = speed[kind]
-        share = row["median"] / speed["baseline"]["median"]
-        table.add_row(name, f"{row['median']:.0f}", f"{row['low']:.0f} to {row['high']:.0f}", f"{share:.2f}")
+        ratio = say_ratio(row, speed["baseline"]) or "the same within the spread"
+        table.add_row(name, f"{row['median']:.0f}", f"{row['low']:.0f} to {row['high']:.0f}", ratio)
     return table
 
 

@@ -20,30 +20,23 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
-from distill.pruning.settings import PruneSettings
-from distill.settings import WARMUP_WITHIN, EvaluationSettings, LossTerm, OptimiserSettings, RunSettings
-from shards import UserError
+from pydantic import ValidationError
+
+from distill.settings import WARMUP_WITHIN, LossTerm, RunSettings
+from shards.errors import UserError
+from shards.settings import fields_of, make, nested, partial, refusal
 
 Recipe = dict[str, Any]
 """Fields of `RunSettings` by name: `losses` a dict of `LossTerm`, `optimiser`, `evaluation` dicts of their fields."""
 
 _HERE = Path(__file__).parent / "recipes"
 _GIVEN_APART = ("shards", "cache", "out", "recipe")
-_NESTED: dict[str, type] = {"optimiser": OptimiserSettings, "evaluation": EvaluationSettings, "prune": PruneSettings}
+_NESTED = {name for name, field in fields_of(RunSettings).items() if nested(field)}
 _LENGTHS = {"steps", "epochs"}
-_MISSING = {
-    "shards": "SHARDS",
-    "out": "--out",
-    "student": "--student, a recipe that has one, or a model's folder as --initial",
-    "evaluation.shards": "--eval",
-    "prune.target": "--prune",
-}
 
 
 class RecipeFacts(NamedTuple):
@@ -52,16 +45,17 @@ class RecipeFacts(NamedTuple):
     name: str
     about: str
     student: str | None
-    losses: Mapping[str, LossTerm]
+    losses: tuple[str, ...]
 
 
 def list_recipes() -> list[RecipeFacts]:
     """The recipes that come with the package, by name."""
     found = []
     for path in sorted(_HERE.glob("*.toml")):
-        recipe = load_recipe(path.stem)
+        recipe = _toml(path)
+        recipe = merged(_toml(_path(recipe["base"])) if "base" in recipe else {}, recipe)
         about = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        found.append(RecipeFacts(path.stem, about, recipe.get("student"), recipe["losses"]))
+        found.append(RecipeFacts(path.stem, about, recipe.get("student"), tuple(recipe["losses"])))
     return found
 
 
@@ -105,18 +99,7 @@ def settings_from(recipe: Mapping[str, Any], **given: Any) -> RunSettings:
         values["optimiser"] = {"warmup_within": WARMUP_WITHIN, **values["optimiser"]}
     if values.get("initial") and Path(values["initial"]).is_dir():
         values.setdefault("student", values["initial"])
-    for name, kind in _NESTED.items():
-        if name in values:
-            values[name] = kind(**_complete(kind, values[name], f"{name}."))
-    return RunSettings(**_complete(RunSettings, values))
-
-
-def _complete(kind: type, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    for field in fields(kind):
-        needed = field.default is MISSING and field.default_factory is MISSING
-        if needed and field.name not in values:
-            raise UserError(f"{prefix}{field.name} is missing", do=f"Give {_MISSING[prefix + field.name]}")
-    return values
+    return make(RunSettings, values)
 
 
 def _path(name: str) -> Path:
@@ -135,99 +118,41 @@ def _path(name: str) -> Path:
 
 def _read(path: Path) -> Recipe:
     """A file's fields, with `base` if it has one, each of the type that `RunSettings` wants."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"not readable as TOML: {error}", where=str(path)) from None
+    raw = _toml(path)
     for name in _GIVEN_APART:
         if name in raw:
             raise UserError(f"{name} has no place in a recipe", where=str(path), do=f"Give --{name} to the command")
-    recipe: Recipe = {"base": raw.pop("base")} if "base" in raw else {}
-    hints = get_type_hints(RunSettings)
-    for name, value in raw.items():
-        _check_known(name, [hint for hint in hints if hint not in _GIVEN_APART], path)
-        if name == "losses":
-            recipe[name] = {loss: _term(loss, given, path) for loss, given in _table(name, value, path).items()}
-        elif name in _NESTED:
-            recipe[name] = _nested(name, value, path)
-        else:
-            recipe[name] = _fitted(value, hints[name], name, path)
-    return recipe
+    apart = {"base": raw.pop("base")} if "base" in raw else {}
+    losses = raw.pop("losses", {})
+    if not isinstance(losses, dict):
+        raise UserError(f"losses is {losses!r}, a table must stand there", where=str(path), do="Write [losses]")
+    if losses:
+        apart["losses"] = {loss: _term(loss, given, path) for loss, given in losses.items()}
+    try:
+        return {**apart, **partial(RunSettings, [*_GIVEN_APART, "losses"]).validate_python(raw)}
+    except ValidationError as error:
+        raise refusal(error, RunSettings, raw, str(path)) from None
 
 
-def _nested(name: str, value: Any, path: Path) -> dict[str, Any]:
-    hints = get_type_hints(_NESTED[name])
-    found = {}
-    for key, inner in _table(name, value, path).items():
-        _check_known(key, list(hints), path, f"{name}.")
-        found[key] = _fitted(inner, hints[key], f"{name}.{key}", path)
-    return found
+def _toml(path: Path) -> Recipe:
+    """What stands in a file; lists are tuples, as settings have them."""
+    try:
+        return {name: _frozen(value) for name, value in tomllib.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError) as error:
+        raise UserError(f"not readable as TOML: {error}", where=str(path)) from None
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _frozen(inner) for name, inner in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _term(loss: str, value: Any, path: Path) -> LossTerm:
     options = dict(value) if isinstance(value, dict) else {"weight": value}
-    weight = _fitted(options.pop("weight", 1.0), get_type_hints(LossTerm)["weight"], f"losses.{loss}", path)
-    term = LossTerm(weight=weight, options=options)
     try:
+        term = LossTerm(weight=options.pop("weight", 1.0), options=options)
         term.check(loss)
     except UserError as error:
         raise UserError(f"losses.{loss}: {error.problem}", where=str(path), do=error.do) from None
     return term
-
-
-def _table(name: str, value: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{name} is {value!r}, a table must stand there", where=str(path), do=f"Write [{name}]")
-    return value
-
-
-def _check_known(name: str, known: list[str], path: Path, prefix: str = "") -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        do = f"The closest is {prefix}{close[0]}" if close else f"There are {', '.join(known)}"
-        raise UserError(f"{prefix}{name} is no field of a recipe", where=str(path), do=do)
-
-
-def _fitted(value: Any, hint: Any, key: str, path: Path) -> Any:
-    """`value` as the type that a field is declared with; TOML has lists where we have tuples."""
-    fitted = _fit(value, hint)
-    if fitted is _MISFIT:
-        raise UserError(f"{key} is {value!r}, it must be {_in_words(hint)}", where=str(path))
-    return fitted
-
-
-_MISFIT = object()
-
-
-def _fit(value: Any, hint: Any) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return next((got for got in (_fit(value, each) for each in inner) if got is not _MISFIT), _MISFIT)
-    if origin is Literal:
-        return value if value in inner else _MISFIT
-    if origin is tuple:
-        return _fit_list(value, inner) if isinstance(value, list) else _MISFIT
-    if hint is float and type(value) is int:
-        return float(value)
-    return value if type(value) is hint else _MISFIT
-
-
-def _fit_list(values: list[Any], inner: tuple[Any, ...]) -> Any:
-    hints = [inner[0]] * len(values) if inner[-1] is Ellipsis else list(inner)
-    if len(hints) != len(values):
-        return _MISFIT
-    parts = tuple(_fit(part, each) for part, each in zip(values, hints, strict=True))
-    return _MISFIT if any(part is _MISFIT for part in parts) else parts
-
-
-def _in_words(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(each) for each in inner if each is not type(None))
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, inner))}"
-    if origin is tuple:
-        count = "" if inner[-1] is Ellipsis else f"{len(inner)} of "
-        return f"a list of {count}({_in_words(inner[0])})"
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-    return words.get(hint, str(hint))

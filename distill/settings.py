@@ -1,28 +1,35 @@
-"""What the user chooses for a training run."""
+"""What the user chooses for a training run: what a field says here is what the command line offers, and its help.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
 
-from clip_models import Precision
-from distill.losses import LOSSES, LossShape
+from annotated_types import Ge, Lt
+from pydantic import Field
+
+from clip_models.precision import Precision
+from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
-from shards import UserError
+from shards.errors import UserError
+from shards.settings import option, settings
 from teacher_cache.captions import CaptionSource
-from teacher_cache.join import Join, Policy
+from teacher_cache.settings import Policy
 
 Tower = Literal["image", "text"]
+Beta = Annotated[float, Ge(0), Lt(1)]
 
 _WARMUP = 500
 WARMUP_WITHIN = 0.1
 """Of a run: a longer warm-up has to be asked for."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class OptimiserSettings:
     """AdamW and the learning rate's course; the defaults are TinyCLIP's.
 
@@ -34,32 +41,30 @@ class OptimiserSettings:
     exponential moving average of the weights, which is what the run then delivers; None for none.
     """
 
-    lr: float = 1e-3
-    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    warmup: int | None = None
-    warmup_within: float = 1.0
-    final_lr: float = 0.0
-    decay: float = 0.1
-    weight_decay: float = 0.2
-    loss_weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    clip_norm: float = 5.0
-    ema: float | None = None
+    lr: Annotated[float, option("peak learning rate", "LR", gt=0)] = 1e-3
+    schedule: Annotated[Literal["cosine", "constant", "wsd"], option("wsd: constant, then down through --decay")] = (
+        "cosine"
+    )
+    warmup: Annotated[
+        int | None,
+        option("steps of linear warm-up (500, or the recipe's, within a tenth of the run)", "N", ge=0),
+    ] = None
+    warmup_within: Annotated[float, Field(gt=0, le=1)] = 1.0
+    final_lr: Annotated[float, option("where cosine and wsd end", "LR", ge=0)] = 0.0
+    decay: Annotated[float, option("the last part of the run, for wsd", "SHARE", gt=0, le=1)] = 0.1
+    weight_decay: Annotated[float, option("AdamW's, of matrices", "W", ge=0)] = 0.2
+    loss_weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: Annotated[tuple[Beta, Beta], option("AdamW's", "B")] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    clip_norm: Annotated[float, option("gradient norm limit, 0 for none", "G", ge=0)] = 5.0
+    ema: Annotated[
+        float | None,
+        option("deliver weights averaged over steps; none: do not", "DECAY", none=True, gt=0, lt=1),
+    ] = None
 
     def __post_init__(self) -> None:
-        _one_of("schedule", self.schedule, ("cosine", "constant", "wsd"))
-        for name in ("lr", "eps"):
-            _refuse_unless(0 < getattr(self, name) < math.inf, name, getattr(self, name), "positive and finite")
-        for name in ("warmup", "weight_decay", "loss_weight_decay", "clip_norm", "final_lr"):
-            value = getattr(self, name)
-            _refuse_unless(value is None or 0 <= value < math.inf, name, value, "0 or more")
-        _refuse_unless(0 < self.warmup_within <= 1, "warmup_within", self.warmup_within, "above 0, at most 1")
-        _refuse_unless(self.final_lr <= self.lr, "final_lr", self.final_lr, f"at most lr, {self.lr:g}")
-        _refuse_unless(0 < self.decay <= 1, "decay", self.decay, "above 0, at most 1")
-        _refuse_unless(len(self.betas) == 2, "betas", self.betas, "two numbers")
-        _refuse_unless(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "from 0 to below 1")
-        _refuse_unless(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1")
+        if self.final_lr > self.lr:
+            raise UserError(f"final_lr is {self.final_lr}, it must be at most lr, {self.lr:g}")
 
     def warmup_steps(self, steps: int) -> int:
         """Of a run of so many steps."""
@@ -67,7 +72,7 @@ class OptimiserSettings:
         return min(wanted, int(within * steps))
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LossTerm:
     """A loss's weight, and what its constructor is given.
 
@@ -91,27 +96,33 @@ class LossTerm:
         return before[1]
 
     def check(self, name: str) -> None:
-        """Raises `UserError` unless it can be a term of the loss `name`."""
+        """Raises `UserError` unless it can be a term of the loss `name`. Torch is loaded only to look at options."""
         if name not in LOSSES:
             raise UserError(f"there is no loss {name!r}", where="--loss", do=f"Use {', '.join(LOSSES)}")
         if isinstance(self.weight, int | float):
-            _refuse_unless(0 < self.weight < math.inf, f"the weight of {name}", self.weight, "positive and finite")
+            fine, must = self.weight > 0, "positive"
         else:
             through = [point[0] for point in self.weight]
             weights = [point[1] for point in self.weight]
             fine = through == sorted(through) and all(0 <= x <= 1 for x in through)
-            fine = fine and all(0 <= weight < math.inf for weight in weights) and any(weights)
-            _refuse_unless(fine, f"the weight of {name}", self.weight, "points of ascending 0 to 1 and weights of 0 up")
+            fine = fine and min(weights, default=0) >= 0 and any(weights)
+            must = "points of ascending 0 to 1 and weights of 0 up"
+        if not fine:
+            raise UserError(f"the weight of {name} is {self.weight}, it must be {must}")
+        if self.options:
+            self._check_options(name)
+
+    def _check_options(self, name: str) -> None:
+        from distill.losses import LossShape  # noqa: PLC0415 - brings torch
+
         known = [name for name in inspect.signature(LOSSES[name]).parameters if name != "shape"]
-        for option in self.options:
-            if option not in known:
-                raise UserError(
-                    f"the loss {name} has no option {option!r}", do=f"It takes {', '.join(known) or 'none'}"
-                )
+        for given in self.options:
+            if given not in known:
+                raise UserError(f"the loss {name} has no option {given!r}", do=f"It takes {', '.join(known) or 'none'}")
         LOSSES[name](LossShape(8, (8,)), **self.options)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class EvaluationSettings:
     """Evaluation inside a run, on the dataset `shards` every `every` steps and at the end.
 
@@ -120,25 +131,25 @@ class EvaluationSettings:
     the log (`eval/zero_shot/top1`, more is better); None for none.
     """
 
-    shards: str
-    every: int = 1000
-    classes: str | None = None
-    label: str | None = None
-    best: str | None = None
-    batch_size: int = 256
+    shards: Annotated[str, option("evaluate on this dataset in the run, and at its end", "SHARDS", flag="--eval")]
+    every: Annotated[int, option("steps an evaluation", "N", flag="--eval-every", ge=1)] = 1000
+    classes: Annotated[str | None, option("JSON with classes and templates, for zero-shot", "FILE")] = None
+    label: Annotated[str | None, option("the metadata column that names a sample's class", "COLUMN")] = None
+    best: Annotated[str | None, option("keep the best checkpoint by it, as logged: eval/zero_shot/top1", "FIGURE")] = (
+        None
+    )
+    batch_size: Annotated[int, Field(ge=1)] = 256
 
     def __post_init__(self) -> None:
-        for name in ("every", "batch_size"):
-            _refuse_unless(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "positive")
         figures = [f"eval/retrieval/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
         figures += ["eval/zero_shot/top1", "eval/zero_shot/top5"] if self.classes else []
-        if self.best is not None:
-            _one_of("evaluation.best", self.best, tuple(figures))
+        if self.best is not None and self.best not in figures:
+            raise UserError(f"evaluation.best is {self.best!r}, it must be one of {', '.join(figures)}")
         if (self.classes is None) != (self.label is None):
             raise UserError("zero-shot needs both classes and the label's field", do="Give both, or neither")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class RunSettings:
     """A whole training run; everything in it is written to the run folder and compared on resume.
 
@@ -172,40 +183,89 @@ class RunSettings:
     `recipe`: the name of the recipe that the settings began with; nothing is read from it.
     """
 
-    shards: str
-    out: str
-    student: str
-    cache: str | None = None
-    teachers: tuple[str, ...] = ()
-    captions: tuple[str, ...] = ("txt",)
-    join: Policy = "error"
-    join_limit: float = 0.01
-    views: int = 1
-    initial: str | None = None
-    text_tower: Literal["own", "cache"] = "own"
-    lock: tuple[Tower, ...] = ()
-    patch_mask: float = 0.0
-    prune: PruneSettings | None = None
-    losses: Mapping[str, LossTerm | float] = field(default_factory=dict)
-    teacher_scale: float | None = None
-    student_scale: float | None = None
-    max_scale: float = 100.0
-    steps: int | None = None
-    epochs: float | None = None
-    batch_size: int = 256
-    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
-    precision: Precision = "fp32"
-    micro_batches: int = 1
-    checkpoint_activations: bool = False
-    compile: bool = False
-    evaluation: EvaluationSettings | None = None
-    explosion: float = 10.0
-    seed: int = 0
-    log_every: int = 10
-    checkpoint_every: int = 500
-    checkpoint_minutes: float = 10.0
-    keep: int = 2
-    wandb: str | None = None
+    shards: Annotated[str, option("what `clipstill ingest` wrote", flag="SHARDS")]
+    out: Annotated[str, option("the run's folder", "RUN", section="")]
+    student: Annotated[str, option("a name, timm/NAME, a .json file, or a model's folder", "MODEL", section="student")]
+    cache: Annotated[str | None, option("what `clipstill cache build` wrote", "CACHE", section="data and teachers")] = (
+        None
+    )
+    teachers: Annotated[
+        tuple[str, ...], option("a teacher in the cache; repeatable (its only one)", "NAME", flag="--teacher")
+    ] = ()
+    captions: Annotated[
+        tuple[str, ...],
+        option(
+            "a caption set of each step; repeatable, the loss is their mean. Without a cache txt, json:FIELD*N or "
+            "table:FILE#COLUMN*N",
+            "SET",
+            min_length=1,
+        ),
+    ] = ("txt",)
+    join: Annotated[
+        Policy,
+        option(
+            "when the cache is of other shards, or of a part: refuse; join by key and skip samples that it lacks; or "
+            "train those without a teacher"
+        ),
+    ] = "error"
+    join_limit: Annotated[float, option("refuse to skip more than this share", "SHARE", ge=0, le=1)] = 0.01
+    views: Annotated[int, option("views an image, without a cache", "K", ge=1)] = 1
+    initial: Annotated[
+        str | None,
+        option(
+            "start from these weights: ARCH:TAG, ARCH:FILE or a folder; without --student that model goes on",
+            "MODEL",
+            section="student",
+        ),
+    ] = None
+    text_tower: Annotated[Literal["own", "cache"], option("cache: the teacher's text embeddings stand in for one")] = (
+        "own"
+    )
+    lock: Annotated[tuple[Tower, ...], option("a tower that is not trained; repeatable")] = ()
+    patch_mask: Annotated[float, option("of its patches that a ViT does not see in training", "SHARE", ge=0, lt=1)] = (
+        0.0
+    )
+    prune: Annotated[PruneSettings | None, option("")] = None
+    losses: Annotated[
+        Mapping[str, LossTerm | float],
+        option(
+            f"{', '.join(LOSSES)}; repeatable, and then none of the recipe's. NAME=0:0,0.1:2000 is a weight that rises "
+            "through the first tenth of the run",
+            "NAME=WEIGHT",
+            flag="--loss",
+            section="losses",
+        ),
+    ] = field(default_factory=dict)
+    teacher_scale: Annotated[
+        float | None, option("the teachers' logit scale; none: each has its own", "T", none=True, gt=0)
+    ] = None
+    student_scale: Annotated[
+        float | None, option("the student's, pinned; none: it is learned", "T", none=True, gt=0)
+    ] = None
+    max_scale: Annotated[float, option("the most that a learned one may be", "T", ge=1)] = 100.0
+    steps: Annotated[int | None, option("or optimiser steps", "N", section="length and optimiser", ge=1)] = None
+    epochs: Annotated[float | None, option("passes over the dataset", "E", gt=0)] = None
+    batch_size: Annotated[int, option("global batch", "B", ge=1)] = 256
+    optimiser: Annotated[OptimiserSettings, option("")] = field(default_factory=OptimiserSettings)
+    precision: Annotated[Precision, option("of the student's forward", section="how it is computed")] = "fp32"
+    micro_batches: Annotated[int, option("in so many pieces; the loss still sees the whole batch", "N", ge=1)] = 1
+    checkpoint_activations: Annotated[bool, option("compute activations again instead of keeping them")] = False
+    compile: Annotated[bool, option("torch.compile the student: minutes first, then faster")] = False
+    evaluation: Annotated[EvaluationSettings | None, option("", section="evaluation, logs and checkpoints")] = None
+    explosion: Annotated[float, option("stop when the loss has grown so much; 0: never", "FACTOR", ge=0)] = 10.0
+    seed: Annotated[int, option("of weights and order", "N")] = 0
+    log_every: Annotated[int, option("steps a log line", "N", ge=1)] = 10
+    checkpoint_every: Annotated[int, option("steps a checkpoint", "N", ge=1)] = 500
+    checkpoint_minutes: Annotated[
+        float,
+        option(
+            "and a checkpoint whenever there was none for so long, which is the most that a kill loses; 0: never",
+            "M",
+            ge=0,
+        ),
+    ] = 10.0
+    keep: Annotated[int, option("newest checkpoints that stay", "N", ge=1)] = 2
+    wandb: Annotated[str | None, option("also log to this project of Weights & Biases", "PROJECT")] = None
     recipe: str | None = None
 
     def __post_init__(self) -> None:
@@ -213,27 +273,14 @@ class RunSettings:
             raise UserError("a run's folder must be on a local disk", where=self.out, do="Give a path")
         if (self.steps is None) == (self.epochs is None):
             raise UserError("a run's length is needed, once", do="Give --steps or --epochs")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            _refuse_unless(value is None or 0 < value < math.inf, name, value, "positive and finite")
-        _refuse_unless(
-            self.explosion == 0 or 1 < self.explosion < math.inf, "explosion", self.explosion, "0 or above 1"
-        )
-        minutes = self.checkpoint_minutes
-        _refuse_unless(0 <= minutes < math.inf, "checkpoint_minutes", minutes, "0 or more")
-        _refuse_unless(0 <= self.patch_mask < 1, "patch_mask", self.patch_mask, "from 0 to below 1")
-        _one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
-        _one_of("text_tower", self.text_tower, ("own", "cache"))
-        for tower in self.lock:
-            _one_of("lock", tower, ("image", "text"))
-        _refuse_unless(bool(self.captions), "captions", self.captions, "at least one caption set")
+        if 0 < self.explosion <= 1:
+            raise UserError(f"explosion is {self.explosion}, it must be 0 or above 1")
         for name in ("teachers", "captions", "lock"):
             values = getattr(self, name)
-            _refuse_unless(len(set(values)) == len(values), name, ", ".join(values), "without repetition")
+            if len(set(values)) < len(values):
+                raise UserError(f"{name} is {', '.join(values)}, it must be without repetition")
         if self.patch_mask and "image" in self.lock:
             raise UserError("patches are masked in training, and the image tower is locked", do="Leave out one of them")
-        _refuse_unless(self.max_scale >= 1, "max_scale", self.max_scale, "1 or more")
-        Join(policy=self.join, limit=self.join_limit)
         if self.cache is None:
             self._check_without_cache()
         if self.prune is not None and self.evaluation is not None and self.evaluation.best is not None:
@@ -248,7 +295,7 @@ class RunSettings:
             )
         for name, term in self.terms().items():
             term.check(name)
-            if self.cache is None and LOSSES[name].needs_teacher:
+            if self.cache is None and name not in WITHOUT_TEACHER:
                 raise UserError(f"the loss {name!r} needs a teacher", where="--loss", do="Give --cache")
 
     def _check_without_cache(self) -> None:
@@ -282,19 +329,6 @@ class RunSettings:
         return fields
 
 
-_POSITIVE = (
-    "steps",
-    "epochs",
-    "batch_size",
-    "views",
-    "micro_batches",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "teacher_scale",
-    "student_scale",
-    "max_scale",
-)
 _ELSEWHERE = (
     "shards",
     "cache",
@@ -314,12 +348,3 @@ _ELSEWHERE = (
     "wandb",
     "recipe",
 )
-
-
-def _refuse_unless(fine: bool, name: str, value: object, must: str) -> None:
-    if not fine:
-        raise UserError(f"{name} is {value}, it must be {must}")
-
-
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    _refuse_unless(value in known, name, repr(value), f"one of {', '.join(known)}")

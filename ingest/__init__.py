@@ -9,9 +9,15 @@ Goes out: a dataset as `shards` defines it; the ledger `NNNNN.parquet` beside ea
 Read `run.py` first (the stage in one function), then `plan/plan.py` and `task.py`.
 """
 
-from ingest.retry import retry
-from ingest.run import IngestReport, ingest
-from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazily
+
+if TYPE_CHECKING:
+    from ingest.run import IngestReport, ingest
+    from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
+else:
+    __getattr__ = lazily(__name__, "settings", "run")
 
 __all__ = [
     "ImageSettings",
@@ -20,5 +26,4 @@ __all__ = [
     "NetworkSettings",
     "SourceSettings",
     "ingest",
-    "retry",
 ]

@@ -2,9 +2,9 @@
 
     ledgers since the last retry → rows that may pass → _rounds/NNN.json and its plan → shards after the last ones
 
-A round's plan is published as the dataset's is, so a killed retry goes on where it was. The shards that are there and
-their ledgers are never touched: a row's state is that of its key's last ledger row. A round names the addresses that
-were allowed when it was planned: once another one is allowed, what was blocked, in whatever round, may pass too.
+A round's plan is published as the dataset's is, so a killed retry goes on where it was. Existing shards and ledgers are
+never touched: a row's state is what its key's last ledger row says. A round records which addresses were allowed when
+it was planned. Once more are allowed, the rows that were blocked in any earlier round may pass too.
 """
 
 from __future__ import annotations

@@ -1,150 +1,155 @@
-"""What the user chooses for an ingest run. Everything that changes the output is in `identity`."""
+"""What the user chooses for an ingest run: what a field says here is what the command line offers, and its help.
+
+Everything that changes the output is in `IngestSettings.identity`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from shards import UserError
+from ingest.formats import LAYOUTS
+from shards.errors import UserError
+from shards.settings import Known, option, settings
 
-RESIZE_MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border", "no")
-Format = Literal[
-    "auto", "cc3m", "cc12m", "yfcc15m", "laion", "datacomp", "txt", "csv", "tsv", "jsonl", "json", "parquet"
-]
-FORMATS: tuple[Format, ...] = get_args(Format)
 OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
 """The words of `X-Robots-Tag` that keep an image out of a dataset; `none` is short for `noindex, nofollow`."""
 PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 USER_AGENT = "clipstill/0.1 (makes image-text datasets)"
+_QUALITY = {"jpg": 95, "png": 3, "webp": 95}
 _PILLOW_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Pillow opens no image with more."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SourceSettings:
     """Where the rows come from. `paths` may hold folders, globs and URLs; their order is the rows' order.
 
-    `format`: a published list's ("cc3m", "cc12m", "yfcc15m", "laion", "datacomp"), a kind of file ("txt", "csv",
-    "tsv", "jsonl", "json", "parquet"), or "auto" (by the file's ending). The columns' names are the list's own unless
-    given; `columns` names them all, in order, for CSV and TSV that do not begin with them. `quoted`: TSV whose fields
-    may be quoted, as CSV's. `encoding`: of text, by Python's name. Without `captions` there are images alone.
-    `keep` names further columns that travel into the ledger and each sample's JSON. `hash_column` holds the hash that
-    each original must have. `where` holds conditions on columns, such as `similarity >= 0.3`; rows that do not meet
-    them all are not fetched. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files.
+    The columns' names are the list's own unless given. `keep` names columns that travel into the ledger and each
+    sample's JSON. `subset` is the list of YFCC15M's photos, `paths` then YFCC100M's own files.
     """
 
-    paths: tuple[str, ...]
-    format: Format = "auto"
-    url_column: str | None = None
-    caption_column: str | None = None
-    keep: tuple[str, ...] = ()
-    hash_column: str | None = None
-    where: tuple[str, ...] = ()
-    subset: str | None = None
-    columns: tuple[str, ...] = ()
-    quoted: bool = False
-    encoding: str = "utf-8"
-    captions: bool = True
+    paths: Annotated[tuple[str, ...], option("metadata files; folders, globs and URLs are fine", flag="FILE")]
+    format: Annotated[str, Known(LAYOUTS), option("a published list's, or a kind of file; auto: by the ending")] = (
+        "auto"
+    )
+    url_column: Annotated[str | None, option("the column with the URLs (default: the format's, or url)", "NAME")] = None
+    caption_column: Annotated[
+        str | None, option("the column with the captions (default: the format's, or caption)", "NAME")
+    ] = None
+    keep: Annotated[tuple[str, ...], option("further columns to keep in ledger and JSON", "A,B", split=True)] = ()
+    hash_column: Annotated[str | None, option("the column with the hash that each file must have", "NAME")] = None
+    where: Annotated[
+        tuple[str, ...],
+        option("fetch only rows that meet it, as in 'similarity >= 0.3'; may be given more than once", "CONDITION"),
+    ] = ()
+    subset: Annotated[str | None, option("yfcc15m: the list of the photos to take", "FILE")] = None
+    columns: Annotated[
+        tuple[str, ...],
+        option("what the columns of a CSV or TSV are called that has no header", "A,B", split=True),
+    ] = ()
+    quoted: Annotated[bool, option("the fields of a TSV may be quoted, as those of a CSV")] = False
+    encoding: Annotated[str, option("of the text in the list, as Python calls it: latin-1, cp1252", "NAME")] = "utf-8"
+    captions: Annotated[bool, option("take images alone: no column holds captions")] = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ImageSettings:
     """How images are checked and stored.
 
-    `size` in pixels and `resize_mode` as in img2dataset (keep_ratio: the shorter side becomes `size`). Images are
-    enlarged only with `enlarge`. `format` is what they are stored as, `quality` JPEG's and WebP's (1 to 100) or PNG's
-    compression (0 to 9). `exact`: decode every pixel and average over areas, as img2dataset does, instead of decoding
-    JPEG at a reduced scale. `skip_reencode`: store an original that needs no change as it came. Originals with a
-    shorter side below `min_size`, more than `max_area` pixels, or sides further apart than `max_aspect_ratio` are
-    filtered out; files over `max_bytes` and images over `max_pixels` are refused. `hash`: of the original bytes.
-    `exif`: keep it, as JSON. `blur_faces`: the column with the boxes of faces (`faces.py`), which are blurred.
+    `size` and `resize_mode` as in img2dataset; images are enlarged only with `enlarge`. `exact`: instead of decoding
+    JPEG at a reduced scale. `blur_faces`: the column with the boxes of faces (`faces.py`).
     """
 
-    size: int = 256
-    resize_mode: str = "keep_ratio"
-    enlarge: bool = False
-    format: Literal["jpg", "png", "webp"] = "jpg"
-    quality: int = 95
-    exact: bool = False
-    skip_reencode: bool = False
-    min_size: int = 0
-    max_area: int | None = None
-    max_aspect_ratio: float | None = None
-    max_bytes: int = 50_000_000
-    max_pixels: int = 100_000_000
-    hash: Literal["md5", "sha256", "sha512"] = "sha256"
-    exif: bool = True
-    blur_faces: str | None = None
+    size: Annotated[int, option("side to resize to", "PX", flag="--image-size", ge=1)] = 256
+    resize_mode: Annotated[
+        Literal["keep_ratio", "keep_ratio_largest", "center_crop", "border", "no"],
+        option("keep_ratio: the shorter side becomes PX"),
+    ] = "keep_ratio"
+    enlarge: Annotated[bool, option("resize smaller images too")] = False
+    format: Annotated[Literal["jpg", "png", "webp"], option("how they are stored", flag="--image-format")] = "jpg"
+    quality: Annotated[
+        int,
+        option("of JPEG and WebP, 1 to 100 (default: 95); PNG's compression, 0 to 9 (default: 3)", ge=0, le=100),
+    ] = None  # type: ignore[assignment]  # of each format another; never None once made
+    exact: Annotated[bool, option("decode every pixel and average, as img2dataset does")] = False
+    skip_reencode: Annotated[bool, option("store what needs no change as it came")] = False
+    min_size: Annotated[int, option("leave out images with a shorter side", "PX", ge=0)] = 0
+    max_area: Annotated[int | None, option("leave out images of more pixels", "N", ge=1)] = None
+    max_aspect_ratio: Annotated[float | None, option("leave out images that are longer", "R", ge=1)] = None
+    max_bytes: Annotated[int, option("refuse larger files", "N", ge=1)] = 50_000_000
+    max_pixels: Annotated[int, option("refuse larger images", "N", ge=1, le=_PILLOW_PIXELS)] = 100_000_000
+    hash: Annotated[Literal["md5", "sha256", "sha512"], option("of each file as it came, in the ledger")] = "sha256"
+    exif: Annotated[bool, option("keep it, in ledger and JSON", flag="--exif", words={"on": True, "off": False})] = True
+    blur_faces: Annotated[
+        str | None,
+        option("blur what is in the boxes of this column (DataComp's face_bboxes), and keep it", "COLUMN"),
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.resize_mode not in RESIZE_MODES:
-            raise UserError(f"resize mode {self.resize_mode!r} is unknown", do=f"Use one of {', '.join(RESIZE_MODES)}")
+        if self.quality is None:
+            object.__setattr__(self, "quality", _QUALITY[self.format])
         low, high = (0, 9) if self.format == "png" else (1, 100)
-        if self.size < 1 or not low <= self.quality <= high:
+        if not low <= self.quality <= high:
             raise UserError(
-                f"image size {self.size} or quality {self.quality} is out of range",
-                do=f"The size is at least 1, the quality of {self.format} {low} to {high}",
-            )
-        if self.max_bytes < 1 or not 1 <= self.max_pixels <= _PILLOW_PIXELS:
-            raise UserError(
-                f"a limit of {self.max_bytes} bytes or {self.max_pixels} pixels is out of range",
-                do=f"Both are at least 1, and pixels at most {_PILLOW_PIXELS}",
-            )
-        area, ratio = self.max_area, self.max_aspect_ratio
-        if self.min_size < 0 or (area is not None and area < 1) or (ratio is not None and not ratio >= 1):
-            raise UserError(
-                f"a filter by size {self.min_size}, area {area} or aspect ratio {ratio} is out of range",
-                do="The size is at least 0, the area and the aspect ratio at least 1",
+                f"quality {self.quality} is out of range", do=f"The quality of {self.format} is {low} to {high}"
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class NetworkSettings:
     """How URLs are fetched. Nothing here is part of a dataset's identity.
 
-    `deadline` is in seconds for one URL with everything: redirects, body, waits and further tries; `connect_timeout`
-    for one connection. `retries` are further tries, made only after what may pass. `connections` are open at once in
-    a worker, `per_host` of them to one host, and a worker begins `per_host_rate` requests a second to it (0: any
-    number). `allow_addresses` are addresses or networks that may be fetched from although they are not public.
-    `opt_outs`: the words of `X-Robots-Tag` to honour; `robots_txt`: honour each host's robots.txt. `user_agent` is sent
-    as it is; a site's rules for its first word before "/" apply to us. `ca_file`: certificates to trust instead of the
-    usual ones. `proxy`: the URL of what to connect through; it looks names up, and which addresses it connects to
-    nobody checks.
+    `deadline` is with everything: redirects, body, waits and further tries. A site's rules for the first word of
+    `user_agent` before "/" apply to us. A `proxy` looks names up, and which addresses it connects to nobody checks.
     """
 
-    deadline: float = 30.0
-    connect_timeout: float = 10.0
-    retries: int = 2
-    connections: int = 128
-    per_host: int = 32
-    per_host_rate: float = 100.0
-    max_redirects: int = 10
-    allow_addresses: tuple[str, ...] = ()
-    opt_outs: tuple[str, ...] = OPT_OUTS
-    robots_txt: bool = False
-    user_agent: str = USER_AGENT
-    ca_file: str | None = None
-    # It may have a password in it, which belongs in no log.
-    proxy: str | None = field(default=None, repr=False)
+    deadline: Annotated[float, option("seconds for one URL, all in all", "S", gt=0, le=3600)] = 30.0
+    connect_timeout: Annotated[float, option("seconds for a connection", "S", gt=0, le=3600)] = 10.0
+    retries: Annotated[int, option("further tries after what may pass", "N", ge=0)] = 2
+    connections: Annotated[int, option("open at once in a worker", "N", ge=1)] = 128
+    per_host: Annotated[int, option("of them, to one host", "N", ge=1)] = 32
+    per_host_rate: Annotated[
+        float, option("requests a second to one host, of each worker; 0: as fast as it answers", "N", ge=0, le=1e6)
+    ] = 100.0
+    max_redirects: Annotated[int, option("followed for one URL", "N", ge=0)] = 10
+    allow_addresses: Annotated[
+        tuple[str, ...],
+        option(
+            "fetch from this address or network although it is not public; may be given more than once",
+            "NET",
+            flag="--allow-address",
+        ),
+    ] = ()
+    opt_outs: Annotated[
+        tuple[str, ...],
+        option(
+            "leave out images whose X-Robots-Tag says one of these",
+            "A,B",
+            flag="--opt-out",
+            split=True,
+            off=("--ignore-opt-outs", "take images whatever their X-Robots-Tag says"),
+        ),
+    ] = OPT_OUTS
+    robots_txt: Annotated[bool, option("ask each host's robots.txt first")] = False
+    user_agent: Annotated[str, option("what to say who we are", "TEXT")] = USER_AGENT
+    ca_file: Annotated[str | None, option("certificates to trust instead of the usual ones", "PEM")] = None
+    proxy: Annotated[
+        str | None,
+        option(
+            "connect through it (http, https, socks4, socks5); which addresses it fetches from, nobody here checks",
+            "URL",
+        ),
+    ] = field(default=None, repr=False)  # it may have a password in it, which belongs in no log
 
     def __post_init__(self) -> None:
-        if not 0 < self.connect_timeout <= 3600 or not 0 < self.deadline <= 3600:
-            raise UserError(
-                f"a deadline of {self.deadline:g} s or connect time-out of {self.connect_timeout:g} s is out of range",
-                do="Both are above 0 and at most 3600",
-            )
-        if min(self.connections, self.per_host) < 1 or min(self.retries, self.max_redirects) < 0:
-            raise UserError(
-                f"connections {self.connections}, per host {self.per_host}, retries {self.retries} or redirects "
-                f"{self.max_redirects} is out of range",
-                do="Connections are at least 1, retries and redirects at least 0",
-            )
-        if not (self.per_host_rate == 0 or 0.001 <= self.per_host_rate <= 1e6):
+        object.__setattr__(self, "opt_outs", tuple(word.lower() for word in self.opt_outs))
+        if 0 < self.per_host_rate < 0.001:
             raise UserError(
                 f"{self.per_host_rate:g} requests a second to a host is out of range",
                 do="Choose 0.001 to 1000000, or 0 for any number",
@@ -173,29 +178,23 @@ def _check_proxy(url: str) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class IngestSettings:
-    """A whole ingest run. `engine`: ours, or img2dataset's downloader and resizer behind checks.
+    """A whole ingest run. `engine`: ours, or img2dataset's downloader and resizer behind checks."""
 
-    `stop_on_collapse`: end the run early when nearly nothing is fetched any more. `attempts`: tries a shard, until it
-    counts as failed.
-    """
-
-    source: SourceSettings
-    out: str
-    name: str
-    shard_size: int = 1000
-    image: ImageSettings = field(default_factory=ImageSettings)
-    network: NetworkSettings = field(default_factory=NetworkSettings)
-    engine: Literal["clipstill", "img2dataset"] = "clipstill"
-    stop_on_collapse: bool = True
-    attempts: int = 3
+    source: Annotated[SourceSettings, option("", section="the input")]
+    out: Annotated[str, option("where the shards go (a path or s3://...)", "FOLDER", section="")]
+    name: Annotated[str, option("the dataset's name; begins every sample's key")]
+    shard_size: Annotated[int, option("rows to fetch a shard", "ROWS", section="the input", ge=1)] = 1000
+    image: Annotated[ImageSettings, option("", section="the images")] = field(default_factory=ImageSettings)
+    network: Annotated[NetworkSettings, option("", section="the network")] = field(default_factory=NetworkSettings)
+    attempts: Annotated[int, option("tries a shard until it counts as failed", "N", ge=1)] = 3
+    stop_on_collapse: Annotated[bool, option("go on even if nothing comes through any more", flag="--no-stop")] = True
+    engine: Annotated[Literal["clipstill", "img2dataset"], option("what fetches, decodes and resizes", section="")] = (
+        "clipstill"
+    )
 
     def __post_init__(self) -> None:
-        if self.shard_size < 1:
-            raise UserError(f"shard size {self.shard_size} is not positive")
-        if self.attempts < 1:
-            raise UserError(f"{self.attempts} tries a shard are too few", do="Allow at least 1")
         if self.engine != "clipstill" and self.network.proxy is not None:
             raise UserError("img2dataset's engine knows no proxy", do="Leave out --engine or --proxy")
         if self.image.blur_faces is not None and self.engine != "clipstill":

@@ -9,16 +9,23 @@ Read `record.py` first (what "done" means), then `task.py` and `runner.py` (how 
 Nothing here imports torch or ray at module level.
 """
 
+from typing import TYPE_CHECKING
+
 from shards.errors import IncompleteError, ShardError, UserError
 from shards.fingerprint import fingerprint, seed64
-from shards.reader import Dataset, Shard
-from shards.record import FileEntry, ShardRecord, published_records, read_records, sound_records
-from shards.runner import InProcess, Summary, run_shards
-from shards.samples import write_dataset
-from shards.storage import Folder
-from shards.task import ShardTask, Spec, Worker
-from shards.verify import verify_dataset
-from shards.writer import ShardWriter
+from shards.lazy import lazily
+
+if TYPE_CHECKING:
+    from shards.reader import Dataset, Shard
+    from shards.record import FileEntry, ShardRecord, published_records, read_records, sound_records
+    from shards.runner import InProcess, Summary, run_shards
+    from shards.samples import write_dataset
+    from shards.storage import Folder
+    from shards.task import ShardTask, Spec, Worker
+    from shards.verify import verify_dataset
+    from shards.writer import ShardWriter
+else:
+    __getattr__ = lazily(__name__, "task", "storage", "record", "runner", "reader", "verify", "writer", "samples")
 
 __all__ = [
     "Dataset",

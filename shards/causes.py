@@ -1,4 +1,4 @@
-"""What the machine refuses, whoever says it and however: as one line that says where and what to do."""
+"""Errors of the machine (a full disk, permissions, no network), whichever library raised them: a line with advice."""
 
 from __future__ import annotations
 

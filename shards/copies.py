@@ -1,9 +1,9 @@
-"""Local copies of files on an object store: each under its hash, together within a bound, the one used longest ago
-the first to go.
+"""Local copies of files on an object store, named by their hash. Their total size is bounded: the copy that was used
+longest ago is removed first.
 
-A copy in use is never removed. Whoever opens one holds a shared lock on it, and so does every memory map made of the
-descriptor, for as long as it lives; who makes room removes only what it can lock alone. All processes of a machine may
-share one folder.
+A copy in use is never removed. Whoever opens one holds a shared lock on it, and every memory map made of the descriptor
+keeps that lock as long as it lives. Only a copy that can be locked exclusively is removed. All processes of a machine
+may share one folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What lies at a path: refused before any work where it is not what a command takes, or would be written over."""
+"""Check a path before any work: is it what a command takes, and would the output overwrite something?"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Ray itself: started on this machine, or a cluster joined by its address; and what goes wrong with that, in one line.
+"""Ray itself: started on this machine, or a running cluster joined by its address; its failures as one line each.
 
-What is started here keeps to itself: it has a folder of its own for sockets and logs, which is gone at the end, a token
-of its own that nobody else's processes know, and prints nothing.
+A Ray that is started here has a folder of its own for sockets and logs, which is removed at the end, and a token that
+no other user's processes know. It prints nothing.
 """
 
 from __future__ import annotations

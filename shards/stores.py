@@ -1,4 +1,7 @@
-"""What the libraries behind storage raise, in words. They are optional, so their errors are known by name only."""
+"""The errors of the libraries behind object stores, in words.
+
+These libraries are optional and not imported here, so their exceptions are recognised by name.
+"""
 
 from __future__ import annotations
 

@@ -8,9 +8,16 @@ Read `views/` first (what a view is), then `layout.py` (what is on disk), `build
 Importing this package neither imports torch nor loads a teacher; `build` and `verify` do when called.
 """
 
-from teacher_cache.join import Join
-from teacher_cache.layout import LayerFacts, TeacherFacts
-from teacher_cache.reader import TeacherCache
-from teacher_cache.views import EncodedImage, View, ViewPolicy
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazily
+
+if TYPE_CHECKING:
+    from teacher_cache.layout import LayerFacts, TeacherFacts
+    from teacher_cache.reader import TeacherCache
+    from teacher_cache.settings import Join
+    from teacher_cache.views import EncodedImage, View, ViewPolicy
+else:
+    __getattr__ = lazily(__name__, "settings", "layout", "views", "reader")
 
 __all__ = ["EncodedImage", "Join", "LayerFacts", "TeacherCache", "TeacherFacts", "View", "ViewPolicy"]

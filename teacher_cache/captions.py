@@ -18,10 +18,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from shards import Dataset, Shard, UserError
-from teacher_cache.caption_table import CaptionTable
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from shards import Dataset, Shard
+    from teacher_cache.caption_table import CaptionTable
 
 _FORMS = (
     "Write txt, json:FIELD, json:FIELD*N or table:PATH#COLUMN*N, with NAME= before it for a name of your own "
@@ -61,6 +64,11 @@ class CaptionSource:
         source.table.check()
         return source
 
+    @staticmethod
+    def read(value: object) -> object:
+        """A source from its text; anything else is left as it is."""
+        return CaptionSource.parse(value) if isinstance(value, str) else value
+
     @property
     def name(self) -> str:
         """The layer's name after `captions-`: equal names in one cache mean the same source."""
@@ -87,6 +95,8 @@ class CaptionSource:
 
     @property
     def table(self) -> CaptionTable:
+        from teacher_cache.caption_table import CaptionTable  # noqa: PLC0415 - brings Arrow; most sources are no tables
+
         if "table" not in self._tables:
             self._tables["table"] = CaptionTable(self.path, self.column)
         table: CaptionTable = self._tables["table"]

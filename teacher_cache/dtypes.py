@@ -10,21 +10,24 @@ Readers make every row unit again, as losses expect; rounding alone moves norms 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from shards.errors import UserError
 
-Dtype = Literal["float16", "bfloat16", "float32", "int8"]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-_STORED: dict[str, tuple[type[np.generic], pa.DataType]] = {
-    "float16": (np.float16, pa.float16()),
-    "bfloat16": (np.uint16, pa.uint16()),
-    "float32": (np.float32, pa.float32()),
-    "int8": (np.int8, pa.int8()),
+Dtype = Literal["float16", "bfloat16", "float32", "int8"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+_STORED: dict[str, type[np.generic]] = {
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "float32": np.float32,
+    "int8": np.int8,
 }
 
 
@@ -37,20 +40,22 @@ class Stored(NamedTuple):
 
 def check_dtype(name: str) -> None:
     if name not in _STORED:
-        raise UserError(f"embeddings cannot be stored as {name!r}", do=f"Use {', '.join(get_args(Dtype))}")
+        raise UserError(f"embeddings cannot be stored as {name!r}", do=f"Use {', '.join(DTYPES)}")
 
 
 def arrow_type(dtype: Dtype) -> pa.DataType:
-    return _STORED[dtype][1]
+    import pyarrow as pa  # noqa: PLC0415 - settings name dtypes, and need no Arrow
+
+    return pa.from_numpy_dtype(_STORED[dtype])
 
 
 def numpy_type(dtype: Dtype) -> type[np.generic]:
-    return _STORED[dtype][0]
+    return _STORED[dtype]
 
 
 def row_bytes(dtype: Dtype, width: int) -> int:
     """What one embedding of D = `width` takes on disk."""
-    return width * np.dtype(_STORED[dtype][0]).itemsize + (4 if dtype == "int8" else 0)
+    return width * np.dtype(_STORED[dtype]).itemsize + (4 if dtype == "int8" else 0)
 
 
 def store(rows: npt.NDArray[np.float32], dtype: Dtype) -> Stored:
@@ -63,7 +68,7 @@ def store(rows: npt.NDArray[np.float32], dtype: Dtype) -> Stored:
         bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
         # To the nearest, ties to even: half of the lower part, and one more where the upper part is odd.
         return Stored(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), None)
-    return Stored(rows.astype(_STORED[dtype][0]), None)
+    return Stored(rows.astype(_STORED[dtype]), None)
 
 
 def load(values: npt.NDArray[np.generic], dtype: Dtype) -> npt.NDArray[np.float32]:

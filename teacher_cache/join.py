@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,25 +22,10 @@ from shards import Dataset, Folder, ShardRecord, UserError, published_records, r
 from shards.record import RecordName
 from teacher_cache.key_index import IndexWriter
 from teacher_cache.layout import LayerFacts
-
-Policy = Literal["error", "skip", "none"]
+from teacher_cache.settings import Join
 
 Keys = Callable[[ShardRecord], list[str]]
 """The keys in a file of the layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Join:
-    """`limit`: the share of the samples, 0 to 1, that may lack embeddings under `skip`."""
-
-    policy: Policy = "error"
-    limit: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.policy not in get_args(Policy):
-            raise UserError(f"{self.policy!r} is no way to join", do=f"Use {', '.join(get_args(Policy))}")
-        if not 0 <= self.limit <= 1:
-            raise UserError(f"{self.limit:g} is no share of the samples", do="Give a limit from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from shards import Dataset, Folder, ShardRecord, UserError, fingerprint, published_records
 from teacher_cache.captions import source_of
 from teacher_cache.dtypes import load, numpy_type
-from teacher_cache.join import Join
 from teacher_cache.layer_files import Layer, Places, Values
 from teacher_cache.layout import TEACHER, LayerFacts, TeacherFacts, no_cache, read_layers, read_teacher, teacher_names
+from teacher_cache.settings import Join
 from teacher_cache.views import VIEWS_VERSION, View, ViewPolicy
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,11 @@ class TeacherCache:
                 do="Check that cache and shards belong together, or raise the limit",
             )
         self._leaves_out = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all samples that take part have embeddings: they do unless joined with `none`."""
+        return not self.missing or self._leaves_out
 
     @property
     def kept(self) -> list[npt.NDArray[np.int64]]:

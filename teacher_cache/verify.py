@@ -11,21 +11,21 @@ import numpy.typing as npt
 import torch
 
 from clip_models import Precision
+from clip_models.precision import PRECISIONS
 from shards import Dataset, Shard, ShardRecord, UserError, seed64
 from shards.fingerprint import sha256_file
 from shards.progress import Meter
 from teacher_cache.building.facts import teacher_facts
 from teacher_cache.captions import source_of
-from teacher_cache.join import Join
 from teacher_cache.layer_files import LayerFile
 from teacher_cache.layout import LayerFacts
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 from teacher_cache.teachers import Forward, Teacher, load_teacher
 from teacher_cache.views import EncodedImage
 
 _STORED = {"float32": 0.02, "float16": 0.05, "bfloat16": 0.5, "int8": 1.0}
-_FORWARD = {"fp32": 0.0, "fp16": 0.1, "bf16": 0.5, "": 0.0}
-"""Largest change of a logit at scale 100 that storing, and running in other batches, explain."""
+"""Largest change of a logit at scale 100 that storing explains; running in other batches does as `PRECISIONS` say."""
 
 _NORM = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 2e-2, "int8": 2e-2}
 
@@ -93,7 +93,9 @@ def verify_cache(
 
 def _tolerance(opened: TeacherCache) -> float:
     stored = max(_STORED[layer.dtype] for layer in opened.layers)
-    forward = max(_FORWARD[layer.settings["precision"]] for layer in opened.layers)
+    precisions = [layer.settings["precision"] for layer in opened.layers]
+    # That of imported layers is not known, "".
+    forward = max(PRECISIONS[name].drift if name else 0.0 for name in precisions)
     return (stored + forward) * opened.teacher.logit_scale / 100
 
 

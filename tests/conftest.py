@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,6 +98,45 @@ def model_cfg(
     vision |= {} if vision_layers else {"patch_size": image // 4, "head_width": 16}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": layers}
     return {"embed_dim": dim, "vision_cfg": vision, "text_cfg": text, **extra}
+
+
+JOINED = {"ingest retry", "ingest report", "models bench"}
+"""Two words that are one command, as the first alone takes names in the place of the second."""
+
+
+LONG_FILES = [
+    "integration/test_ray_training.py",
+    "shards/test_runner.py",
+    "teacher_cache/test_build.py",
+    "faults/test_ray.py",
+    "faults/test_ingest.py",
+    "distill/test_ranks.py",
+    "distill/test_train.py",
+]
+"""What begins first where several run at once, the longest first: begun last, it would be waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    rank = {root / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(scope="session")
+def parse_line() -> Callable[[str], None]:
+    """`parse_line("clipstill ... # a comment")`: fails unless the command line takes it; runs nothing."""
+    from clipstill.main import build_parser  # noqa: PLC0415 - few tests need it
+
+    def parse(line: str) -> None:
+        program, *words = shlex.split(line, comments=True)
+        assert program == "clipstill"
+        two = " ".join(words[:2])
+        try:
+            build_parser().parse_args([two, *words[2:]] if two in JOINED else words)
+        except SystemExit:
+            pytest.fail(f"not understood: {line}")
+
+    return parse
 
 
 @pytest.fixture(scope="session")

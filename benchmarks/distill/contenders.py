@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ from torch import Tensor
 from benchmarks.distill.material import TEACHERS
 from clip_models import ModelConfig, Normaliser, Precision, autocast, create_student
 from distill.data.loader import Batch
-from distill.losses import Embeddings
 from distill.settings import RunSettings
+from distill.training.live import LiveTeachers
 from distill.training.run import Run
-from distill.training.step import Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,37 +61,23 @@ class Student:
     precision: Precision = "fp32"
 
 
-class LiveTeachers:
-    """Teachers that embed each batch: the student's own pixels and tokens, which spares them any other work.
+class Model:
+    """A model as a teacher of batches: of the student's own pixels and token ids."""
 
-    `scale` stands for their own logit scales, as `RunSettings.teacher_scale` does.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[tuple[Any, ModelConfig]],
-        device: torch.device,
-        precision: Precision,
-        scale: float | None = None,
-    ) -> None:
-        self.models = [model.to(device).eval().requires_grad_(False) for model, _ in models]
-        self._normalise = [Normaliser(config, device) for _, config in models]
-        self._scales = [scale or float(model.logit_scale.exp()) for model, _ in models]
+    def __init__(self, model: Any, config: ModelConfig, device: torch.device, precision: Precision) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.logit_scale: float = float(model.logit_scale.exp())
+        self.logit_bias: float | None = None
+        self._normalise = Normaliser(config, device)
         self._device, self._precision = device, precision
 
-    @torch.no_grad()
-    def targets(self, batch: Batch) -> Targets:
-        """What `Run.cached_targets` gives, made now."""
-        pixels = batch.images.to(self._device, non_blocking=True)
-        both = zip(self.models, self._normalise, strict=True)
-        images = [self._unit(model.encode_image, normalise(pixels)) for model, normalise in both]
-        found = {}
-        for captions, ids in batch.tokens.items():
-            tokens = ids.to(self._device, non_blocking=True)
-            texts = [self._unit(model.encode_text, tokens) for model in self.models]
-            found[captions] = tuple(map(Embeddings, images, texts, self._scales))
-        return Targets(found)
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        return self._unit(self.model.encode_image, self._normalise(pixels.to(self._device, non_blocking=True)))
 
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        return self._unit(self.model.encode_text, ids.to(self._device, non_blocking=True))
+
+    @torch.no_grad()
     def _unit(self, encode: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         with autocast(self._device, self._precision):
             rows = encode(given)
@@ -104,18 +89,22 @@ class Contender:
     """A kind of step, ready to take steps. `batches` is read as training reads it: the next ones are made meanwhile."""
 
     run: Run
-    live: LiveTeachers | None
+    models: list[Model]
 
     def __post_init__(self) -> None:
-        self.targets = self.live.targets if self.live else self.run.cached_targets
         self.batches = self.run.loader.batches(0, self.run.steps)
+        self._live = LiveTeachers(self.models, as_student=True)
+
+    def told(self, batch: Batch) -> Batch:
+        """The batch with what its teachers say: of the cache already, or now."""
+        return self._live(batch) if self.models else batch
 
     def turn(self, steps: int) -> float:
         """Seconds that so many steps take, waiting for their batches included."""
         synchronise(self.run.device)
         start = time.perf_counter()
         for _ in range(steps):
-            self.run.step(next(self.batches), self.targets)
+            self.run.step(self.told(next(self.batches)))
         synchronise(self.run.device)
         return time.perf_counter() - start
 
@@ -139,8 +128,8 @@ def contender(kind: Kind, student: Student, batch_size: int) -> Contender:
         precision=student.precision,
     )
     run = Run(settings)
-    models = [create_student(name, seed) for seed, name in enumerate(kind.online)]
-    return Contender(run, LiveTeachers(models, run.device, student.precision) if models else None)
+    made = [create_student(name, seed) for seed, name in enumerate(kind.online)]
+    return Contender(run, [Model(*one, run.device, student.precision) for one in made])
 
 
 def synchronise(device: torch.device) -> None:

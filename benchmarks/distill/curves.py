@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.distill.contenders import LiveTeachers
+from benchmarks.distill.contenders import Model
 from benchmarks.distill.material import architecture, build, scene_material
 from clip_models import load_model
 from distill.settings import OptimiserSettings, RunSettings
+from distill.training.live import LiveTeachers
 from distill.training.run import Run
 from teacher_cache.building import TeacherSpec
 
@@ -67,17 +68,15 @@ def measure(folder: Path, course: Course) -> dict[str, Any]:
         runs[dtype] = Run(settings)
     beside = Run(settings)
     loaded = load_model(teacher)
-    live = LiveTeachers([(loaded.model, loaded.config)], beside.device, "fp32", _SCALE)
-    ways = {
-        "online": (beside, live.targets),
-        **{dtype: (run, run.cached_targets) for dtype, run in runs.items()},
-    }
+    live = LiveTeachers([Model(loaded.model, loaded.config, beside.device, "fp32")], _SCALE, as_student=True)
+    ways = {"online": beside, **runs}
     losses: dict[str, list[float]] = {name: [] for name in ways}
     with ExitStack() as stack:
-        feeds = [stack.enter_context(closing(run.loader.batches(0, course.steps))) for run, _ in ways.values()]
+        feeds = [stack.enter_context(closing(run.loader.batches(0, course.steps))) for run in ways.values()]
         for batches in zip(*feeds, strict=True):
-            for (name, (run, targets)), batch in zip(ways.items(), batches, strict=True):
-                losses[name].append(float(run.step(batch, targets)["loss"]))
+            for (name, run), batch in zip(ways.items(), batches, strict=True):
+                told = live(batch) if run is beside else batch
+                losses[name].append(float(run.step(told)["loss"]))
     online = np.array(losses["online"])
     return {
         "steps": course.steps,

@@ -38,7 +38,7 @@ def peak_gb(contender: Contender) -> float:
 
 def _kept(contender: Contender) -> Iterator[Tensor]:
     run = contender.run
-    for module in (run.student, run.loss, *(contender.live.models if contender.live else ())):
+    for module in (run.student, run.loss, *(teacher.model for teacher in contender.models)):
         yield from module.parameters()
         yield from module.buffers()
     for state in run.optimiser.state.values():

@@ -11,8 +11,6 @@ import numpy as np
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.distill.contenders import Contender, synchronise
-from distill.data.loader import Batch
-from distill.training.step import Targets
 
 _FORWARD, _LOSS, _OPTIMISER = "forward", "loss", "optimiser"
 _BACKWARD = "backward, clipping"
@@ -56,12 +54,6 @@ def _parts(contender: Contender, steps: int) -> dict[str, float]:
 
         return end
 
-    def targets(batch: Batch) -> Targets:
-        charged(_REST)()
-        found = contender.targets(batch)
-        charged(_TARGETS)()
-        return found
-
     hooks = [
         run.student.register_forward_pre_hook(charged(_REST)),
         run.student.register_forward_hook(charged(_FORWARD)),
@@ -75,7 +67,9 @@ def _parts(contender: Contender, steps: int) -> dict[str, float]:
     for _ in range(steps):
         batch = next(contender.batches)
         charged(_WAIT)()
-        run.step(batch, targets)
+        told = contender.told(batch)
+        charged(_TARGETS)()
+        run.step(told)
         charged(_REST)()
     for hook in hooks:
         hook.remove()

@@ -19,13 +19,17 @@ PEERS = {
 }
 
 
+def installed(folder: Path, peer: str) -> bool:
+    """Whether `install` has made `folder/PEER`."""
+    ready = folder / peer / ".ready"
+    return ready.exists() and ready.read_text() == "\n".join(PEERS[peer])
+
+
 def install(folder: Path, peer: str) -> str | None:
     """Make `folder/PEER` with the peer's packages unless it is there; returns why it cannot be had, or None."""
-    environment = folder / peer
-    ready = environment / ".ready"
-    wanted = "\n".join(PEERS[peer])
-    if ready.exists() and ready.read_text() == wanted:
+    if installed(folder, peer):
         return None
+    environment = folder / peer
     uv = str(Path(sys.executable).with_name("uv"))
     python = str(environment / "bin" / "python")
     for command in (
@@ -40,5 +44,5 @@ def install(folder: Path, peer: str) -> str | None:
             return str(error)
         if done.returncode != 0:
             return " ".join(done.stderr.split())[-300:]
-    ready.write_text(wanted)
+    (environment / ".ready").write_text("\n".join(PEERS[peer]))
     return None

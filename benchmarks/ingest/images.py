@@ -17,30 +17,32 @@ SIDES = (192, 400, 800, 1600)
 KINDS = ("jpeg", "progressive", "png", "webp", "gif")
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, *, few: bool = False) -> Path:
     """Make all that is missing; returns the folder inside, which is another when this file changes.
 
     `photo`: 200 of 800x600, about 142 kB; `progressive`, `png` and `webp`: the same pictures, of the last two the first
     48; `large`: 48 of 2048x1536, about 700 kB; a third of all JPEGs with EXIF. `SIDE_KIND`: 8 pictures each with a
     longer side of SIDE pixels, by `SIDES` and `KINDS`. `heavy`: 4 of 12 megapixels and 5 MB; `hostile`: bodies of 50 MB
-    and images of 100 megapixels.
+    and images of 100 megapixels. With `few` every group is a tenth, and of the hostile ones there are three.
     """
-    folder = folder / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    wanted = [_Wanted(folder, "photo", 800, 600, number) for number in range(200)]
-    wanted += [_Wanted(folder, "progressive", 800, 600, number, "progressive") for number in range(200)]
-    wanted += [_Wanted(folder, kind, 800, 600, number, kind) for kind in ("png", "webp") for number in range(48)]
-    wanted += [_Wanted(folder, "large", 2048, 1536, number) for number in range(48)]
+    folder = folder / (hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8] + ("-few" if few else ""))
+    photos, some, sides, heavy = (20, 5, 1, 1) if few else (200, 48, 8, 4)
+    wanted = [_Wanted(folder, "photo", 800, 600, number) for number in range(photos)]
+    wanted += [_Wanted(folder, "progressive", 800, 600, number, "progressive") for number in range(photos)]
+    wanted += [_Wanted(folder, kind, 800, 600, number, kind) for kind in ("png", "webp") for number in range(some)]
+    wanted += [_Wanted(folder, "large", 2048, 1536, number) for number in range(some)]
     wanted += [
         _Wanted(folder, f"{side}_{kind}", side, side * 3 // 4, number, kind)
         for side in SIDES
         for kind in KINDS
-        for number in range(8)
+        for number in range(sides)
     ]
-    wanted += [_Wanted(folder, "heavy", 4000, 3000, number, "fine") for number in range(4)]
+    wanted += [_Wanted(folder, "heavy", 4000, 3000, number, "fine") for number in range(heavy)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         list(pool.map(_write_photo, wanted))
     for name, make_one in _HOSTILE.items():
-        _keep(folder / "hostile" / name, make_one)
+        if not few or name in _FEW_HOSTILE:
+            _keep(folder / "hostile" / name, make_one)
     return folder
 
 
@@ -174,3 +176,4 @@ _HOSTILE: dict[str, Callable[[], bytes]] = {
     "lossless.webp": lambda: _saved(_hundred_megapixels("RGB"), "WEBP", lossless=True, method=0, quality=0),
     "bomb.png": lambda: _saved(Image.new("L", (13_000, 13_000), 9), "PNG", compress_level=1),
 }
+_FEW_HOSTILE = {"noise.bin", "grey.jpg", "bomb.png"}

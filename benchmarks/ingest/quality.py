@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +17,7 @@ from ingest.images import ImageProcessor
 from ingest.settings import ImageSettings
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos.parquet"
-_MODE = "keep_ratio_largest"
+_MODE: Final = "keep_ratio_largest"
 """What is inside the border: white margins are no measure of quality."""
 
 Resize = Callable[[bytes], bytes]

@@ -1,10 +1,11 @@
-"""What is trained, and what has to come out: `python -m benchmarks.inheritance FASHION_PARQUET [--work DIR]`."""
+"""What is trained, and what has to come out: `python -m benchmarks.inheritance FASHION_PARQUET`, or `--quick`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from benchmarks.inheritance.material import (
     TEACHER,
     Material,
     Teaching,
+    draw_products,
     teach,
     write_architectures,
     write_shards,
@@ -48,22 +50,30 @@ FULL = Sizes(
     course=Course(steps=240, every=40, pruning=80),
 )
 QUICK = Sizes(
-    train_rows=2000,
-    test_rows=200,
-    teaching=Teaching(steps=6, batch_size=64),
-    course=Course(steps=8, every=2, pruning=4, batch_size=32, seeds=(0, 1)),
+    train_rows=192,
+    test_rows=64,
+    teaching=Teaching(steps=4, batch_size=32),
+    course=Course(steps=6, every=3, pruning=3, batch_size=16, seeds=(0,)),
 )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("benchmarks.inheritance", description=__doc__)
-    parser.add_argument("data", help="a Parquet file of product photos: title, article_type, split, jpeg")
+    parser.add_argument("data", nargs="?", help="a Parquet file of product photos: title, article_type, split, jpeg")
     parser.add_argument("--work", type=Path, default=_BENCH / "inheritance", help="goes on from what is there")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is judged")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, on drawn scenes; nothing is judged")
     args = parser.parse_args()
+    if args.quick:
+        work, sizes = _BENCH / "quick" / "inheritance", QUICK
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        work, sizes = args.work, FULL
+    if args.data is None and not args.quick:
+        parser.error("the photos are missing: give a Parquet file, or --quick")
     began, before = time.monotonic(), machine()
     try:
-        body, goals = _measure(args.data, args.work, QUICK if args.quick else FULL)
+        data = args.data or draw_products(work / "drawn.parquet", sizes.train_rows, sizes.test_rows)
+        body, goals = _measure(data, work, sizes)
     except UserError as error:
         say(str(error))
         return 2
@@ -73,7 +83,7 @@ def main() -> int:
         "seconds": time.monotonic() - began,
         **body,
     }
-    folder = args.work / "results" if args.quick else RESULTS
+    folder = _BENCH / "quick" if args.quick else RESULTS
     return finish(folder, "inheritance", body, goals, write_page=write_page, judged=not args.quick)
 
 

@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clip_models.config import CONFIG_NAME
+from benchmarks.ingest.images import jpeg
+from clip_models.spec import CONFIG_NAME
+from demo.scenes import render, scene
+from distill.run_folder import RunFiles
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.train import train
 from shards import Folder, InProcess, UserError, write_dataset
@@ -74,11 +77,26 @@ class Material:
     @property
     def teacher(self) -> str:
         """The trained teacher's model folder."""
-        return str(self.folder / "runs" / "teacher" / "model")
+        return str(RunFiles(self.folder / "runs" / "teacher").model)
 
     def architecture(self, name: str) -> str:
         """The folder that describes the model `name`, "teacher" or "student"."""
         return str(self.folder / "architectures" / name)
+
+
+def draw_products(path: Path, train_rows: int, test_rows: int) -> str:
+    """A file like that of the photos, of scenes that the demo draws, for a run that nobody judges; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    splits = {"train": ("train", train_rows), "test": ("held_out", test_rows)}
+    drawn = [(name, scene(row, split)) for name, (split, rows) in splits.items() for row in range(rows)]
+    table = {
+        "title": [one.caption for _, one in drawn],
+        LABEL: [one.label for _, one in drawn],
+        "split": [split for split, _ in drawn],
+        "jpeg": [jpeg(render(one, 80), 95) for _, one in drawn],
+    }
+    pq.write_table(pa.table(table), path)
+    return str(path)
 
 
 def write_shards(material: Material, parquet: str, train_rows: int, test_rows: int) -> dict[str, Any]:

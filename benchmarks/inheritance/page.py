@@ -10,8 +10,7 @@ from markupsafe import Markup
 
 from benchmarks.page import render_page
 from distill.pruning.report import draw_architecture
-from distill.report.chart import Frame, Line, chart
-from distill.report.run_folder import Series
+from pages.curves import Frame, Line, curves
 
 _FIGURES = {
     "top1": "zero-shot top-1, %",
@@ -38,5 +37,5 @@ def _chart(result: dict[str, Any], name: str) -> Markup:
     lines = []
     for place, kind in enumerate(result["kinds"].values()):
         for values in zip(*(moment["runs"] for moment in kind["figures"][name]), strict=True):
-            lines.append(Line(run=place, series=Series(steps, np.array(values)), across=lambda _, steps: steps))
-    return chart(lines, Frame(extents={"steps": float(steps[-1])}), log=False, width=980, height=260)
+            lines.append(Line(look=place, steps=steps, values=np.array(values)))
+    return curves(lines, Frame(extents={"steps": float(steps[-1])}), _FIGURES[name])

@@ -15,11 +15,11 @@ import torch
 from benchmarks.inheritance.material import LABEL, Material
 from clip_models import load_model
 from distill.pruning import PruneSettings
+from distill.run_folder import RunFiles, read_log
 from distill.settings import EvaluationSettings, OptimiserSettings, RunSettings
-from distill.training.logs import read_log
+from distill.training.in_run import InRun
 from distill.training.run import Run
 from distill.training.train import train
-from evaluation import InRun
 from shards import Folder
 
 KINDS = ("scratch", "manual", "automatic")
@@ -78,11 +78,11 @@ class Students:
         done = 0
         for run in (first, *rest):
             train(run)
-            moments |= {done + step: figures for step, figures in _logged(Path(run.out)).items()}
+            moments |= {done + step: figures for step, figures in _logged(RunFiles(run.out)).items()}
             done += run.steps or 0
-        last = Path((first, *rest)[-1].out)
-        found: dict[str, Any] = {"moments": moments, **size(str(last / "model"))}
-        pruned = Path(first.out) / "pruning.json"
+        last = RunFiles((first, *rest)[-1].out)
+        found: dict[str, Any] = {"moments": moments, **size(str(last.model))}
+        pruned = RunFiles(first.out).hook("pruning")
         if pruned.exists():
             found["pruning"] = json.loads(pruned.read_text())
             # What the pruning run scored last was under masks; the dense model goes on from here.
@@ -123,7 +123,7 @@ class Students:
             prune=PruneSettings(target=course.sparsity, ramp=course.pruning * 2 // 3, lr=0.2),
             optimiser=replace(whole.optimiser, schedule="constant"),
         )
-        dense = str(Path(pruning.out) / "model")
+        dense = str(RunFiles(pruning.out).model)
         # Another seed: with the same one it would be shown the same samples again.
         rest = replace(
             whole,
@@ -164,9 +164,9 @@ def size(model: str) -> dict[str, int]:
     }
 
 
-def _logged(run: Path) -> Moments:
+def _logged(run: RunFiles) -> Moments:
     return {
         line["step"]: {name: line[key] for name, key in FIGURES.items()}
-        for line in read_log(run / "log.jsonl")
+        for line in read_log(run.log)
         if FIGURES["top1"] in line
     }

@@ -121,10 +121,12 @@ class Benchmark:
 
 def main() -> int:
     parser = argparse.ArgumentParser("benchmarks.loader", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="once and briefly; nothing is judged")
+    parser.add_argument(
+        "--quick", action="store_true", help="once and briefly, without peers that are not installed; nothing is judged"
+    )
     args = parser.parse_args()
     began, before = time.monotonic(), machine()
-    body, goals = _measure(QUICK if args.quick else FULL)
+    body, goals = _measure(QUICK if args.quick else FULL, quick=args.quick)
     body = {
         "machine": before,
         "versions": versions("clipstill", "open_clip_torch", "opencv-python-headless", "simplejpeg", "torchvision"),
@@ -136,13 +138,13 @@ def main() -> int:
     return finish(folder, "loader", body, goals, write_page=write_page, judged=not args.quick)
 
 
-def _measure(sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
+def _measure(sizes: Sizes, *, quick: bool) -> tuple[dict[str, Any], list[Goal]]:
     _HOME.mkdir(parents=True, exist_ok=True)
     # All that lies here can be made again.
     (_BENCH / ".gitignore").write_text("*\n")
-    absent = {name: reason for name in PACKAGES if (reason := install(_HOME, name)) is not None}
-    for name, reason in absent.items():
-        say(f"{name} is left out: {reason}")
+    absent = {name: reason for name in PACKAGES if (reason := install(_HOME, name, may=not quick)) is not None}
+    for reason in dict.fromkeys(absent.values()):
+        say(f"{', '.join(name for name in absent if absent[name] == reason)} left out: {reason}")
     material = make(_HOME / "material")
     benchmark = Benchmark(sizes, material, absent)
     cores = sorted(os.sched_getaffinity(0))

@@ -19,12 +19,14 @@ PACKAGES = {
 }
 
 
-def install(folder: Path, peer: str) -> str | None:
-    """Make `folder/PEER` unless it is there; returns why it cannot be had, or None."""
+def install(folder: Path, peer: str, *, may: bool = True) -> str | None:
+    """Make `folder/PEER` unless it is there; returns why it cannot be had, or None. Without `may` nothing is made."""
     environment, wanted = folder / peer, "\n".join(PACKAGES[peer])
     ready = environment / ".ready"
     if ready.exists() and ready.read_text() == wanted:
         return None
+    if not may:
+        return "it is not installed, and a quick run installs nothing"
     uv = str(Path(sys.executable).with_name("uv"))
     usual = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     commands = [

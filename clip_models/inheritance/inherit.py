@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_models.config import ModelConfig
 from clip_models.inheritance.report import Inherited
 from clip_models.inheritance.towers import LAYER, SCALARS, SIZES, TowerView, towers
-from clip_models.models import LoadedModel
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_models.config import ModelConfig
 
 _BY_HEADS = re.compile(r"\.attn\.(in_proj_|out_proj\.weight)|attnpool\.([qkv]_proj|c_proj\.weight)")
 _FUSED = ".attn.in_proj_"
@@ -24,8 +25,19 @@ _Copy = tuple[Tensor, Tensor, Inherited]
 """The student's tensor, what to put there (of the same shape), and the row that says so."""
 
 
+class Source(Protocol):
+    """What weights are inherited from: an open_clip module with its config, and a name for messages.
+
+    A `LoadedModel` is one.
+    """
+
+    name: str
+    model: Any
+    config: ModelConfig
+
+
 @torch.no_grad()
-def inherit(student: nn.Module, student_config: ModelConfig, teacher: LoadedModel) -> list[Inherited]:
+def inherit(student: nn.Module, student_config: ModelConfig, teacher: Source) -> list[Inherited]:
     """Fill `student`'s parameters and buffers in place from `teacher`; returns a row for each tensor filled.
 
     Depth: of T layers a student of S takes 0, step, … (S-1)·step with step = T // S; in a ResNet stage by stage. Width:

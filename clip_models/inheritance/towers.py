@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from open_clip import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
-from clip_models.config import ModelConfig
-from clip_models.pruned import PRUNED
+from clip_models.shapes import PRUNED
+
+if TYPE_CHECKING:
+    from clip_models.config import ModelConfig
 
 SCALARS = ("logit_scale", "logit_bias")
 SIZES = {"layers", "width", "heads", "mlp_ratio", "embed_dim", "context_length", "image_size"}
@@ -94,6 +95,9 @@ def _view(
 
 def _fields(config: ModelConfig, tower: str, family: str) -> dict[str, Any]:
     """What a configuration says of the embeddings that a tower computes; open_clip's defaults filled in."""
+    # Whoever has a model to inherit from has loaded it already.
+    from open_clip import CLIPTextCfg, CLIPVisionCfg  # noqa: PLC0415
+
     model_cfg = config["model_cfg"]
     usual, own = (CLIPVisionCfg(), "vision_cfg") if tower == "image" else (CLIPTextCfg(), "text_cfg")
     every = {"quick_gelu": False} | asdict(usual) | model_cfg[own] | model_cfg

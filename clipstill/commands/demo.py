@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clipstill.commands.common import Subparsers, add_command, cores, show
+from clipstill.parser import Parser
 
 _SUMMARY = """\
 Run the whole path on scenes the demo draws itself; under 5 minutes on 2 cores, no network needed.
@@ -17,10 +18,12 @@ page. Interrupt it at any moment; the same command goes on.
 
 def add(commands: Subparsers) -> None:
     example = "  clipstill demo --out demo-out\n  clipstill demo --out demo-b32 --teacher ViT-B-32:laion2b_s34b_b79k\n"
-    parser = add_command(commands, "demo", _SUMMARY, example)
+    add_command(commands, "demo", _SUMMARY, example, run=run, fill=_options)
+
+
+def _options(parser: Parser) -> None:
     parser.add_argument("--out", default="demo-out", metavar="FOLDER", help="where everything goes")
     parser.add_argument("--teacher", metavar="SPEC", help="use this open_clip model instead of training a teacher")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

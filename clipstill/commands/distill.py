@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
-from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipstill.commands.common import Subparsers, add_command, show
+from clipstill.options import add_options, given
+from clipstill.parser import Parser
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,204 +39,33 @@ _EXAMPLE = """\
   clipstill distill data/cc3m --student ViT-S-32 --epochs 25 --out runs/baseline      (plain CLIP, no teacher)
 """
 
-_TABLES = {"OptimiserSettings": "optimiser.", "EvaluationSettings": "evaluation.", "RunSettings": ""}
-
-Option = Callable[..., None]
-
 
 def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "distill", _SUMMARY, _EXAMPLE)
-    parser.usage = "clipstill distill [SHARDS] [--recipe NAME] [--out RUN] [OPTION ...]"
-    defaults = _defaults()
+    usage = "clipstill distill [SHARDS] [--recipe NAME] [--out RUN] [OPTION ...]"
+    add_command(commands, "distill", _SUMMARY, _EXAMPLE, run=run, fill=_options, usage=usage)
 
-    def section(title: str) -> Option:
-        return partial(_add_option, parser.add_argument_group(title), defaults)
 
-    nothing = argparse.SUPPRESS
-    parser.add_argument("shards", nargs="?", default=nothing, metavar="SHARDS", help="what `clipstill ingest` wrote")
-    parser.add_argument("--out", default=nothing, metavar="RUN", help="the run's folder")
+def _options(parser: Parser) -> None:
+    from distill.settings import RunSettings  # noqa: PLC0415 - each command imports its own settings alone
+
     parser.add_argument("--recipe", metavar="NAME", help="a recipe's name, or a .toml file; list: which there are")
     parser.add_argument(
         "--smoke",
         action="store_true",
         help="only a few steps of a small batch, on images and teachers of its own unless SHARDS and --cache are given",
     )
-    _add_student(section("student"))
-    _add_teachers(section("data and teachers"))
-    _add_losses(section("losses"))
-    _add_optimiser(section("length and optimiser"))
-    _add_computing(section("how it is computed"))
-    _add_record(section("evaluation, logs and checkpoints"))
-    where = parser.add_argument_group("where it runs")
+    add_options(parser, RunSettings, overriding=True)
+    where = parser.section("where it runs")
     where.add_argument("--launcher", choices=["here", "ray"], default="here", help="ray: in processes of a Ray cluster")
     where.add_argument("--processes", type=int, metavar="N", help="how many on Ray (default: one a GPU)")
     where.add_argument("--ray-address", metavar="ADDRESS", help="a running Ray cluster (default: Ray on this machine)")
-    parser.set_defaults(run=run)
-
-
-def _add_student(option: Option) -> None:
-    option("student", metavar="MODEL", help="a name, timm/NAME, a .json file, or a model's folder")
-    option(
-        "initial",
-        metavar="MODEL",
-        help="start from these weights: ARCH:TAG, ARCH:FILE or a folder; without --student that model goes on",
-    )
-    option("text_tower", choices=["own", "cache"], help="cache: the teacher's text embeddings stand in for one")
-    option("lock", action="append", choices=["image", "text"], help="a tower that is not trained; repeatable")
-    option(
-        "prune.target",
-        "--prune",
-        type=float,
-        metavar="SHARE",
-        help="learn to leave out this share of the full model's attention and MLPs, and deliver the rest",
-    )
-    option(
-        "prune.start",
-        "--prune-start",
-        type=float,
-        metavar="SHARE",
-        help="begin to ask for this share (what the student has lost already)",
-    )
-    option("prune.ramp", "--prune-ramp", type=int, metavar="N", help="steps from that share to the whole (1000)")
-    option(
-        "prune.lr",
-        "--prune-lr",
-        type=float,
-        metavar="RATE",
-        help="of the masks (0.02: none closes before step 300 or so)",
-    )
-    option(
-        "prune.removed",
-        "--prune-removed",
-        choices=["gone", "reference"],
-        help="how to count what earlier stages removed (gone); reference: as 4.7%% still there, as in TinyCLIP's code, "
-        "which then removes about 2 points more",
-    )
-    option("patch_mask", type=float, metavar="SHARE", help="of its patches that a ViT does not see in training")
-
-
-def _add_teachers(option: Option) -> None:
-    option("cache", metavar="CACHE", help="what `clipstill cache build` wrote")
-    option(
-        "teachers",
-        "--teacher",
-        action="append",
-        metavar="NAME",
-        help="a teacher in the cache; repeatable (its only one)",
-    )
-    option(
-        "captions",
-        action="append",
-        metavar="SET",
-        help="a caption set of each step; repeatable, the loss is their mean. Without "
-        "a cache txt, json:FIELD*N or table:FILE#COLUMN*N",
-    )
-    option(
-        "join",
-        choices=["error", "skip", "none"],
-        help="when the cache is of other shards, or of a part: refuse; join by key and skip samples that it lacks; or "
-        "train those without a teacher",
-    )
-    option("join_limit", type=float, metavar="SHARE", help="refuse to skip more than this share")
-    option("views", type=int, metavar="K", help="views an image, without a cache")
-
-
-def _add_losses(option: Option) -> None:
-    option(
-        "losses",
-        "--loss",
-        action="append",
-        metavar="NAME=WEIGHT",
-        help="contrastive, affinity, crd, fd, gd, icl, afd, reinforcement, sigmoid, sigmoid_affinity; repeatable, and "
-        "then none of the recipe's. NAME=0:0,0.1:2000 is a weight that rises through the first tenth of the run",
-    )
-    option("teacher_scale", type=number_or_none, metavar="T", help="the teachers' logit scale; none: each has its own")
-    option("student_scale", type=number_or_none, metavar="T", help="the student's, pinned; none: it is learned")
-    option("max_scale", type=float, metavar="T", help="the most that a learned one may be")
-
-
-def _add_optimiser(option: Option) -> None:
-    option("epochs", type=float, metavar="E", help="passes over the dataset")
-    option("steps", type=int, metavar="N", help="or optimiser steps")
-    option("batch_size", type=int, metavar="B", help="global batch")
-    option("optimiser.lr", type=float, metavar="LR", help="peak learning rate")
-    option("optimiser.schedule", choices=["cosine", "constant", "wsd"], help="wsd: constant, then down through --decay")
-    option(
-        "optimiser.warmup",
-        type=int,
-        metavar="N",
-        help="steps of linear warm-up (500, or the recipe's, within a tenth of the run)",
-    )
-    option("optimiser.final_lr", type=float, metavar="LR", help="where cosine and wsd end")
-    option("optimiser.decay", type=float, metavar="SHARE", help="the last part of the run, for wsd")
-    option("optimiser.weight_decay", type=float, metavar="W", help="AdamW's, of matrices")
-    option("optimiser.betas", type=float, nargs=2, metavar="B", help="AdamW's")
-    option("optimiser.clip_norm", type=float, metavar="G", help="gradient norm limit, 0 for none")
-    option(
-        "optimiser.ema", type=number_or_none, metavar="DECAY", help="deliver weights averaged over steps; none: do not"
-    )
-    option("seed", type=int, metavar="N", help="of weights and order")
-
-
-def _add_computing(option: Option) -> None:
-    switch = argparse.BooleanOptionalAction
-    option("precision", choices=["fp32", "bf16", "fp16"], help="of the student's forward")
-    option("micro_batches", type=int, metavar="N", help="in so many pieces; the loss still sees the whole batch")
-    option("checkpoint_activations", action=switch, help="compute activations again instead of keeping them")
-    option("compile", action=switch, help="torch.compile the student: minutes first, then faster")
-
-
-def _add_record(option: Option) -> None:
-    option("evaluation.shards", "--eval", metavar="SHARDS", help="evaluate on this dataset in the run, and at its end")
-    option("evaluation.every", "--eval-every", type=int, metavar="N", help="steps an evaluation")
-    option("evaluation.classes", metavar="FILE", help="JSON with classes and templates, for zero-shot")
-    option("evaluation.label", metavar="COLUMN", help="the metadata column that names a sample's class")
-    option("evaluation.best", metavar="FIGURE", help="keep the best checkpoint by it, as logged: eval/zero_shot/top1")
-    option("log_every", type=int, metavar="N", help="steps a log line")
-    option("checkpoint_every", type=int, metavar="N", help="steps a checkpoint")
-    option(
-        "checkpoint_minutes",
-        type=float,
-        metavar="M",
-        help="and a checkpoint whenever there was none for so long, which is the most that a kill loses; 0: never",
-    )
-    option("keep", type=int, metavar="N", help="newest checkpoints that stay")
-    option("explosion", type=float, metavar="FACTOR", help="stop when the loss has grown so much; 0: never")
-    option("wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
-
-
-def _add_option(group: Any, defaults: dict[str, Any], field: str, flag: str = "", **options: Any) -> None:
-    """An option for a field of the settings. If it is not given, neither is there anything of it in the namespace."""
-    default = defaults.get(field)
-    if default not in (None, (), False):
-        words = default if isinstance(default, tuple) else [default]
-        options["help"] += f" (default: {' '.join(map(str, words))})"
-    flag = flag or "--" + field.rpartition(".")[2].replace("_", "-")
-    group.add_argument(flag, dest=field, default=argparse.SUPPRESS, **options)
-
-
-def _defaults() -> dict[str, Any]:
-    """The settings' defaults, for the help: read from the source, as importing it takes seconds (it needs torch)."""
-    source = find_spec("distill.settings")
-    assert source is not None
-    assert source.origin is not None
-    found = {}
-    for node in ast.parse(Path(source.origin).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name in _TABLES:
-            for line in node.body:
-                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                    try:
-                        found[_TABLES[node.name] + line.target.id] = ast.literal_eval(line.value or ast.Constant(None))
-                    except ValueError:
-                        continue  # made by a function
-    return found
 
 
 def run(args: argparse.Namespace) -> int:
     if args.recipe == "list":
         return _list()
     from distill.recipe import load_recipe, settings_from  # noqa: PLC0415
-    from distill.training.launch import launch  # noqa: PLC0415 - `--help` stays fast
+    from distill.training.launch import launch  # noqa: PLC0415
 
     start = partial(launch, launcher=args.launcher, processes=args.processes, address=args.ray_address)
     recipe = load_recipe(args.recipe) if args.recipe else {}
@@ -268,19 +95,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """What was given on the command line, in the form of a recipe."""
-    given: dict[str, Any] = {}
-    for name, value in vars(args).items():
-        if name in {"run", "recipe", "smoke", "launcher", "processes", "ray_address"}:
-            continue
-        table, _, field = name.rpartition(".")
-        place = given.setdefault(table, {}) if table else given
-        place[field] = tuple(value) if isinstance(value, list) else value
-    if "losses" in given:
-        terms = [_loss(text) for text in given["losses"]]
-        given["losses"] = dict(terms)
-        if len(given["losses"]) < len(terms):
+    from distill.settings import RunSettings  # noqa: PLC0415
+
+    values = given(args, RunSettings)
+    if "losses" in values:
+        terms = [_loss(text) for text in values["losses"]]
+        values["losses"] = dict(terms)
+        if len(values["losses"]) < len(terms):
             raise UserError("a loss is given twice", where="--loss", do="Give each once")
-    return given
+    return values
 
 
 def _loss(text: str) -> tuple[str, LossTerm]:
@@ -298,10 +121,6 @@ def _loss(text: str) -> tuple[str, LossTerm]:
             where=f"--loss {text}",
             do="Write NAME=WEIGHT, or NAME=0:0,0.1:2000",
         ) from None
-
-
-def number_or_none(text: str) -> float | None:
-    return None if text == "none" else float(text)
 
 
 def _list() -> int:

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from clipstill.commands.common import Subparsers, add_command, show_json
+from clipstill.parser import Parser
 from shards.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,26 +27,32 @@ _EXAMPLE = """\
 
 
 def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "evaluate", _SUMMARY, _EXAMPLE)
+    add_command(commands, "evaluate", _SUMMARY, _EXAMPLE, run=run, fill=_options)
+
+
+def _options(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="ARCH:TAG, ARCH:/path/to/weights, or a folder")
     parser.add_argument("shards", metavar="SHARDS", help="what `clipstill ingest` wrote")
     parser.add_argument("--classes", metavar="FILE", help="JSON with classes and templates, for zero-shot")
     parser.add_argument("--label", metavar="COLUMN", help="the metadata column that names a sample's class")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples a forward")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch  # noqa: PLC0415 - `--help` stays fast
-
-    from clip_models import load_model  # noqa: PLC0415
-    from evaluation import SHARED, evaluate, read_classes, shared_note  # noqa: PLC0415
+    from clip_models.spec import refuse_absent  # noqa: PLC0415
+    from evaluation.classes import read_classes  # noqa: PLC0415
     from shards import Dataset  # noqa: PLC0415
 
     classes, templates = read_classes(args.classes) if args.classes else (None, ())
     if args.batch_size < 1:
         raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
-    dataset = Dataset.open(args.shards)  # before a large model is loaded
+    refuse_absent(args.model)
+    dataset = Dataset.open(args.shards)
+    import torch  # noqa: PLC0415 - slow: what is wrong with paths is said before
+
+    from clip_models import load_model  # noqa: PLC0415
+    from evaluation import SHARED, evaluate, shared_note  # noqa: PLC0415
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = evaluate(
         load_model(args.model, device),

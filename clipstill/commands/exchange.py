@@ -6,6 +6,7 @@ import argparse
 from glob import glob, has_magic
 
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from clipstill.parser import Parser
 from shards.errors import UserError
 
 _IMPORT = """\
@@ -23,67 +24,77 @@ Write a cache as DataCompDR's tars, or as clip-retrieval's folder.
 
 
 def add(actions: Subparsers) -> None:
-    take = add_command(
+    add_command(
         actions,
         "import",
         _IMPORT,
         "  clipstill cache import data/dc12m --format datacompdr 'dr/*.tar' --out data/dc12m-cache\n"
         "  clipstill cache import data/cc3m --format clip-retrieval embeddings --teacher ViT-B-32:openai "
         "--image-size 224 --key-column url --out data/cc3m-cache\n",
+        run=run_import,
+        fill=_import_options,
     )
-    take.add_argument("shards", metavar="SHARDS", help="the dataset that has the images")
-    take.add_argument("source", nargs="+", metavar="SOURCE", help="tars (globs are fine), or clip-retrieval's folder")
-    take.add_argument("--format", required=True, choices=["datacompdr", "clip-retrieval"])
-    take.add_argument("--out", required=True, metavar="CACHE", help="where the cache goes (a path or s3://...)")
-    take.add_argument(
+    example = "  clipstill cache export data/cc3m --cache data/cc3m-cache --format npz --out dr\n"
+    add_command(actions, "export", _EXPORT, example, run=run_export, fill=_export_options)
+
+
+def _import_options(parser: Parser) -> None:
+    from teacher_cache.dtypes import DTYPES  # noqa: PLC0415
+
+    parser.add_argument("shards", metavar="SHARDS", help="the dataset that has the images")
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="tars (globs are fine), or clip-retrieval's folder")
+    parser.add_argument("--format", required=True, choices=["datacompdr", "clip-retrieval"])
+    parser.add_argument("--out", required=True, metavar="CACHE", help="where the cache goes (a path or s3://...)")
+    parser.add_argument(
         "--key-column",
         metavar="FIELD",
         help="the field of your samples' JSON by which they are joined (datacompdr: uid; clip-retrieval: your keys)",
     )
-    take.add_argument(
+    parser.add_argument(
         "--column",
         metavar="NAME",
         help="clip-retrieval: the column of their metadata that says the same (--key-column's if they have it, else "
         "image_path)",
     )
-    take.add_argument("--dtype", choices=["float16", "bfloat16", "float32", "int8"], default="float16")
-    take.add_argument(
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    parser.add_argument(
         "--part",
         action="append",
         default=[],
         metavar="NAME:WIDTH:SCALE",
         help="datacompdr: a teacher's name, columns and logit scale, in order (default: the two of 768 at 100)",
     )
-    one = take.add_argument_group("clip-retrieval, whose files do not say it")
+    one = parser.add_argument_group("clip-retrieval, whose files do not say it")
     one.add_argument("--teacher", metavar="SPEC", help="which model it was, such as ViT-B-32:openai")
     one.add_argument("--logit-scale", type=float, default=100.0, metavar="T", help="the model's")
     one.add_argument("--image-size", type=int, metavar="PIXELS", help="what the model sees, such as 224")
     one.add_argument("--squash", action="store_true", help="its preprocessing squashes instead of cropping (SigLIP)")
-    add_runner(take, workers="one a core")
-    take.set_defaults(run=run_import)
-    give = add_command(
-        actions, "export", _EXPORT, "  clipstill cache export data/cc3m --cache data/cc3m-cache --format npz --out dr\n"
-    )
-    give.add_argument("shards", metavar="SHARDS", help="the dataset")
-    give.add_argument("--cache", required=True, metavar="CACHE", help="what `clipstill cache build` wrote")
-    give.add_argument("--out", required=True, metavar="FOLDER", help="where the files go")
-    give.add_argument(
+    add_runner(parser, workers="one a core")
+
+
+def _export_options(parser: Parser) -> None:
+    parser.add_argument("shards", metavar="SHARDS", help="the dataset")
+    parser.add_argument("--cache", required=True, metavar="CACHE", help="what `clipstill cache build` wrote")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument(
         "--format", required=True, choices=["npz", "pth.gz", "clip-retrieval"], help="npz, pth.gz: DataCompDR's tars"
     )
-    give.add_argument(
+    parser.add_argument(
         "--teacher-name",
         action="append",
         default=[],
         metavar="NAME",
         help="which teachers, side by side in this order (default: all); clip-retrieval takes one",
     )
-    give.add_argument("--synthetic", metavar="SET", default="syn", help="the caption set that goes out as synthetic")
-    add_runner(give, workers="one a core")
-    give.set_defaults(run=run_export)
+    parser.add_argument("--synthetic", metavar="SET", default="syn", help="the caption set that goes out as synthetic")
+    add_runner(parser, workers="one a core")
 
 
 def run_import(args: argparse.Namespace) -> int:
-    from teacher_cache.exchange import import_clip_retrieval, import_datacompdr, work_of_exchange  # noqa: PLC0415 - `--help` stays fast
+    from shards import Dataset  # noqa: PLC0415
+
+    Dataset.open(args.shards)
+    from teacher_cache.exchange import import_clip_retrieval, import_datacompdr, work_of_exchange  # noqa: PLC0415
 
     executor = make_executor(args, work_of_exchange(args.shards), workers=cores(), cpus=1)
     if args.format == "datacompdr":
@@ -127,7 +138,10 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from teacher_cache.exchange import export_clip_retrieval, export_datacompdr, work_of_exchange  # noqa: PLC0415 - `--help` stays fast
+    from shards import Dataset  # noqa: PLC0415
+
+    Dataset.open(args.shards)
+    from teacher_cache.exchange import export_clip_retrieval, export_datacompdr, work_of_exchange  # noqa: PLC0415
 
     if args.format == "clip-retrieval":
         if len(args.teacher_name) > 1:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipstill.commands.common import Subparsers, add_command, show
+from clipstill.parser import Parser
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from clip_models.measure import Size
     from clip_models.published import Published
+    from clip_models.sizes import Size
 
 _LIST = """\
 List the published students and teachers, what they cost as built here, and beside it what was published.
@@ -43,16 +45,16 @@ _MODEL = "a name, timm/NAME, a .json configuration, or what `clipstill evaluate`
 
 
 def add(commands: Subparsers) -> None:
-    parser = add_command(commands, "models", _LIST, _LIST_EXAMPLE)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=_MODEL)
-    parser.set_defaults(run=run)
-    bench = add_command(commands, "models bench", _BENCH, _BENCH_EXAMPLE)
-    bench.add_argument("models", nargs="+", metavar="MODEL", help=_MODEL)
-    bench.set_defaults(run=run_bench)
+    add_command(commands, "models", _LIST, _LIST_EXAMPLE, run=run, fill=partial(_options, nargs="*"))
+    add_command(commands, "models bench", _BENCH, _BENCH_EXAMPLE, run=run_bench, fill=partial(_options, nargs="+"))
+
+
+def _options(parser: Parser, nargs: str) -> None:
+    parser.add_argument("models", nargs=nargs, metavar="MODEL", help=_MODEL)
 
 
 def run(args: argparse.Namespace) -> int:
-    from clip_models.published import PUBLISHED  # noqa: PLC0415 - `--help` stays fast
+    from clip_models.published import PUBLISHED  # noqa: PLC0415
 
     heads = ["", "image", "text", "all", "MACs", "published: image", "text", "MACs", "IN-1k", "data", "from"]
     lines, more = [], []
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    import torch  # noqa: PLC0415 - `--help` stays fast
+    import torch  # noqa: PLC0415
 
     from clip_models.measure import throughput  # noqa: PLC0415
 
@@ -102,7 +104,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def _published(name: str) -> Published | None:
     """What was published about a name; a folder that is called alike is a model of its own."""
-    from clip_models.published import PUBLISHED  # noqa: PLC0415 - `--help` stays fast
+    from clip_models.published import PUBLISHED  # noqa: PLC0415
 
     rows = (row for row in PUBLISHED if row.name == name.replace("/", "-"))
     return None if Path(name).is_dir() else next(rows, None)
@@ -110,7 +112,12 @@ def _published(name: str) -> Published | None:
 
 def _size(name: str) -> Size:
     """Raises `UserError` if there is no such model, or if it cannot be run."""
-    from clip_models.measure import size_of  # noqa: PLC0415 - `--help` stays fast
+    from clip_models.sizes import known_sizes  # noqa: PLC0415
+
+    known = known_sizes().get(name.replace("/", "-"))
+    if known is not None and not Path(name).is_dir():
+        return known
+    from clip_models.measure import size_of  # noqa: PLC0415 - brings torch
 
     model = _open(name, "meta")
     try:

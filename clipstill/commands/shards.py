@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clipstill.commands.common import Subparsers, add_command, show
+from clipstill.parser import Parser
 
 _SUMMARY = """\
 Check a dataset byte by byte.
@@ -17,9 +18,11 @@ against plan and tars, keys unique. Exit status 1 if anything is wrong; the last
 def add(commands: Subparsers) -> None:
     parser = commands.add_parser("shards", help="Work on shards: verify.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    verify = add_command(actions, "verify", _SUMMARY, "  clipstill shards verify data/cc3m\n")
-    verify.add_argument("folder", metavar="FOLDER", help="what `clipstill ingest` wrote")
-    verify.set_defaults(run=run)
+    add_command(actions, "verify", _SUMMARY, "  clipstill shards verify data/cc3m\n", run=run, fill=_options)
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="what `clipstill ingest` wrote")
 
 
 def run(args: argparse.Namespace) -> int:

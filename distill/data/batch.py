@@ -8,20 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from distill.losses import Targets
 from shards import seed64
 from teacher_cache.views import ViewPolicy
-
-
-@dataclass(frozen=True)
-class TeacherRows:
-    """One teacher's embeddings of the t taught samples of a part, (t, D) float32 of unit norm.
-
-    `image`: of the views shown; None of a teacher of texts. `text`: by caption set, of the captions shown; empty of a
-    teacher of images.
-    """
-
-    image: Tensor | None
-    text: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,17 +18,15 @@ class Batch:
     """One process's part of a global batch: b samples.
 
     `images`: (b, S, S, 3) uint8, in pinned memory where there is a GPU; `tokens`: (b, context) int64 by caption set,
-    empty without a tokenizer. `teachers`: in the order of the loader's caches. `taught`: where some samples lack a
-    teacher's embeddings, which ones have them all, int64, ascending; None if all have. `captions` (by caption set),
-    `keys` and `teacher_pixels` ((b, T, T, 3) uint8, the same views at another resolution, only if asked for) serve
-    those who run a teacher beside it.
+    empty without a tokenizer. `targets`: what the teachers said of these views and captions, float32, in the order of
+    the loader's caches. `captions` (by caption set), `keys` and `teacher_pixels` ((b, T, T, 3) uint8, the same views at
+    another resolution, only if asked for) serve those who run a teacher beside it.
     """
 
     step: int
     images: Tensor
     tokens: dict[str, Tensor]
-    teachers: tuple[TeacherRows, ...]
-    taught: Tensor | None
+    targets: Targets
     keys: list[str]
     captions: dict[str, list[str]]
     teacher_pixels: npt.NDArray[np.uint8] | None = None

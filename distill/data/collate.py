@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from clip_models import Tokenizer
-from distill.data.batch import Batch, TeacherRows, Views
+from distill.data.batch import Batch, Views
 from distill.data.tokens import with_memory
+from distill.losses import Embeddings, Targets
 from shards import Dataset, UserError, seed64
 from teacher_cache.captions import CaptionSource
 from teacher_cache.reader import TeacherCache
@@ -66,9 +67,10 @@ class Filler:
         caches: Sequence[TeacherCache],
         captions: Sequence[str],
         teacher_size: int | None,
+        teacher_scale: float | None,
     ) -> None:
         self._dataset, self._views, self._caches = dataset, views, tuple(caches)
-        self._image_size, self._teacher_size = image_size, teacher_size
+        self._image_size, self._teacher_size, self._teacher_scale = image_size, teacher_size, teacher_scale
         self._tokenizer = None if tokenizer is None else with_memory(tokenizer)
         self._viewed = _with_views(self._caches)
         # Views that were drawn are equal as their policies are; what was given may be anything.
@@ -165,36 +167,36 @@ class Filler:
         return holders[0].texts(places, numbers, name)
 
     def _finish(self, part: Part) -> Batch:
-        present = np.ones(len(part.places), np.bool_)
-        for cache in self._caches:
-            present &= cache.present(part.places)
-        taught = None if present.all() else np.flatnonzero(present)
-        chosen = slice(None) if taught is None else taught
-        places, views = part.places[chosen], part.views[chosen]
-        teachers = tuple(
-            TeacherRows(
-                _pinned(torch.from_numpy(cache.image(places, views))) if cache.views else None,
-                {
-                    name: _pinned(torch.from_numpy(cache.text(places, part.numbers[name][chosen], name)))
-                    for name in self._captions
-                    if cache.captions
-                },
-            )
-            for cache in self._caches
-        )
         starts = sorted({start for _, start in part.tokens})
         named = self._captions if starts else ()
         tokens = {name: _pinned(torch.cat([part.tokens[name, start] for start in starts])) for name in named}
-        return Batch(
-            part.step,
-            part.images,
-            tokens,
-            teachers,
-            None if taught is None else torch.from_numpy(taught),
-            part.keys,
-            part.captions,
-            part.pixels,
-        )
+        return Batch(part.step, part.images, tokens, self._targets(part), part.keys, part.captions, part.pixels)
+
+    def _targets(self, part: Part) -> Targets:
+        """What the caches say; zeros of samples that one of them does not have."""
+        if not self._caches:
+            return Targets()
+        present = None
+        if not all(cache.is_whole for cache in self._caches):
+            present = torch.from_numpy(np.logical_and.reduce([cache.present(part.places) for cache in self._caches]))
+        nothing = np.zeros((len(part.places), 0), np.float32)
+        images = [_rows(cache.image(part.places, part.views) if cache.views else nothing) for cache in self._caches]
+        said = {}
+        for name, numbers in part.numbers.items():
+            texts = [
+                _rows(cache.text(part.places, numbers, name) if cache.captions else nothing) for cache in self._caches
+            ]
+            said[name] = tuple(
+                Embeddings(
+                    image,
+                    text,
+                    self._teacher_scale or cache.teacher.logit_scale,
+                    cache.teacher.logit_bias or 0.0,
+                    checked=False,
+                )
+                for cache, image, text in zip(self._caches, images, texts, strict=True)
+            )
+        return Targets(said, present)
 
     def _keep_open(self, places: list[int]) -> None:
         """Note that shards are in use, and close the ones used longest ago once too many are open."""
@@ -205,6 +207,10 @@ class Filler:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 self._dataset.shards[oldest].release()
+
+
+def _rows(of: npt.NDArray[np.float32]) -> Tensor:
+    return _pinned(torch.from_numpy(of))
 
 
 def _pinned(rows: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from clip_models import Tokenizer
-from distill.data.batch import Batch, TeacherRows, Views
+from distill.data.batch import Batch, Views
 from distill.data.collate import Filler, Part
 from distill.data.order import Order
 from shards import Dataset
 from teacher_cache.reader import TeacherCache
 
-__all__ = ["Batch", "Loader", "TeacherRows", "Views"]
+__all__ = ["Batch", "Loader", "Views"]
 
 _CHUNK = 32
 """Samples that a thread fills in one go."""
@@ -38,8 +38,8 @@ class Loader:
 
     With `caches` each view's crop is replayed from the first that has views; without, it is drawn by policy, which
     gives the same crop. Of a caption set with N captions a sample, in epoch e a sample shows caption (e + hash(key))
-    mod N. `image_size` is the student's; `teacher_size` adds `Batch.teacher_pixels`. `waited`: seconds that whoever
-    reads `batches` has waited for them so far.
+    mod N. `image_size` is the student's; `teacher_size` adds `Batch.teacher_pixels`. `teacher_scale` stands for the
+    teachers' own logit scales. `waited`: seconds that whoever reads `batches` has waited for them so far.
 
     `captions` names sets of the caches; where none has any, they are sources as in `teacher_cache.captions`.
 
@@ -59,6 +59,7 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         teacher_size: int | None = None,
+        teacher_scale: float | None = None,
     ) -> None:
         self._dataset, self._order, self._caches = dataset, order, tuple(caches)
         self._size, self._first = order.batch_size // ranks, rank * (order.batch_size // ranks)
@@ -70,6 +71,7 @@ class Loader:
             caches=caches,
             captions=captions,
             teacher_size=teacher_size,
+            teacher_scale=teacher_scale,
         )
         self.waited = 0.0
 

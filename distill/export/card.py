@@ -9,17 +9,17 @@ from typing import Any
 
 from clip_models import LoadedModel
 from clip_models.measure import size_of
+from distill.export import FORMATS
 from distill.export.compare import has_text
-from distill.export.left import layers_left, share_left
 from distill.export.lineage import began_from, data_in_words, in_words, run_of, short_name
 from distill.export.markdown import table, without_folders
 from distill.export.snippets import PICTURE, snippet
-from distill.report.run_folder import RunFolder
+from distill.pruning.report import Pruned, pruned
 from distill.report.words import in_short
+from distill.run_folder import BEST, RunFolder
 
 CARD_NAME = "README.md"
 
-_LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
 _RESIZED = {
     "shortest": "the shorter side resized, the centre cropped",
     "longest": "the longer side resized, the rest filled",
@@ -45,8 +45,8 @@ def write_card(folder: Path, loaded: LoadedModel, kind: str, measured: Mapping[s
         f"```python\n{snippet(loaded, kind)}```",
         "## The model",
         table(("", ""), _model_rows(loaded)),
-        *layers_left(loaded),
-        *(_run_parts(run, best=Path(loaded.name).name == "best") if run else ["## Training", _UNKNOWN]),
+        *(_pruned_parts(left) if (left := _left(loaded)) else []),
+        *(_run_parts(run, best=Path(loaded.name).name == BEST) if run else ["## Training", _UNKNOWN]),
         *_checked(loaded, measured),
     ]
     (folder / CARD_NAME).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -54,14 +54,28 @@ def write_card(folder: Path, loaded: LoadedModel, kind: str, measured: Mapping[s
 
 def _front_matter(kind: str) -> str:
     lines = ["pipeline_tag: zero-shot-image-classification", "tags: [clip, distillation, clipstill]"]
-    if kind in _LIBRARIES:
-        lines.insert(0, f"library_name: {_LIBRARIES[kind]}")
+    if (library := FORMATS[kind].library) is not None:
+        lines.insert(0, f"library_name: {library}")
     return "\n".join(["---", *lines, "---"])
 
 
 def _title(loaded: LoadedModel) -> str:
-    share = share_left(loaded)
-    return short_name(loaded.name) + (f", pruned to {share:.0%}" if share is not None else "")
+    left = _left(loaded)
+    return short_name(loaded.name) + (f", pruned to {left.share:.0%}" if left else "")
+
+
+def _left(loaded: LoadedModel) -> Pruned | None:
+    return pruned(loaded.config, {"image": "vision", "text": "text"} if has_text(loaded.model) else {"image": "vision"})
+
+
+def _pruned_parts(left: Pruned) -> list[str]:
+    return [
+        "### What pruning left",
+        "Heads, MLP units and width were left out of a larger model, of each layer as many as it can spare."
+        + "".join(f" The {tower} tower was not pruned." for tower in left.whole),
+        table(*left.towers),
+        table(*left.layers, numbers=True),
+    ]
 
 
 def _summary(run: RunFolder | None) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_models import LoadedModel
-from clip_models.pruned import PRUNED
+from clip_models.shapes import PRUNED
 from shards.errors import UserError
 
 Measured = dict[str, float]

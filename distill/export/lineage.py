@@ -9,11 +9,10 @@ import open_clip
 
 from clip_models.students import PREFIX
 from distill.export.markdown import without_folders
-from distill.report.run_folder import RunFolder
+from distill.run_folder import BEST, MODEL, RunFiles, RunFolder
 from shards.errors import UserError
 
-_DELIVERED = ("model", "best")
-"""What a run calls the folders of its models."""
+_DELIVERED = (MODEL, BEST)
 
 
 def run_of(spec: str, base: Path | None = None) -> RunFolder | None:
@@ -23,7 +22,7 @@ def run_of(spec: str, base: Path | None = None) -> RunFolder | None:
     Raises `UserError` if that run's settings are not JSON.
     """
     folder = _path(spec, base).absolute()
-    if not folder.is_dir() or not (folder.parent / "settings.json").is_file():
+    if not folder.is_dir() or not RunFiles(folder.parent).settings.is_file():
         return None
     return RunFolder.read(folder.parent.resolve())
 

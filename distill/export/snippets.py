@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_models import LoadedModel
+from distill.export import FORMATS
 from distill.export.compare import has_text
 from distill.export.lineage import run_of, short_name
+from shards.lazy import resolve
 
 PICTURE = "picture.jpg"
 _TEXTS = '["a photo of a cat", "a photo of a dog"]'
@@ -20,7 +22,7 @@ def snippet(loaded: LoadedModel, kind: str) -> str:
     A model without a text tower meets the text embeddings of another model. If its run says that this is one of
     sentence-transformers', from the hub, that model makes them; else the lines stop where they must come from.
     """
-    lines = _SNIPPETS[kind](loaded)
+    lines: list[str] = resolve(FORMATS[kind].snippet)(loaded)
     imports = {line for line in lines if line.startswith(("import ", "from "))}
     ours = {line for line in imports if "clip_models" in line}
     standard = {"import json", "from pathlib import Path"} & imports
@@ -33,7 +35,7 @@ def _import_key(line: str) -> tuple[bool, str]:
     return line.startswith("from "), line.lower()
 
 
-def _open_clip(_loaded: LoadedModel) -> list[str]:
+def open_clip(_loaded: LoadedModel) -> list[str]:
     return [
         "import open_clip",
         "import torch",
@@ -49,7 +51,7 @@ def _open_clip(_loaded: LoadedModel) -> list[str]:
     ]
 
 
-def _transformers(_loaded: LoadedModel) -> list[str]:
+def transformers(_loaded: LoadedModel) -> list[str]:
     return [
         "from PIL import Image",
         "from transformers import CLIPModel, CLIPProcessor",
@@ -62,7 +64,7 @@ def _transformers(_loaded: LoadedModel) -> list[str]:
     ]
 
 
-def _torchscript(loaded: LoadedModel) -> list[str]:
+def torchscript(loaded: LoadedModel) -> list[str]:
     return [
         "import torch",
         *_preprocessing(loaded),
@@ -74,7 +76,7 @@ def _torchscript(loaded: LoadedModel) -> list[str]:
     ]
 
 
-def _onnx(loaded: LoadedModel) -> list[str]:
+def onnx(loaded: LoadedModel) -> list[str]:
     texts = ["text_features = texts.numpy()"]
     if has_text(loaded.model):
         texts = [
@@ -97,7 +99,7 @@ def _onnx(loaded: LoadedModel) -> list[str]:
     ]
 
 
-def _safetensors(loaded: LoadedModel) -> list[str]:
+def safetensors(loaded: LoadedModel) -> list[str]:
     texts, embedded = [f"texts = loaded.tokenizer({_TEXTS})"], "loaded.model.encode_text(texts, normalize=True)"
     if not has_text(loaded.model):
         texts, embedded = _texts(loaded), "texts"
@@ -114,15 +116,6 @@ def _safetensors(loaded: LoadedModel) -> list[str]:
         f"    logits = {_logits('image_features', 'text_features', loaded).replace('model.', 'loaded.model.')}",
         "    probabilities = logits.softmax(dim=1)",
     ]
-
-
-_SNIPPETS = {
-    "open_clip": _open_clip,
-    "transformers": _transformers,
-    "torchscript": _torchscript,
-    "onnx": _onnx,
-    "safetensors": _safetensors,
-}
 
 
 def _logits(images: str, texts: str, loaded: LoadedModel) -> str:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from clip_models import LoadedModel, load_model, save_model
-from clip_models.config import WEIGHTS_NAME
+from clip_models.spec import WEIGHTS_NAME
 from distill.export.card import write_card
 from distill.export.compare import Measured, compared, has_text, on_cpu, outputs, reference_outputs
 from distill.export.staging import staged

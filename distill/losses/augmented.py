@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses.base import ALL, Embeddings, Loss, LossShape, mapped
+from distill.losses.base import ALL, Embeddings, LossShape, mapped
 from distill.losses.contrastive import contrastive_loss
-from distill.losses.feature import Projection
+from distill.losses.projecting import ProjectingLoss
 from distill.losses.scale import LearnedScale
 
 
@@ -32,7 +32,7 @@ class Fusion(nn.Module):
         return F.normalize(fused_image, dim=-1), F.normalize(fused_text, dim=-1)
 
 
-class AugmentedFeature(Loss):
+class AugmentedFeature(ProjectingLoss):
     """½[CE(φ·fi·fxᵀ, I) + CE(φ·fx·fiᵀ, I)], a mean over `rows`, of the fused embeddings; the mean over the teachers.
 
     φ is trained, one a teacher, apart from the student's logit scale and from ICL's. `scale`: what it is,
@@ -41,13 +41,14 @@ class AugmentedFeature(Loss):
 
     def __init__(self, shape: LossShape, scale: str = "exponentiated") -> None:
         super().__init__(shape)
-        self.projections = nn.ModuleList(Projection(shape.student_dim, dim) for dim in shape.teacher_dims)
         self.fusions = nn.ModuleList(Fusion(shape.student_dim, dim) for dim in shape.teacher_dims)
         self.scales = nn.ModuleList(LearnedScale(scale, "afd's scale") for _ in shape.teacher_dims)
 
     def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
         terms = []
-        for project, fuse, scale, teacher in zip(self.projections, self.fusions, self.scales, teachers, strict=True):
-            image, text = fuse(*project(student), teacher)
+        for ours, fuse, scale, teacher in zip(
+            self.projected(student), self.fusions, self.scales, teachers, strict=True
+        ):
+            image, text = fuse(*ours, teacher)
             terms.append(contrastive_loss(image, text, scale(), rows))
         return torch.stack(terms).mean()

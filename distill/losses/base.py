@@ -1,19 +1,20 @@
-"""The interface of a loss, and the weighted sum that a run minimises."""
+"""The interface of a loss, and what it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shards import UserError
-
 ALL = slice(None)
 """Every row of the batch: what a single process answers for."""
+
+_OFF_UNIT = 0.01
+"""How far from 1 the norm of a row may be: bfloat16 rounds a unit row by less."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,11 @@ class Embeddings:
 
     `logit_scale` multiplies cosines (exp of the stored log; 100, not 4.6), `logit_bias` is added to them by the sigmoid
     losses: scalar tensors or floats. `raw_image`, `raw_text`: the same rows as the towers gave them, of any length;
-    projections to a teacher's width see these. A teacher's are not needed.
+    projections to a teacher's width see these. A teacher's are not needed. Of a model of one tower the other's rows are
+    0 wide. Tensors are of any floating dtype, float64 included.
+
+    Raises `ValueError` where a row is not of unit norm, unless `checked` is False: then nothing is looked at, and no
+    device waited for.
     """
 
     image: Tensor
@@ -31,23 +36,64 @@ class Embeddings:
     logit_bias: Tensor | float = 0.0
     raw_image: Tensor | None = None
     raw_text: Tensor | None = None
+    checked: InitVar[bool] = True
+
+    def __post_init__(self, checked: bool) -> None:
+        if checked:
+            _refuse_unless_unit(self.image, "image")
+            _refuse_unless_unit(self.text, "text")
 
     @classmethod
     def of_raw(
         cls, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float = 0.0
     ) -> Embeddings:
         """A student's, from what its towers gave: the unit rows come of these, with gradient."""
-        return cls(F.normalize(image, dim=-1), F.normalize(text, dim=-1), logit_scale, logit_bias, image, text)
+        unit = (F.normalize(image, dim=-1), F.normalize(text, dim=-1))
+        return cls(*unit, logit_scale, logit_bias, image, text, checked=False)
+
+    def with_rows(self, change: Callable[[Tensor], Tensor]) -> Embeddings:
+        """These with all rows changed: moved, gathered from processes, some of them chosen. Norms must stay."""
+        return replace(
+            self,
+            image=change(self.image),
+            text=change(self.text),
+            raw_image=None if self.raw_image is None else change(self.raw_image),
+            raw_text=None if self.raw_text is None else change(self.raw_text),
+            checked=False,
+        )
 
     def only(self, samples: Tensor) -> Embeddings:
         """Those of some samples, a batch of their own."""
-        return replace(
-            self,
-            image=self.image[samples],
-            text=self.text[samples],
-            raw_image=None if self.raw_image is None else self.raw_image[samples],
-            raw_text=None if self.raw_text is None else self.raw_text[samples],
-        )
+        return self.with_rows(lambda rows: rows[samples])
+
+
+def _refuse_unless_unit(rows: Tensor, name: str) -> None:
+    if rows.numel():
+        norms = rows.detach().norm(dim=-1)
+        wrong = ((norms - 1).abs() <= _OFF_UNIT).logical_not()
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"row {at} of `{name}` has the norm {float(norms[at]):.4g}, not 1: normalise the rows, or give what a "
+                "student's towers returned to Embeddings.of_raw"
+            )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teachers said of a batch, or of one process's part of it.
+
+    `teachers`: by caption set each teacher's embeddings, row i from sample i; empty without teachers. `present`: (B,)
+    bool, the samples that every teacher knows, the rows of the others being open; None where all know every part whole.
+    """
+
+    teachers: Mapping[str, tuple[Embeddings, ...]] = field(default_factory=dict)
+    present: Tensor | None = None
+
+    def with_rows(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """As `Embeddings.with_rows`, of all teachers."""
+        changed = {name: tuple(one.with_rows(change) for one in said) for name, said in self.teachers.items()}
+        return replace(self, teachers=changed)
 
 
 @dataclass(frozen=True)
@@ -63,10 +109,12 @@ class Loss(nn.Module):
 
     `rows` are those that this process answers for. The value is their mean, so that the mean over equal parts of a
     batch, one a process, is the loss of the whole batch, in value and gradient. `needs_teacher`: whether `teachers` may
-    be empty. Several teachers count alike: a loss is its mean over them.
+    be empty. `uses_bias`: whether the student is to have a logit bias, as SigLIP has. Several teachers count alike: a
+    loss is its mean over them.
     """
 
     needs_teacher: ClassVar[bool] = True
+    uses_bias: ClassVar[bool] = False
 
     def __init__(self, shape: LossShape) -> None:
         super().__init__()
@@ -88,72 +136,16 @@ def mapped(by: nn.Linear, rows: Tensor) -> Tensor:
     return F.linear(rows.to(dtype), by.weight.to(dtype), by.bias.to(dtype))
 
 
+def squared_difference(rows: Tensor, others: Tensor) -> Tensor:
+    """The mean of (rows − others)² over all elements, in the wider of their dtypes; 0-d."""
+    dtype = torch.promote_types(rows.dtype, others.dtype)
+    return F.mse_loss(rows.to(dtype), others.to(dtype))
+
+
 def one_of(value: str, known: Sequence[str], what: str) -> str:
     """The value of a loss's option `what`. Raises `UserError` unless it is one of the `known`."""
     if value not in known:
+        from shards import UserError  # noqa: PLC0415 - losses need nothing else of it, and it reads and writes Arrow
+
         raise UserError(f"{what} is {value!r}", where="losses", do=f"Use {' or '.join(known)}")
     return value
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A batch with one of its caption sets: what the student made of it, and each teacher.
-
-    `taught`: where the teachers know only some of the batch, which samples (T,) int64 ascending their T rows are of.
-    """
-
-    student: Embeddings
-    teachers: tuple[Embeddings, ...] = ()
-    taught: Tensor | None = None
-
-
-class WeightedSum(nn.Module):
-    """Σ weight · loss over losses, the mean over caption sets; returns it and each unweighted term, detached, by name.
-
-    Losses that project the student share the projections of the first of them, as in CLIP-KD, whose losses all see the
-    same projected student: its parameters are listed once, under that loss's name.
-    """
-
-    def __init__(self, losses: Mapping[str, Loss]) -> None:
-        super().__init__()
-        self.losses = nn.ModuleDict(losses)
-        projecting = [loss for loss in losses.values() if hasattr(loss, "projections")]
-        for loss in projecting[1:]:
-            del loss.projections
-            # A plain attribute, no child module: else a state dict would hold the same tensors under two names.
-            loss.__dict__["projections"] = projecting[0].projections
-
-    def forward(
-        self, pairs: Mapping[str, Pair], weights: Mapping[str, float], rows: slice = ALL
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`pairs` by caption set. A term is named after its loss; of several caption sets each has one, LOSS/SET."""
-        terms, weighted = {}, []
-        for name, loss in self.losses.items():
-            found = []
-            for captions, pair in pairs.items():
-                taught = pair.taught if getattr(loss, "needs_teacher", True) else None
-                term = loss(pair.student, pair.teachers, rows) if taught is None else _partly(loss, pair, taught, rows)
-                found.append(term)
-                if len(pairs) > 1:
-                    terms[f"{name}/{captions}"] = term.detach()
-            mean = torch.stack(found).mean()
-            terms[name] = mean.detach()
-            weighted.append(weights[name] * mean)
-        return torch.stack(weighted).sum(), terms
-
-
-def _partly(loss: nn.Module, pair: Pair, taught: Tensor, rows: slice) -> Tensor:
-    """The loss of the taught samples, as a batch of their own, these rows' share of it."""
-    start, stop, _ = rows.indices(len(pair.student.image))
-    bounds = torch.tensor([start, stop], device=taught.device)
-    first, last = torch.searchsorted(taught, bounds).tolist()
-    if first == last:
-        # Nothing was said of these rows, but a gradient is still due to all that the others' rows reach: zero.
-        student = pair.student
-        reached = student.image.sum() + student.text.sum() + student.logit_scale + student.logit_bias
-        return 0 * sum((parameter.sum() for parameter in loss.parameters()), start=reached)
-    share: Tensor = loss(pair.student.only(taught), pair.teachers, slice(first, last))
-    # Processes have unequal parts of the taught: their mean has to weigh them by how many they have.
-    parts = len(pair.student.image) / (stop - start)
-    weight: float = (last - first) * parts / len(taught)
-    return share * weight

@@ -6,13 +6,13 @@ No weight is published for the intended form. The loss falls with 1/(B²·D), so
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.losses.base import ALL, Embeddings, Loss, LossShape, one_of, product
-from distill.losses.feature import Projection
+from distill.losses.base import ALL, Embeddings, LossShape, one_of, product, squared_difference
+from distill.losses.projecting import ProjectingLoss
 
 FORMS = ("intended", "reference")
 
@@ -42,11 +42,11 @@ def gradient_loss(student: Embeddings, teacher: Embeddings, rows: slice = ALL) -
     ):
         got = contrastive_gradients(*ours, student.logit_scale, rows)
         wanted = contrastive_gradients(*theirs, teacher.logit_scale, rows)
-        terms += [F.mse_loss(g, w) for g, w in zip(got, wanted, strict=True)]
+        terms += [squared_difference(g, w) for g, w in zip(got, wanted, strict=True)]
     return torch.stack(terms).sum()
 
 
-class GradientDistillation(Loss):
+class GradientDistillation(ProjectingLoss):
     """`gradient_loss` of the projected student, the mean over the teachers.
 
     `form`: "intended", or "reference", which divides by the logit scales wherever the formula multiplies by them, as
@@ -56,14 +56,12 @@ class GradientDistillation(Loss):
     def __init__(self, shape: LossShape, form: str = "intended") -> None:
         super().__init__(shape)
         self.form = one_of(form, FORMS, "gd's form")
-        self.projections = nn.ModuleList(Projection(shape.student_dim, dim) for dim in shape.teacher_dims)
 
     def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
         terms = []
-        for project, teacher in zip(self.projections, teachers, strict=True):
-            image, text = project(student)
-            ours = Embeddings(image, text, self._scale(student))
-            theirs = Embeddings(teacher.image, teacher.text, self._scale(teacher))
+        for (image, text), teacher in zip(self.projected(student), teachers, strict=True):
+            ours = Embeddings(image, text, self._scale(student), checked=False)
+            theirs = replace(teacher, logit_scale=self._scale(teacher), checked=False)
             terms.append(gradient_loss(ours, theirs, rows))
         return torch.stack(terms).mean()
 

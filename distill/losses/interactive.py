@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.losses.base import ALL, Embeddings, Loss, LossShape, product
-from distill.losses.feature import Projection
+from distill.losses.base import ALL, Embeddings, LossShape, product
+from distill.losses.projecting import ProjectingLoss
 from distill.losses.scale import LearnedScale
 
 
@@ -27,7 +27,7 @@ def interactive_loss(
     return (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2
 
 
-class InteractiveContrastive(Loss):
+class InteractiveContrastive(ProjectingLoss):
     """`interactive_loss` of the projected student, the mean over the teachers, with a trained c for each.
 
     `scale`: what c is, "exponentiated" or "reference", see `LearnedScale`.
@@ -35,12 +35,10 @@ class InteractiveContrastive(Loss):
 
     def __init__(self, shape: LossShape, scale: str = "exponentiated") -> None:
         super().__init__(shape)
-        self.projections = nn.ModuleList(Projection(shape.student_dim, dim) for dim in shape.teacher_dims)
         self.scales = nn.ModuleList(LearnedScale(scale, "icl's scale") for _ in shape.teacher_dims)
 
     def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
         terms = []
-        for project, scale, teacher in zip(self.projections, self.scales, teachers, strict=True):
-            image, text = project(student)
-            terms.append(interactive_loss(image, text, teacher, scale(), rows))
+        for ours, scale, teacher in zip(self.projected(student), self.scales, teachers, strict=True):
+            terms.append(interactive_loss(*ours, teacher, scale(), rows))
         return torch.stack(terms).mean()

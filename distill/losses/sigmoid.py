@@ -45,6 +45,7 @@ class Sigmoid(Loss):
     """`sigmoid_loss` of the student; the teachers are not looked at."""
 
     needs_teacher = False
+    uses_bias = True
 
     def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:  # noqa: ARG002
         return sigmoid_loss(student, rows)
@@ -52,6 +53,8 @@ class Sigmoid(Loss):
 
 class SigmoidAffinity(Loss):
     """`sigmoid_affinity_loss`, the mean over the teachers, each at its own logit scale and bias."""
+
+    uses_bias = True
 
     def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
         return torch.stack([sigmoid_affinity_loss(student, teacher, rows) for teacher in teachers]).mean()

@@ -6,9 +6,15 @@ folder, which the next run trains on, or prunes further. Read `pruning.py` first
 `materialise.py` (the same without) and `report.py` (what is left, drawn).
 """
 
-from distill.pruning.materialise import materialise
-from distill.pruning.pruning import Pruning
-from distill.pruning.report import draw_architecture, pruning_report
-from distill.pruning.settings import PruneSettings
+from typing import TYPE_CHECKING
 
-__all__ = ["PruneSettings", "Pruning", "draw_architecture", "materialise", "pruning_report"]
+from shards.lazy import lazily
+
+if TYPE_CHECKING:
+    from distill.pruning.pruning import Pruning
+    from distill.pruning.report import draw_architecture, pruning_report
+    from distill.pruning.settings import PruneSettings
+else:
+    __getattr__ = lazily(__name__, "settings", "pruning", "report")
+
+__all__ = ["PruneSettings", "Pruning", "draw_architecture", "pruning_report"]

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from clip_models.pruned import LayerShape, TowerShape
+from clip_models.shapes import LayerShape, TowerShape
 
 LOW, HIGH = -0.1, 1.1
 EPSILON = 1e-6

@@ -16,7 +16,8 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Visio
 from torch import Tensor, nn
 
 from clip_models import ModelConfig
-from clip_models.pruned import Block, LayerShape, OutputMap, TowerKind, TowerShape, tower_shape, transformer_of
+from clip_models.pruned import Block, OutputMap, tower_shape, transformer_of
+from clip_models.shapes import LayerShape, TowerKind, TowerShape
 from distill.pruning.gates import Gates, Opened
 from shards import UserError
 

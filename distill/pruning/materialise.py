@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from clip_models import ModelConfig, build_model
-from clip_models.pruned import TowerKind, transformer_of, with_shape
+from clip_models.pruned import transformer_of, with_shape
+from clip_models.shapes import TowerKind
 from distill.pruning.gates import Gates, Opened
 from distill.pruning.masks import masked_towers
 

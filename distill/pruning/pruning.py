@@ -1,10 +1,10 @@
 """Automatic inheritance as a run does it: a student under masks, driven to a sparsity while it learns.
 
-    begin(step)                    the step's gates are drawn
-    forward, loss, backward        open_clip's own methods, through the gates
-    add_gradients(step, scaled)    the penalty's
-    optimiser.step                 with `groups()` among its groups
-    after_step()                   log α stays within its limits
+    begin(step)                     the step's gates are drawn
+    forward, loss, backward         open_clip's own methods, through the gates
+    after_backward(step, scaled)    the penalty's gradients
+    optimiser.step                  with `groups()` among its groups
+    after_step(average)             log α stays within its limits, and the average of the weights has it as it is
 
 Gates depend on seed and step alone: every process, micro-batch and caption set of a step sees the same ones, and so
 does a run that goes on from a checkpoint.
@@ -12,7 +12,7 @@ does a run that goes on from a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from clip_models import ModelConfig
 from distill.pruning.gates import Gates
 from distill.pruning.masks import mask, masked_towers
+from distill.pruning.materialise import materialise
+from distill.pruning.report import missed, pruning_report
 from distill.pruning.settings import PruneSettings
 from distill.pruning.sparsity import expected_sparsity, sparsity_penalty
 from shards import seed64
@@ -29,7 +31,7 @@ _MULTIPLIERS = (10.0, 10.0)
 
 
 class Pruning(nn.Module):
-    """Puts the trained towers of `model` under masks, in place, and moves them.
+    """Puts the trained towers of `model` under masks, in place, and moves them: a hook of a run's steps.
 
     The masks are parameters of `model`, in its state dict; `multipliers`, λ1 and λ2, are this module's only one.
     `config` is the model's. Raises `UserError` if a tower cannot be masked, or if the student
@@ -80,20 +82,35 @@ class Pruning(nn.Module):
         for parameter, grad in zip(found, torch.autograd.grad(scaled(self.penalty(step)), found), strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
-    def after_step(self) -> None:
-        """Bring the masks back within their limits."""
-        for gates in self.gates:
-            gates.clamp()
+    def after_backward(self, step: int, scaled: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """`add_gradients`, and what the log is told of the step: `figures`."""
+        figures = self.figures(step)
+        self.add_gradients(step, scaled)
+        return figures
 
     @torch.no_grad()
-    def share(self, average: Any) -> None:
-        """Give a copy of the model, the average of its weights, the masks as they are.
+    def after_step(self, average: Any = None) -> None:
+        """Bring the masks back within their limits, and give them to `average`, a copy of the model, as they are.
 
         Averaged masks would lag behind the sparsity that was reached.
         """
-        for tower in masked_towers(average):
+        for gates in self.gates:
+            gates.clamp()
+        for tower in () if average is None else masked_towers(average):
             for theirs, ours in zip(tower.gates.parameters(), self._towers[tower.kind].parameters(), strict=True):
                 theirs.copy_(ours)
+
+    def finished(self, model: Any, config: ModelConfig) -> tuple[Any, ModelConfig]:
+        """The dense model that the masked `model` comes to, and its config."""
+        return materialise(model, config)
+
+    def report(self, model: Any) -> dict[str, Any]:
+        """What is left of `model`, for `pruning.json`."""
+        return pruning_report(model, self.settings)
+
+    def missed(self, report: Mapping[str, Any]) -> str | None:
+        """Where the sparsity that was reached is not the one asked for: that, and what to do."""
+        return missed(report)
 
     @torch.no_grad()
     def figures(self, step: int) -> dict[str, Tensor]:

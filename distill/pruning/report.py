@@ -1,12 +1,16 @@
-"""What pruning left of a student: as JSON, and drawn layer by layer."""
+"""What pruning left of a student: as JSON and in words, drawn layer by layer for pages, and in rows for model cards."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from markupsafe import Markup
 
+from clip_models import ModelConfig
+from clip_models.pruned import tower_shape
+from clip_models.shapes import PRUNED, TowerKind, TowerShape
 from distill.pruning.gates import Gates
 from distill.pruning.masks import masked_towers
 from distill.pruning.settings import PruneSettings
@@ -53,7 +57,93 @@ def _tower(gates: Gates) -> dict[str, Any]:
     }
 
 
-def draw_architecture(report: dict[str, Any]) -> Markup:
+def missed(report: Mapping[str, Any]) -> str | None:
+    """Where a finished run is not as sparse as it was asked to be: that, and what to do."""
+    target, found = report["target"], report["sparsity"]
+    said = f"asked to leave out {100 * target:.1f} %, {100 * found:.1f} % are: "
+    if found < target - 0.02:
+        return said + "run longer, or with a larger --prune-lr"
+    return said + "give a longer ramp, or a smaller --prune-lr" if found > target + 0.05 else None
+
+
+def in_words(report: Mapping[str, Any]) -> str:
+    """A report as `pruning.json` has it, with the `step` it is of and, at the end, the sizes that were `delivered`.
+
+    Raises what a damaged one raises: `KeyError`, `TypeError` and the like.
+    """
+    parameters = report["parameters"]
+    of = f"{report['sparsity']:.1%} of {parameters['full']:,} parameters of attention and MLPs"
+    shares = f"{of}, {report['target']:.1%} asked for"
+    if "delivered" in report:
+        sizes = " + ".join(f"{count / 1e6:.3g} M ({tower})" for tower, count in report["delivered"].items())
+        said = (
+            f"The run leaves out {shares}, and keeps {parameters['kept']:,}. The model that it delivers has {sizes} "
+            "parameters in all, the text tower's without its token embedding."
+        )
+    else:
+        said = f"If it ended after step {report['step']:,}, the run would leave out {shares}."
+    towers = report["towers"].values()
+    fewer = any(heads < tower["full"]["heads"] for tower in towers for heads in tower["before"]["heads"])
+    earlier = "; heads that earlier runs left out are not drawn" if fewer else ""
+    return f"{said} Heads: full where kept, hollow where this run left them out{earlier}."
+
+
+class Pruned(NamedTuple):
+    """What is left of a pruned model: the `share` of its pruned towers' attention and MLPs, and two tables.
+
+    `towers` beside the full ones that they come from, and their `layers`: each a head, of which the first cell is the
+    rows', and rows. `whole` names the towers that were not pruned.
+    """
+
+    share: float
+    whole: list[str]
+    towers: tuple[list[str], list[tuple[str, ...]]]
+    layers: tuple[list[str], list[tuple[str, ...]]]
+
+
+def pruned(config: ModelConfig, towers: Mapping[str, TowerKind]) -> Pruned | None:
+    """What a model's config says of these of its towers; None if none was pruned."""
+    model_cfg = config["model_cfg"]
+    found = {name: tower_shape(model_cfg, kind) for name, kind in towers.items() if kind in model_cfg.get(PRUNED, {})}
+    shapes = {name: shape for name, shape in found.items() if shape is not None}
+    if not shapes:
+        return None
+    sums = [_sums(shape) for shape in shapes.values()]
+    columns = [
+        f"{name}: {what}"
+        for name, shape in shapes.items()
+        for what in (f"heads of {shape.full.heads:,}", f"MLP units of {shape.full.mlp:,}")
+    ]
+    depth = max(len(shape.layers) for shape in shapes.values())
+    layers = [(str(at + 1), *(cell for shape in shapes.values() for cell in _cells(shape, at))) for at in range(depth)]
+    full = sum(shape.full_prunable for shape in shapes.values())
+    return Pruned(
+        share=sum(shape.prunable for shape in shapes.values()) / full,
+        whole=[name for name in towers if name not in shapes],
+        towers=(["", *(f"{name} tower" for name in shapes)], [(n, *(each[n] for each in sums)) for n in sums[0]]),
+        layers=(["layer", *columns], layers),
+    )
+
+
+def _sums(shape: TowerShape) -> dict[str, str]:
+    full, depth = shape.full, len(shape.layers)
+    heads, units = sum(layer.heads for layer in shape.layers), sum(layer.mlp for layer in shape.layers)
+    share = shape.prunable / shape.full_prunable
+    return {
+        "width": f"{shape.width:,} of {full.width:,}",
+        "heads, all layers": f"{heads:,} of {depth * full.heads:,}",
+        "MLP units, all layers": f"{units:,} of {depth * full.mlp:,}",
+        "parameters of attention and MLPs": f"{shape.prunable:,} of {shape.full_prunable:,} ({share:.1%})",
+    }
+
+
+def _cells(shape: TowerShape, at: int) -> tuple[str, str]:
+    if at >= len(shape.layers):
+        return "", ""
+    return f"{shape.layers[at].heads:,}", f"{shape.layers[at].mlp:,}"
+
+
+def draw_architecture(report: Mapping[str, Any]) -> Markup:
     """The architecture in a report of `pruning_report`, a figure with an inline SVG for each tower.
 
     A row is a layer: its heads (full where kept, hollow where this run removed them; those of earlier runs are not

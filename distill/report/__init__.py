@@ -1,8 +1,7 @@
 """Run folders in, HTML pages out: what a run trained and how it went, and several runs over each other.
 
-Read `run_page.py` and `comparison.py` first (the two pages), then `run_folder.py` (what is read), `panels.py` (which
-curves) and `chart.py` (how one is drawn). A page is one file with nothing outside it; its only script shows values
-under the pointer.
+Read `run_page.py` and `comparison.py` first (the two pages), then `panels.py` (which
+curves).
 """
 
 from distill.report.comparison import write_comparison

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.report.chart import Frame
 from distill.report.panels import figures, is_course, lower_is_better, sections, title
-from distill.report.rendering import render
-from distill.report.run_folder import AXES, RunFolder
-from distill.report.words import flat, say, say_hours, state
+from distill.report.words import flat, state
+from distill.run_folder import AXES, RunFolder
+from pages import render
+from pages.curves import Frame
+from pages.words import say, say_hours
 from shards import Folder, UserError
 from shards.places import refuse_unwritable
 
@@ -40,6 +41,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
     _refuse_no_page(out)
     read = [RunFolder.read(run) for run in runs]
     page = render(
+        "distill.report",
         "comparison.html.j2",
         names=_names(runs),
         runs=read,
@@ -65,7 +67,7 @@ def _refuse_no_page(out: Path) -> None:
 
 
 def differences(runs: Sequence[RunFolder]) -> dict[str, list[str | None]]:
-    """The settings and facts that are not the same in all runs, by dotted name; None where a run has none."""
+    """The settings and facts that are not the same in all runs, by name in words; None where a run has none."""
     settings = [flat(run) for run in runs]
     names = dict.fromkeys(name for run in settings for name in run)
     rows = {name: [run.get(name) for run in settings] for name in names}
@@ -106,7 +108,9 @@ def _table(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     for section, names in figures(runs).items():
         for name in names:
             if section in ("Loss", "Evaluation"):
-                rows.append({"title": title(name), "cells": _cells(name, runs, evaluated=section == "Evaluation")})
+                rows.append(
+                    {"title": title(name, runs), "cells": _cells(name, runs, evaluated=section == "Evaluation")}
+                )
             elif not is_course(name, runs) and name != "measured/samples_per_second":
                 rows.append({"title": title(name), "plain": [say(run.last(name)) for run in runs]})
     return rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 from shards import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def inheritance(run: RunFolder, notes: list[str]) -> Inheritance | None:
 
     If it cannot be read there is none either, and `notes` has a sentence more.
     """
-    path = run.path / "inheritance.json"
+    path = run.files.inheritance
     if not path.exists() or run.settings.get("prune"):
         return None
     # It needs torch, which other pages are spared.
@@ -139,7 +139,7 @@ def draw_layers(taken: Mapping[int, int], ours: int, theirs: int) -> Markup:
         )
     width, height = _LEFT + theirs * _PITCH - (_PITCH - _CELL), base + _CELL
     return Markup(
-        '<svg class="layers" viewBox="-1 -1 {} {}" style="max-width: {}px" role="img" aria-label="{}">{}</svg>'
+        '<svg class="layers" viewBox="-1 -1 {} {}" style="width: {}px" role="img" aria-label="{}">{}</svg>'
     ).format(width + 2, height + 2, width + 2, f"{ours} of {theirs} layers", Markup("").join(parts))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
-from distill.report.chart import Frame, Line, chart
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder, Series
+from pages.curves import Frame, Line, curves
 
 TITLES = {
     "loss": "loss",
@@ -27,6 +28,8 @@ TITLES = {
     "measured/waited": "share of the time that steps waited for data",
     "measured/memory_gb": "memory, GB",
 }
+_NO_TERMS = ("eval/", "measured/", "prune/", "weight/", "logit_")
+"""What figures that are no terms of the loss begin with, but for those among the titles."""
 _RANGE = 20
 """A loss whose highest value is so many times its median is drawn on a logarithmic axis."""
 
@@ -85,6 +88,7 @@ def figures(runs: Sequence[RunFolder]) -> dict[str, list[str]]:
     pruned = [name for name in names if name.startswith("prune/")]
     others = {"loss", *pruned, *scheduled, *evaluated, *stable, *speed}
     terms = [name for name in names if name not in others and not name.startswith("measured/")]
+    terms = terms if _alone(runs) is None else []
     found = {
         "Loss": ["loss", *terms],
         "Evaluation": evaluated,
@@ -105,8 +109,42 @@ def is_course(name: str, runs: Sequence[RunFolder]) -> bool:
     return any(len(run.series[name].steps) > 1 for run in runs if name in run.series)
 
 
-def title(name: str) -> str:
-    return TITLES.get(name, name.removeprefix("eval/"))
+def title(name: str, runs: Sequence[RunFolder] = ()) -> str:
+    """A figure's name in words; of the loss, what it is if it is one term's."""
+    if name == "loss" and (alone := _alone(runs)):
+        return f"loss: {alone}"
+    if name.startswith("eval/"):
+        return re.sub("[_/]", " ", name.removeprefix("eval/"))
+    return TITLES.get(name, name)
+
+
+def _alone(runs: Sequence[RunFolder]) -> str | None:
+    """The terms of the loss in words if each run has one, with the same weight in all; else None.
+
+    A term's curve would be the loss's again.
+    """
+    names, weights = [], set()
+    for run in runs:
+        terms = [name for name in run.series if not name.startswith(_NO_TERMS) and name not in TITLES]
+        if "loss" not in run.series or len(terms) != 1:
+            return None
+        names.append(terms[0])
+        weights.add(_ratio(run.series["loss"], run.series[terms[0]]))
+    weight = weights.pop() if len(weights) == 1 else None
+    words = " or ".join(dict.fromkeys(names))
+    return words if weight == 1 else f"{weight:g} × {words}" if weight is not None else None
+
+
+def _ratio(loss: Series, term: Series) -> float | None:
+    """How many times the term the loss is, to four digits; None if that is not the same at every step."""
+    if not np.array_equal(loss.steps, term.steps) or not len(term.steps):
+        return None
+    known = np.isfinite(loss.values) & np.isfinite(term.values) & (np.abs(term.values) > 1e-12)
+    if not known.any() or not np.array_equal(np.isfinite(loss.values), np.isfinite(term.values)):
+        return None
+    ratios = loss.values[known] / term.values[known]
+    middle = float(np.median(ratios))
+    return float(f"{middle:.4g}") if np.allclose(ratios, middle, rtol=1e-4) else None
 
 
 def sections(runs: Sequence[RunFolder], frame: Frame) -> list[Section]:
@@ -137,29 +175,27 @@ def sections(runs: Sequence[RunFolder], frame: Frame) -> list[Section]:
 
 
 def _panel(name: str, runs: Sequence[RunFolder], frame: Frame, *, is_loss: bool) -> Panel:
-    lines = [
-        Line(run=number, series=run.series[name], across=run.across)
-        for number, run in enumerate(runs)
-        if name in run.series
-    ]
+    lines = [_line(number, run, name) for number, run in enumerate(runs) if name in run.series]
     log = name == "grad_norm" or (is_loss and _spans_far(lines))
     wide = name == "loss"
-    return Panel(name, title(name), log, wide, [], chart(lines, frame, log=log, **_size(wide)))
+    words = title(name, runs)
+    return Panel(name, words, log, wide, [], curves(lines, frame, words, log=log, wide=wide))
 
 
 def _together(name: str, group: _Group, run: RunFolder, frame: Frame) -> Panel:
     found = {name: look for name, look in group.lines.items() if is_course(name, [run])}
     # The first one lies over the others.
-    lines = [Line(run=look, series=run.series[name], across=run.across) for name, (look, _) in reversed(found.items())]
-    drawn = chart(lines, frame, log=False, **_size(group.wide))
+    lines = [_line(look, run, name) for name, (look, _) in reversed(found.items())]
+    drawn = curves(lines, frame, group.title, wide=group.wide)
     return Panel(name, group.title, False, group.wide, list(found.values()), drawn)
 
 
-def _size(wide: bool) -> dict[str, int]:
-    return {"width": 1000, "height": 280} if wide else {}
+def _line(look: int, run: RunFolder, name: str) -> Line:
+    steps, values = run.series[name]
+    return Line(look=look, steps=steps, values=values, across=run.across)
 
 
 def _spans_far(lines: Sequence[Line]) -> bool:
-    values = np.concatenate([line.series.values for line in lines])
+    values = np.concatenate([line.values for line in lines])
     values = values[np.isfinite(values)]
     return bool(len(values) and values.min() > 0 and values.max() > _RANGE * np.median(values))

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.report.chart import Frame
 from distill.report.inheritance import inheritance
 from distill.report.panels import Section, figures, lower_is_better, sections, title
-from distill.report.rendering import render
-from distill.report.run_folder import RunFolder
-from distill.report.what_is_left import what_is_left
 from distill.report.words import in_short, state
+from distill.run_folder import RunFolder
+from pages import render
+from pages.curves import Event, Frame
 from shards import Folder
 
-PAGE = "report.html"
 _EVENTS = 200
 
 
@@ -31,11 +29,13 @@ def write_run_page(run: Path) -> Path:
     """
     read = RunFolder.read(run)
     # What ended a run may have happened after its last line.
-    frame = Frame(extents={"steps": max([read.step, *(event.step for event in read.events)])}, events=read.events)
+    end = max([read.step, *(event.step for event in read.events)])
+    frame = Frame(extents={"steps": end}, events=[Event(*event) for event in read.events])
     notes = list(read.notes)
-    left = what_is_left(read, notes)
+    left = _left_by_pruning(read, notes)
     drawn = sections([read], frame)
     page = render(
+        "distill.report",
         "run.html.j2",
         name=run.resolve().name,
         run=read,
@@ -50,18 +50,35 @@ def write_run_page(run: Path) -> Path:
         hours=float(read.hours.values[-1]) if len(read.hours.values) else None,
         sections=drawn,
         tables={section.title: _table(read, section) for section in drawn},
+        title=title,
         left=left,
         events=read.events[-_EVENTS:],
         kinds=Counter(event.kind for event in read.events),
     )
-    Folder(str(run)).publish(PAGE, page)
-    return run / PAGE
+    Folder(str(run)).publish(read.files.page.name, page)
+    return read.files.page
+
+
+def _left_by_pruning(run: RunFolder, notes: list[str]) -> dict[str, str] | None:
+    """What `pruning.json` says, None if there is none; if it cannot be read, `notes` has a sentence more."""
+    path = run.files.hook("pruning")
+    if not path.exists():
+        return None
+    # It needs torch, which other pages are spared.
+    from distill.pruning.report import draw_architecture, in_words  # noqa: PLC0415
+
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return {"said": in_words(report), "drawn": draw_architecture(report)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        notes.append("pruning.json cannot be read, so nobody can tell what the masks have left.")
+        return None
 
 
 def _table(run: RunFolder, section: Section) -> list[tuple[str, float | None, tuple[float, int] | None]]:
     """The last and best values of a section's figures: of all that are evaluated, else of those without a curve."""
     names = figures([run])[section.title] if section.title == "Evaluation" else section.single
-    return [(title(name), run.last(name), run.best(name, lower=lower_is_better(name))) for name in names]
+    return [(title(name, [run]), run.last(name), run.best(name, lower=lower_is_better(name))) for name in names]
 
 
 def _best(run: RunFolder) -> tuple[str, float, int] | None:

@@ -1,29 +1,12 @@
-"""Settings and figures as a reader wants them: a few rows in words, or every value by its dotted name."""
+"""A run's settings as a reader wants them: a few rows in words, or every value by its name in words."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from distill.report.run_folder import RunFolder
-
-
-def say(value: float | None) -> str:
-    """A figure with four digits; whole numbers whole."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:#.4g}"
-
-
-def say_hours(hours: float | None) -> str:
-    """How long something took, in the largest unit that it fills: 15 s, 1.5 min, 3.2 h."""
-    if hours is None:
-        return "–"
-    # What rounds to 60 of one unit is 1 of the next.
-    seconds = 3600 * hours
-    value, unit = (seconds, "s") if seconds < 59.5 else (60 * hours, "min") if seconds < 59.5 * 60 else (hours, "h")
-    return f"{value:,.0f} {unit}" if value >= 9.95 else f"{round(value, 1):g} {unit}"
+from distill.run_folder import RunFolder
+from pages.words import in_words, millions, say_number, say_value
 
 
 def state(run: RunFolder) -> str:
@@ -55,29 +38,16 @@ def losses(run: RunFolder) -> Mapping[str, Any]:
 
 
 def flat(run: RunFolder) -> dict[str, str]:
-    """Every setting and fact by its dotted name, as JSON; without the run's own folder."""
-    settings = {**run.settings, "losses": losses(run)}
+    """Every setting and fact by its name in words, in words; without the run's own folder."""
+    settings = {**run.settings, "losses": {name: _weighed(term) for name, term in losses(run).items()}}
     settings.pop("out", None)
     # How many steps an epoch's fraction came to is news; a number of steps that was asked for is not.
     facts = {name: value for name, value in run.facts.items() if name != "steps" or not settings.get("steps")}
-    return dict(_flat("", settings)) | dict(_flat("facts", facts))
+    return {name: say_value(value) for part in (settings, facts) for name, value in in_words(part)}
 
 
-def _flat(name: str, value: object) -> Iterator[tuple[str, str]]:
-    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        value = {str(place): part for place, part in enumerate(value)}
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _flat(f"{name}.{key}" if name else str(key), part)
-    elif value not in ({}, []):
-        yield name, value if isinstance(value, str) else json.dumps(_plain(value))
-
-
-def _plain(value: object) -> object:
-    """Whole floats as integers, so that 2000.0 is no other weight than 2000."""
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _weighed(term: Mapping[str, Any]) -> dict[str, Any]:
+    return {**term, "weight": _weight(term)}
 
 
 def _object(value: object) -> Mapping[str, Any]:
@@ -90,15 +60,6 @@ def _objects(value: object) -> list[Mapping[str, Any]]:
 
 def _listed(value: object) -> str:
     return ", ".join(str(part) for part in value) if isinstance(value, list) else ""
-
-
-def _number(value: object) -> str:
-    """Of a setting: as it was written, without a float's tail."""
-    return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def millions(parameters: object) -> str:
-    return f"{parameters / 1e6:.3g} M" if isinstance(parameters, int) else str(parameters)
 
 
 def _student(run: RunFolder) -> str:
@@ -117,7 +78,7 @@ def _student(run: RunFolder) -> str:
 def _teacher(teacher: Mapping[str, Any]) -> str:
     words = [str(teacher.get("model") or teacher.get("name") or "")]
     words += [f"{teacher['embed_dim']}-d"] if "embed_dim" in teacher else []
-    words += [f"logit scale {_number(teacher['logit_scale'])}"] if "logit_scale" in teacher else []
+    words += [f"logit scale {say_number(teacher['logit_scale'])}"] if "logit_scale" in teacher else []
     words += [f"fingerprint {str(teacher['fingerprint'])[:12]}"] if "fingerprint" in teacher else []
     return ", ".join(words)
 
@@ -125,7 +86,7 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
 def _data(run: RunFolder) -> str:
     facts, settings = _object(run.facts.get("dataset")), run.settings
     words = [str(facts.get("name") or settings.get("shards") or "")]
-    words += [f"{_number(facts['samples'])} samples"] if "samples" in facts else []
+    words += [f"{say_number(facts['samples'])} samples"] if "samples" in facts else []
     words += [f"content {str(facts['content'])[:12]}"] if "content" in facts else []
     words += [f"cache {settings['cache']}"] if settings.get("cache") else []
     captions = _listed(settings.get("captions"))
@@ -134,11 +95,15 @@ def _data(run: RunFolder) -> str:
 
 
 def _term(name: str, term: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{key} {say_number(value)}" for key, value in _object(term.get("options")).items())
+    return f"{name} × {_weight(term)}" + (f" ({options})" if options else "")
+
+
+def _weight(term: Mapping[str, Any]) -> str:
     weight = term.get("weight", 1)
     if isinstance(weight, list):
-        weight = " → ".join(f"{_number(point[1])} at {point[0]:.0%}" for point in weight)
-    options = ", ".join(f"{key} {_number(value)}" for key, value in _object(term.get("options")).items())
-    return f"{name} × {weight if isinstance(weight, str) else _number(weight)}" + (f" ({options})" if options else "")
+        return " → ".join(f"{say_value(point[1])} at {point[0]:.0%}" for point in weight)
+    return say_value(weight)
 
 
 def _length(run: RunFolder) -> str:
@@ -163,7 +128,7 @@ def _optimiser(settings: Mapping[str, Any]) -> str:
     for key, word in (named | {"clip_norm": "gradient norm at most", "ema": "EMA"}).items():
         if settings.get(key) not in (None, 0):
             value = settings[key]
-            words.append(f"{word} {_listed(value) if isinstance(value, list) else _number(value)}".strip())
+            words.append(f"{word} {_listed(value) if isinstance(value, list) else say_number(value)}".strip())
     return ", ".join(words)
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distill.run_folder import RunFiles
 from shards import UserError
 from shards.storage import sync_to_disk
 
@@ -37,7 +38,8 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, keep: int) -> None:
-        self._folder, self._keep = run / "checkpoints", keep
+        self._files, self._keep = RunFiles(run), keep
+        self._folder = self._files.checkpoints
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self.best: int | None = None
@@ -65,9 +67,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+        return self._files.checkpoint_steps()
 
     def save(self, step: int, parts: Parts, state: dict[str, Any]) -> None:
         """Publish the state after `step` steps; `state` is whatever else must come back, JSON-able.
@@ -94,7 +94,7 @@ class Checkpoints:
         (temporary / "state.json").write_text(json.dumps({**json.loads(text), "sha256": digests}))
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
-        final = self._folder / f"{step:08d}"
+        final = self._files.checkpoint(step)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_to_disk(self._folder)
@@ -113,11 +113,11 @@ class Checkpoints:
         self._sweep()
         for old in self.steps()[: -self._keep]:
             if old != best:
-                shutil.rmtree(self._folder / f"{old:08d}")
+                shutil.rmtree(self._files.checkpoint(old))
 
     def load(self, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """The tensors and `state` after `step` steps. Raises `UserError` if they are damaged."""
-        folder = self._folder / f"{step:08d}"
+        folder = self._files.checkpoint(step)
         try:
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
             parts = {}

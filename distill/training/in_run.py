@@ -11,8 +11,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from clip_models import LoadedModel, ModelConfig, tokenizer_for
 from distill.settings import EvaluationSettings
 from evaluation.classes import read_classes
-from evaluation.evaluate import check_captioned, evaluate, shared, shared_note
 from evaluation.retrieval import SHARED
+from evaluation.run import check_captioned, evaluate, shared, shared_note
 from shards import Dataset, UserError
 
 

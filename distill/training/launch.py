@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from clip_models.spec import refuse_absent
 from distill.settings import RunSettings
-from distill.training.train import Result, train
-from shards import UserError
+from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from distill.training.train import Result
 
 Launcher = Literal["here", "ray"]
 
@@ -28,8 +32,28 @@ def launch(
                 where="--processes" if address is None else "--ray-address",
                 do="Start it with torchrun, or use --launcher ray",
             )
+        look_at_paths(settings)
+        from distill.training.train import train  # noqa: PLC0415 - brings torch
+
         return train(settings)
     # Ray is slow to load, and not needed otherwise.
     from distill.training.ray_launcher import train_on_ray  # noqa: PLC0415
 
     return train_on_ray(settings, processes, address)
+
+
+def look_at_paths(settings: RunSettings) -> None:
+    """Raise `UserError` for a path that is wrong, before anything slow is imported; training looks closer."""
+    from shards import Dataset, Folder  # noqa: PLC0415
+    from teacher_cache.layout import no_cache, teacher_names  # noqa: PLC0415
+
+    Dataset.open(settings.shards)
+    if settings.cache is not None and not teacher_names(Folder(settings.cache)):
+        raise no_cache(Folder(settings.cache))
+    if settings.evaluation is not None:
+        Dataset.open(settings.evaluation.shards)
+    if settings.initial is not None:
+        refuse_absent(settings.initial)
+    if settings.student.endswith(".json") and not Path(settings.student).is_file():
+        do = "Give a JSON file in the format of open_clip's model_configs"
+        raise UserError("there is no such file", where=settings.student, do=do)

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from distill.run_folder import RunFiles
 from shards import UserError
 
 
@@ -28,15 +29,11 @@ class RunLog:
     """
 
     def __init__(self, run: Path, start: int, wandb: str | None = None) -> None:
-        self.path = run / "log.jsonl"
-        kept = [line for line in read_log(self.path) if line["step"] <= start]
-        temporary = run / ".log.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self.path)
+        self._files = RunFiles(run)
+        self._files.cut_log(start)
         self._wandb = _start_wandb(wandb, run) if wandb else None
-        self._file = self.path.open("a")
-        self._events = run / "events.jsonl"
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self._file = self._files.log.open("a")
+        self._board = SummaryWriter(str(self._files.tensorboard), purge_step=start + 1)
 
     def __enter__(self) -> RunLog:
         return self
@@ -58,8 +55,7 @@ class RunLog:
 
     def event(self, step: int, kind: str, text: str) -> None:
         """Something that happened after `step` steps, in one line."""
-        with self._events.open("a") as file:
-            file.write(json.dumps({"step": step, "kind": kind, "text": text}) + "\n")
+        self._files.add_event(step, kind, text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -68,18 +64,6 @@ class RunLog:
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last line cut off by a kill is left out."""
-    lines: list[dict[str, Any]] = []
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return lines
 
 
 def _start_wandb(project: str, run: Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_models.precision import PRECISIONS
 from distill.settings import RunSettings
 from shards import UserError
 
@@ -33,7 +34,7 @@ class Watch:
     def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
         # With fp16 a gradient that is not finite is no failure: the scaler skips that step.
-        self._vital = {"loss"} if settings.precision == "fp16" else {"loss", "grad_norm"}
+        self._vital = {"loss"} if PRECISIONS[settings.precision].scaled else {"loss", "grad_norm"}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._waiting: deque[Figures] = deque()
@@ -125,13 +126,17 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """What `restore` takes, JSON-able."""
         self._fold()
-        held = ("_sums", "_counts", "_losses", "_best", "_least", "_active", "_skipped", "last")
-        return {name: getattr(self, name) for name in held} | {"_norms": list(self._norms)}
+        state: dict[str, Any] = {"_sums": self._sums, "_counts": self._counts, "_losses": self._losses}
+        state |= {"_best": self._best, "_least": self._least, "_active": self._active}
+        state |= {"_skipped": self._skipped, "last": self.last}
+        return state | {"_norms": list(self._norms)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
-        for name, value in state.items():
-            setattr(self, name, deque(value, _TRAIL) if name == "_norms" else value)
+        self._sums, self._counts = dict(state["_sums"]), dict(state["_counts"])
+        self._losses, self._best, self._least = list(state["_losses"]), state["_best"], state["_least"]
+        self._active, self._skipped, self.last = list(state["_active"]), state["_skipped"], state["last"]
+        self._norms = deque(state["_norms"], _TRAIL)
 
 
 class Figures:

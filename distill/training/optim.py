@@ -1,17 +1,22 @@
-"""The optimiser: AdamW in groups, the learning rate as a function of the step, the average of the weights."""
+"""The optimiser: AdamW in groups, clipping, the average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from distill.settings import OptimiserSettings
-from distill.training.student import parameters
+if TYPE_CHECKING:
+    from distill.settings import OptimiserSettings
+
+
+def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Every parameter of these modules that takes a gradient."""
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 def make_adamw(
@@ -43,20 +48,6 @@ def make_adamw(
         eps=settings.eps,
         fused=True,
     )
-
-
-def learning_rate(step: int, steps: int, settings: OptimiserSettings) -> float:
-    """The rate at `step` of `steps` (from 0): linear from lr/warmup up to lr, then by the schedule."""
-    warmup = settings.warmup_steps(steps)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    through = (step - warmup) / max(1, steps - warmup)
-    if settings.schedule == "constant":
-        return settings.lr
-    if settings.schedule == "wsd":
-        left = (steps - step) / max(1, round(settings.decay * steps))
-        return settings.final_lr + (settings.lr - settings.final_lr) * min(1.0, left)
-    return settings.final_lr + (settings.lr - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * through))
 
 
 def clip_gradients(found: Sequence[nn.Parameter], norm: float) -> torch.Tensor:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from distill.run_folder import RunFiles, read_log
 from distill.settings import RunSettings
-from distill.training.logs import read_log
 from distill.training.ranks import PATIENCE
-from distill.training.train import DONE, SETTINGS, Result, train
+from distill.training.train import Result, train
 from shards import UserError
 from shards.progress import Meter
 from shards.ray_session import ray_session
@@ -40,8 +40,8 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
     from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
     from ray.train.v2.api.exceptions import WorkerGroupError  # noqa: PLC0415
 
-    out = Path(settings.out).resolve()
-    settings = replace(settings, out=str(out))
+    files = RunFiles(Path(settings.out).resolve())
+    settings = replace(settings, out=str(files.path))
     # What Ray Train has to say is its log; what goes wrong comes as an exception.
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_LOGGING", "0")
     with ray_session(cpus=max(os.cpu_count() or 1, processes or 1), address=address):
@@ -66,10 +66,10 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
             train_loop_config={"settings": settings},
             scaling_config=scaling,
             torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
-            run_config=RunConfig(name="ray", storage_path=str(out)),
+            run_config=RunConfig(name=files.ray.name, storage_path=str(files.path)),
         )
-        starts, reached = 0, _reached(out)
-        with _followed(out):
+        starts, reached = 0, _reached(files)
+        with _followed(files):
             while True:
                 try:
                     trainer.fit()
@@ -78,31 +78,32 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
                     for failure in error.worker_failures.values():
                         if isinstance(cause := getattr(failure, "cause", failure), UserError):
                             raise cause from None
-                    starts = 1 if _reached(out) > reached else starts + 1
-                    reached = _reached(out)
+                    starts = 1 if _reached(files) > reached else starts + 1
+                    reached = _reached(files)
                     if starts == _STARTS:
                         raise
                     log.warning(
                         "a worker was lost after step %d; starting again (%s)", reached, str(error).splitlines()[0]
                     )
-    done = json.loads((out / DONE).read_text())
-    speeds = [line["measured"]["samples_per_second"] for line in read_log(out / "log.jsonl") if "measured" in line]
-    return Result(str(out / "model"), done["steps"], done["loss"], speeds[-1] if speeds else None, done["best"])
+    done = files.ended()
+    assert done is not None, "a run that has ended says so"
+    speeds = [line["measured"]["samples_per_second"] for line in read_log(files.log) if "measured" in line]
+    return Result(str(files.model), done["steps"], done["loss"], speeds[-1] if speeds else None, done["best"])
 
 
 def _work(config: dict[str, RunSettings]) -> None:
     train(config["settings"])
 
 
-def _reached(out: Path) -> int:
-    return max((line["step"] for line in read_log(out / "log.jsonl")), default=0)
+def _reached(files: RunFiles) -> int:
+    return max((line["step"] for line in read_log(files.log)), default=0)
 
 
 @contextlib.contextmanager
-def _followed(out: Path) -> Iterator[None]:
+def _followed(files: RunFiles) -> Iterator[None]:
     """Draw the progress of a run in other processes, from its log."""
     ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(out, ended), daemon=True)
+    follower = threading.Thread(target=_follow, args=(files, ended), daemon=True)
     follower.start()
     try:
         yield
@@ -111,15 +112,15 @@ def _followed(out: Path) -> Iterator[None]:
         follower.join()
 
 
-def _follow(out: Path, ended: threading.Event) -> None:
-    while not (out / SETTINGS).exists():
+def _follow(files: RunFiles, ended: threading.Event) -> None:
+    while not files.settings.exists():
         if ended.wait(_LOOK_EVERY_S):
             return
-    body = json.loads((out / SETTINGS).read_text())
+    body = json.loads(files.settings.read_text())
     total, size = body["facts"]["steps"], body["settings"]["batch_size"]
-    with Meter(f"distill {out.name}", total, unit="steps", done=min(_reached(out), total)) as meter:
+    with Meter(f"distill {files.path.name}", total, unit="steps", done=min(_reached(files), total)) as meter:
         while not ended.wait(_LOOK_EVERY_S):
-            lines = [line for line in read_log(out / "log.jsonl") if "loss" in line]
+            lines = [line for line in read_log(files.log) if "loss" in line]
             if lines and lines[-1]["step"] > meter.done:
                 steps = lines[-1]["step"] - meter.done
                 meter.advance(steps, items=steps * size, note=f"loss {lines[-1]['loss']:.3f}")

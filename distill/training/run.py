@@ -4,33 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_models import ModelConfig, square_side, tokenizer_for
 from clip_models.measure import tower_sizes
+from clip_models.precision import PRECISIONS
 from distill.data.loader import Batch, Loader, Views
 from distill.data.order import Order
-from distill.losses import LOSSES, Embeddings, LossShape, WeightedSum
-from distill.pruning import Pruning, materialise
+from distill.losses import LOSSES, LossShape, WeightedSum
+from distill.pruning.pruning import Pruning
 from distill.settings import RunSettings
-from distill.training.optim import clip_gradients, learning_rate, make_adamw, make_average
+from distill.training.checkpoint import Parts, flatten, unflatten
+from distill.training.optim import clip_gradients, make_adamw, make_average, parameters
 from distill.training.ranks import Ranks
-from distill.training.step import Gradients, Targets
-from distill.training.student import Student, make_student, parameters
+from distill.training.schedule import learning_rate
+from distill.training.step import Gradients
+from distill.training.student import Student, make_student
 from shards import Dataset, Folder, UserError, seed64
 from teacher_cache.captions import CaptionSource
-from teacher_cache.join import Join
 from teacher_cache.layout import teacher_names
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 from teacher_cache.views import ViewPolicy
 
-TargetsOf = Callable[[Batch], Targets]
-"""The teachers' embeddings of a batch; from the cache in every real run, from live teachers in comparisons."""
+
+class StepHook(Protocol):
+    """What takes part in every step beside the losses, as pruning does: a module, which is a part of checkpoints.
+
+    `groups`: of parameters for the optimiser, whose learning rate has no course. `begin` comes before the student's
+    forward (steps count from 0). `after_backward` adds gradients of its own, `scaled` as the loss's are, and returns
+    figures for the log, 0-d. `after_step` comes after the optimiser, with the average of the weights if one is kept.
+    `finished` makes of the trained model what is delivered; `report` is what has become of it so far, for
+    `RUN/HOOK.json`; `missed` says where that is not, at the end, what was asked for, and what to do.
+    """
+
+    def groups(self) -> Sequence[dict[str, Any]]: ...
+    def begin(self, step: int) -> None: ...
+    def after_backward(self, step: int, scaled: Callable[[Tensor], Tensor]) -> dict[str, Tensor]: ...
+    def after_step(self, average: Any) -> None: ...
+    def finished(self, model: Any, config: ModelConfig) -> tuple[Any, ModelConfig]: ...
+    def report(self, model: Any) -> dict[str, Any]: ...
+    def missed(self, report: Mapping[str, Any]) -> str | None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object: ...
 
 
 class Run:
@@ -51,16 +72,10 @@ class Run:
         self.model.to(self.device)
         self._sizes = tower_sizes(self.model)
         self.initial = _weights_digest(self.model) if settings.initial else None
-        self.pruning = Pruning(self.model, self.config, settings.prune, settings.seed) if settings.prune else None
         self.order = Order(_rows(self.dataset, self.caches), settings.batch_size, settings.seed)
         _check_batch(settings, self.ranks, self.order)
         self.steps = settings.steps or max(1, round((settings.epochs or 0.0) * self.order.steps_per_epoch))
-        if settings.prune is not None and settings.prune.ramp > self.steps:
-            raise UserError(
-                f"a ramp of {settings.prune.ramp} steps does not end in {self.steps}",
-                where="--prune-ramp",
-                do="Shorten it: some steps after it are needed too",
-            )
+        self.hooks = _hooks(settings, self.model, self.config, self.steps)
         seen = next((cache for cache in self.caches if cache.views), None)
         if seen and settings.views != 1:
             raise UserError(
@@ -78,6 +93,7 @@ class Run:
             rank=self.ranks.rank,
             ranks=self.ranks.size,
             teacher_size=teacher_size,
+            teacher_scale=settings.teacher_scale,
         )
         self.terms = settings.terms()
         self.loss = self._make_loss()
@@ -85,7 +101,7 @@ class Run:
         self._trained = parameters([self.student, self.loss])
         if not self._trained:
             raise UserError("nothing is left to be trained", where="--lock", do="Lock one tower at most")
-        groups = self.pruning.groups() if self.pruning else ()
+        groups = [group for hook in self.hooks.values() for group in hook.groups()]
         self.optimiser = make_adamw(self.student, self.loss, settings.optimiser, groups)
         if settings.compile:
             self.student.compile()
@@ -99,7 +115,7 @@ class Run:
             seed=lambda step, at: seed64("step", settings.seed, step, at) >> 1,
         )
         self.average = make_average(self.model, settings.optimiser.ema) if settings.optimiser.ema else None
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=PRECISIONS[settings.precision].scaled)
 
     def _make_loss(self) -> WeightedSum:
         width = self.config["model_cfg"]["embed_dim"]
@@ -167,52 +183,65 @@ class Run:
             "processes": self.ranks.size,
         }
 
-    def cached_targets(self, batch: Batch) -> Targets:
-        """The caches' embeddings of the batch's own views and captions."""
-        sets = {}
-        for captions in self.settings.captions if self.caches else ():
-            found = []
-            for cache, rows in zip(self.caches, batch.teachers, strict=True):
-                text = rows.text[captions]
-                image = text.new_zeros(len(text), 0) if rows.image is None else rows.image
-                scale = self.settings.teacher_scale or cache.teacher.logit_scale
-                found.append(Embeddings(image, text, scale, cache.teacher.logit_bias or 0.0))
-            sets[captions] = tuple(found)
-        ragged = self.settings.join == "none" and any(cache.missing for cache in self.caches)
-        return Targets(sets, batch.taught, ragged)
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | StepHook]:
+        """All that steps change, by its file in a checkpoint."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"model": self.model, "loss": self.loss, "optimiser": self.optimiser, **average, **self.hooks}
+
+    def state(self) -> tuple[Parts, dict[str, Any]]:
+        """What a run must have to go on from here: tensors by part, and what JSON can hold. `restore` takes both."""
+        parts: dict[str, Mapping[str, Tensor]] = {}
+        beside: dict[str, Any] = {}
+        for name, part in self._parts().items():
+            if isinstance(part, torch.optim.Optimizer):
+                parts[name], beside[name] = flatten(part)
+            else:
+                parts[name] = part.state_dict()
+        return parts, {**beside, "scaler": self.scaler.state_dict()}
+
+    def restore(self, parts: Parts, beside: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        for name, part in self._parts().items():
+            if isinstance(part, torch.optim.Optimizer):
+                unflatten(part, parts[name], beside[name])
+            else:
+                part.load_state_dict(parts[name])
+        self.scaler.load_state_dict(beside["scaler"])
+
+    def restore_delivered(self, parts: Parts) -> None:
+        """Bring back no more than the student as it was delivered when `state` was taken."""
+        if self.average is None:
+            self.model.load_state_dict(parts["model"])
+        else:
+            self.average.load_state_dict(parts["average"])
 
     def weights(self, step: int) -> dict[str, float]:
         """The losses' weights at `step` (from 0)."""
         return {name: term.at(step / max(1, self.steps - 1)) for name, term in self.terms.items()}
 
-    def step(self, batch: Batch, targets: TargetsOf | None = None) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step on a batch; returns loss, its terms, gradient norm and logit scale as 0-d tensors."""
         settings = self.settings
         for group in self.optimiser.param_groups:
             if group.get("course", True):
                 group["lr"] = learning_rate(batch.step, self.steps, settings.optimiser)
-        if self.pruning:
-            self.pruning.begin(batch.step)
-        values = self._gradients(
-            batch, (targets or self.cached_targets)(batch), self.weights(batch.step), self.scaler.scale
-        )
-        if self.pruning:
-            values |= self.pruning.figures(batch.step)
-            self.pruning.add_gradients(batch.step, self.scaler.scale)
+        for hook in self.hooks.values():
+            hook.begin(batch.step)
+        values = self._gradients(batch, self.weights(batch.step), self.scaler.scale)
+        for hook in self.hooks.values():
+            values |= hook.after_backward(batch.step, self.scaler.scale)
         self.scaler.unscale_(self.optimiser)
         norm = clip_gradients(self._trained, settings.optimiser.clip_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.pruning:
-            self.pruning.after_step()
         if settings.student_scale is None:
             with torch.no_grad():
                 self.model.logit_scale.clamp_(0, float(np.log(settings.max_scale)))
         if self.average is not None:
             self.average.update_parameters(self.model)
-            if self.pruning:
-                self.pruning.share(self.average.module)
+        for hook in self.hooks.values():
+            hook.after_step(None if self.average is None else self.average.module)
         return {**values, "grad_norm": norm.detach(), "logit_scale": self.model.logit_scale.detach().exp()}
 
     @property
@@ -221,8 +250,28 @@ class Run:
         return self.model if self.average is None else self.average.module
 
     def finished(self) -> tuple[Any, ModelConfig]:
-        """What is saved: `delivered` with its config; of a pruning run the dense model that it comes to."""
-        return materialise(self.delivered, self.config) if self.pruning else (self.delivered, self.config)
+        """What is saved: `delivered` with its config, or what hooks make of it."""
+        model, config = self.delivered, self.config
+        for hook in self.hooks.values():
+            model, config = hook.finished(model, config)
+        return model, config
+
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """What each hook has made of the student so far."""
+        return {name: hook.report(self.delivered) for name, hook in self.hooks.items()}
+
+
+def _hooks(settings: RunSettings, model: Any, config: ModelConfig, steps: int) -> dict[str, StepHook]:
+    """By their names in checkpoints and in the run's folder."""
+    if settings.prune is None:
+        return {}
+    if settings.prune.ramp > steps:
+        raise UserError(
+            f"a ramp of {settings.prune.ramp} steps does not end in {steps}",
+            where="--prune-ramp",
+            do="Shorten it: some steps after it are needed too",
+        )
+    return {"pruning": Pruning(model, config, settings.prune, settings.seed)}
 
 
 def _check_captioned(settings: RunSettings, dataset: Dataset) -> None:

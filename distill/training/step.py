@@ -1,6 +1,7 @@
 """The gradients of one step: a process's part of a global batch, whole or in micro-batches.
 
-    pixels, tokens → raw embeddings of this part → gathered from all processes → Σ weight·loss over this part's rows
+    pixels, tokens → raw embeddings of this part → gathered from all processes, as what the teachers said is
+                                                                             → Σ weight·loss over this part's rows
                                                                              → gradients, averaged over processes
 
 In micro-batches it takes two passes (the gradient cache of Gao et al., 2021, arXiv:2101.06983): embed all of them
@@ -13,31 +14,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.data.loader import Batch
-from distill.losses import Embeddings, Pair, WeightedSum
+from distill.losses import Embeddings, Targets, WeightedSum
 from distill.training.ranks import Ranks
 from distill.training.student import Student, batch_statistics
 
 Encoded = dict[str, Tensor]
 """As `Student.forward` returns it."""
-
-Teachers = dict[str, tuple[Embeddings, ...]]
-"""By caption set, what each teacher made of this process's part of the batch; only of the samples it knows."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The teachers' side of a part. `taught` as in `Batch`; `ragged`: whether any process may have some untaught."""
-
-    teachers: Teachers
-    taught: Tensor | None = None
-    ragged: bool = False
 
 
 class Gradients:
@@ -72,7 +61,6 @@ class Gradients:
     def __call__(
         self,
         batch: Batch,
-        targets: Targets,
         weights: Mapping[str, float],
         scaled: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
@@ -83,11 +71,11 @@ class Gradients:
         if len(self._pieces) == 1:
             self._begin(batch.step, 0)
             encoded = self._shared(pixels, tokens)
-            total, terms = self._total(encoded, targets, weights)
+            total, terms = self._total(encoded, batch.targets, weights)
             # What no loss reaches has a gradient too, zero: the processes wait for each other's.
             torch.autograd.backward(scaled(total + 0 * (encoded["logit_scale"] + encoded["logit_bias"])))
         else:
-            total, terms = self._in_two_passes(batch.step, pixels, tokens, targets, weights=weights, scaled=scaled)
+            total, terms = self._in_two_passes(batch, pixels, tokens, weights=weights, scaled=scaled)
         self._ranks.mean_gradients([self._loss])
         return self._ranks.mean({"loss": total.detach(), **terms})
 
@@ -97,10 +85,9 @@ class Gradients:
 
     def _in_two_passes(
         self,
-        step: int,
+        batch: Batch,
         pixels: Tensor,
         tokens: Mapping[str, Tensor],
-        targets: Targets,
         *,
         weights: Mapping[str, float],
         scaled: Callable[[Tensor], Tensor],
@@ -110,7 +97,7 @@ class Gradients:
         parts: list[Encoded] = []
         with torch.no_grad():
             for piece in self._pieces:
-                self._begin(step, piece.start)
+                self._begin(batch.step, piece.start)
                 parts.append(self._student(pixels[piece], {name: ids[piece] for name, ids in tokens.items()}))
             # The second pass sees the same batches: they are to count once.
             for buffer, value in zip(statistics, before, strict=True):
@@ -118,11 +105,11 @@ class Gradients:
         rows = [name for name in parts[0] if parts[0][name].ndim]
         leaves = {name: torch.cat([part[name] for part in parts]) for name in rows} | self._student.scalars()
         leaves = {name: value.detach().requires_grad_() for name, value in leaves.items()}
-        total, terms = self._total(leaves, targets, weights)
+        total, terms = self._total(leaves, batch.targets, weights)
         torch.autograd.backward(scaled(total))
         last = self._pieces[-1]
         for piece in self._pieces if self._trains else ():
-            self._begin(step, piece.start)
+            self._begin(batch.step, piece.start)
             alone = getattr(self._shared, "no_sync", None)
             with contextlib.nullcontext() if piece is last or alone is None else alone():
                 encoded = self._shared(pixels[piece], {name: ids[piece] for name, ids in tokens.items()})
@@ -136,19 +123,19 @@ class Gradients:
         self, encoded: Encoded, targets: Targets, weights: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         ranks = self._ranks
+        whole = self._gathered(targets)
         image = ranks.gather(encoded["image"])
-        taught = self._all_taught(targets, len(encoded["image"]))
-        pairs = {}
-        for captions in self._captions(encoded, targets):
-            found = targets.teachers.get(captions, ())
-            teachers = tuple(self._whole(teacher, targets, len(encoded["image"]), taught) for teacher in found)
-            text = teachers[0].text if self._text_from_cache else ranks.gather(encoded[f"text/{captions}"])
+        students = {}
+        for captions in self._captions(encoded, whole):
+            text = (
+                whole.teachers[captions][0].text if self._text_from_cache else ranks.gather(encoded[f"text/{captions}"])
+            )
             # Raw rows are what is gathered and carried between passes, so that their lengths have gradients too.
             student = Embeddings.of_raw(image, text, encoded["logit_scale"], encoded["logit_bias"])
             if self._text_from_cache:
-                student = replace(student, text=text)  # of unit norm already
-            pairs[captions] = Pair(student, teachers, taught)
-        summed: tuple[Tensor, dict[str, Tensor]] = self._loss(pairs, weights, self._rows)
+                student = replace(student, text=text, checked=False)  # of unit norm already
+            students[captions] = student
+        summed: tuple[Tensor, dict[str, Tensor]] = self._loss(students, whole, weights, self._rows)
         return summed
 
     def _captions(self, encoded: Encoded, targets: Targets) -> list[str]:
@@ -156,29 +143,16 @@ class Gradients:
             return list(targets.teachers)
         return [name.removeprefix("text/") for name in encoded if name.startswith("text/")]
 
-    def _all_taught(self, targets: Targets, part: int) -> Tensor | None:
-        """The taught samples' places in the global batch."""
-        if not targets.ragged:
-            return None
-        own = torch.ones(part, dtype=torch.bool, device=self._ranks.device)
-        if targets.taught is not None:
-            own.zero_()[targets.taught.to(own.device)] = True
-        return self._ranks.gather(own.to(torch.uint8)).nonzero()[:, 0]
+    def _gathered(self, targets: Targets) -> Targets:
+        """What the teachers said of the whole batch, on this process's device."""
 
-    def _whole(self, teacher: Embeddings, targets: Targets, part: int, taught: Tensor | None) -> Embeddings:
-        """A teacher's embeddings of the whole batch, or of all its taught samples."""
+        def gathered(part: Tensor) -> Tensor:
+            return self._ranks.gather(part.to(self._ranks.device, non_blocking=True))
 
-        def gathered(own: Tensor) -> Tensor:
-            own = own.to(self._ranks.device, non_blocking=True)
-            if targets.taught is not None:
-                # Parts of one size can be gathered: the untaught are left open, and left out below.
-                padded = own.new_zeros(part, own.shape[1])
-                padded[targets.taught.to(own.device)] = own
-                own = padded
-            whole = self._ranks.gather(own)
-            return whole if taught is None else whole[taught]
-
-        return Embeddings(gathered(teacher.image), gathered(teacher.text), teacher.logit_scale, teacher.logit_bias)
+        whole = targets.with_rows(gathered)
+        if targets.present is None:
+            return whole
+        return replace(whole, present=gathered(targets.present.to(torch.uint8)).bool())
 
 
 def _grad(leaf: Tensor) -> Tensor:

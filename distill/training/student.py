@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 
 from clip_models import ModelConfig, Normaliser, autocast, create_student, load_model
 from clip_models.inheritance import Inherited, inherit
+from distill.losses import LOSSES
+from distill.patch_masking import mask_patches
 from distill.settings import RunSettings, Tower
 from shards import UserError
 
-SIGMOID_LOSSES = {"sigmoid", "sigmoid_affinity"}
 _SIGLIP_SCALE, _SIGLIP_BIAS = math.log(10), -10.0
 _SCALARS = ("logit_scale", "logit_bias")
 
@@ -29,7 +29,7 @@ def make_student(settings: RunSettings) -> tuple[Any, ModelConfig, list[Inherite
     towers: tuple[Tower, ...] = ("image", "text") if settings.text_tower == "own" else ("image",)
     teacher = load_model(settings.initial) if settings.initial else None
     model, config = create_student(settings.student, settings.seed, towers, teacher.config if teacher else None)
-    if SIGMOID_LOSSES & set(settings.terms()) and getattr(model, "logit_bias", None) is None:
+    if any(LOSSES[name].uses_bias for name in settings.terms()) and getattr(model, "logit_bias", None) is None:
         model.logit_bias = nn.Parameter(torch.tensor(_SIGLIP_BIAS))
         with torch.no_grad():
             model.logit_scale.fill_(_SIGLIP_SCALE)
@@ -41,7 +41,7 @@ def make_student(settings: RunSettings) -> tuple[Any, ModelConfig, list[Inherite
         model.logit_scale.requires_grad_(False)
         inherited = [row for row in inherited if row.student != "logit_scale"]
     if settings.patch_mask:
-        _mask_patches(model, settings)
+        mask_patches(model, settings.patch_mask, settings.student)
     if settings.checkpoint_activations:
         _checkpoint_activations(model, settings)
     for tower in settings.lock:
@@ -105,21 +105,6 @@ def batch_statistics(model: nn.Module) -> list[Tensor]:
     return [buffer for norm in norms for buffer in norm.buffers()]
 
 
-def _mask_patches(model: Any, settings: RunSettings) -> None:
-    visual = model.visual
-    trunk: Any = getattr(visual, "trunk", None)
-    if hasattr(visual, "patch_dropout"):
-        visual.patch_dropout = PatchDropout(settings.patch_mask)
-    elif hasattr(trunk, "patch_drop") and trunk.num_prefix_tokens < 2:
-        trunk.patch_drop = PatchDropout(settings.patch_mask, exclude_first_token=trunk.num_prefix_tokens == 1)
-    else:
-        raise UserError(
-            f"patches of {settings.student} cannot be masked: its image tower is a {type(trunk or visual).__name__}",
-            where="--patch-mask",
-            do="Use a ViT, or leave it out",
-        )
-
-
 def _checkpoint_activations(model: Any, settings: RunSettings) -> None:
     if batch_statistics(model):
         raise UserError(
@@ -128,8 +113,3 @@ def _checkpoint_activations(model: Any, settings: RunSettings) -> None:
             do="Use --micro-batches, which saves memory too",
         )
     model.set_grad_checkpointing(True)
-
-
-def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Every parameter of these modules that takes a gradient."""
-    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]

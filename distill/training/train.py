@@ -4,17 +4,17 @@ settings → dataset, caches, student, losses, optimiser         `run.py`
 step     → batch (a function of the step alone)                `distill/data/loader.py`
          → embeddings → Σ weight·loss → gradients              `step.py`
          → clipped, AdamW at the step's learning rate          `Run.step`
-every so often → a log line, an evaluation, a checkpoint       here
+every so often → a log line (`record.py`), an evaluation, a checkpoint
 end      → the student as an open_clip folder in OUT/model, the best one in OUT/best, then OUT/done.json
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,28 +25,23 @@ import torch
 from clip_models import save_model
 from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
-from distill.pruning import pruning_report
+from clip_models.precision import PRECISIONS
 from distill.report import write_run_page
+from distill.run_folder import BEGINNINGS, RunFiles
 from distill.settings import EvaluationSettings, RunSettings
-from distill.training.checkpoint import Checkpoints, flatten, unflatten
+from distill.training.checkpoint import Checkpoints
+from distill.training.in_run import InRun
 from distill.training.interrupt import Interrupted, Interrupts
-from distill.training.logs import RunLog
 from distill.training.monitor import NotFiniteError, Watch
 from distill.training.ranks import Ranks
+from distill.training.record import Record
 from distill.training.run import Run
-from evaluation import InRun, read_classes
+from evaluation import read_classes
 from shards import Dataset, Folder, UserError
 from shards.fingerprint import first_difference
 from shards.places import local_path, refuse_other_things
-from shards.progress import Meter
 
 log = logging.getLogger(__name__)
-
-DONE = "done.json"
-SETTINGS = "settings.json"
-INHERITANCE = "inheritance.json"
-_STARVED = 0.5
-"""Of the time between two log lines: waiting this long for batches is worth a word."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def train(settings: RunSettings) -> Result:
     Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
     finite, or has exploded. Raises `Interrupted` when Ctrl-C or SIGTERM has ended it early, after a checkpoint.
     """
-    refuse_other_things(Folder(settings.out), "a run", {SETTINGS, INHERITANCE, "ray"})
+    refuse_other_things(Folder(settings.out), "a run", BEGINNINGS)
     ranks = Ranks.join()
     training = _Training(settings, ranks)
     with Folder(settings.out).alone() if ranks.first else contextlib.nullcontext():
@@ -84,7 +79,7 @@ def train(settings: RunSettings) -> Result:
 class _Training:
     def __init__(self, settings: RunSettings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
-        self.out = local_path(settings.out, "a run's folder")
+        self.files = RunFiles(local_path(settings.out, "a run's folder"))
         _look(settings.evaluation)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
@@ -95,15 +90,17 @@ class _Training:
 
     def result(self) -> Result:
         self._claim()
-        done = self._done()
+        # The others may look after the first one has finished.
+        done = self.ranks.told(self.files.ended())
         if done is not None:
-            return Result(str(self.out / "model"), done["steps"], done["loss"], None, done["best"])
+            return Result(str(self.files.model), done["steps"], done["loss"], None, done["best"])
         run, settings = self.run, self.settings
-        with Checkpoints(self.out, settings.keep) as checkpoints:
+        with Checkpoints(self.files.path, settings.keep) as checkpoints:
             self._resume(checkpoints)
+            note = self.evaluation.note if self.evaluation else None
             began = time.monotonic()
             with (
-                _Record(self) as record,
+                Record(run, self.watch, self.files, self.start, note) as record,
                 self.interrupts,
                 contextlib.closing(run.loader.batches(self.start, run.steps)) as batches,
             ):
@@ -125,30 +122,22 @@ class _Training:
                 checkpoints.prune()
                 self._deliver(checkpoints)
         speed = trained * settings.batch_size / seconds if trained else None
-        return Result(str(self.out / "model"), run.steps, self.watch.last, speed, self.best)
+        return Result(str(self.files.model), run.steps, self.watch.last, speed, self.best)
 
     def _claim(self) -> None:
         """Write the resolved settings, or refuse a folder that holds another run's."""
-        identity = self.run.identity()
-        path = self.out / SETTINGS
-        if path.exists():
-            try:
-                standing = json.loads(path.read_text())["identity"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"not the settings of a run ({error})", where=str(path), do="Give another --out"
-                ) from None
+        identity, standing = self.run.identity(), self.files.identity()
+        if standing is not None:
             difference = first_difference(standing, identity)
             if difference:
                 raise UserError(
                     f"this folder holds another run: {difference}",
-                    where=str(self.out),
+                    where=str(self.files.path),
                     do="Give another --out, or the settings it was started with",
                 )
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
             self._say_warmup(facts["warmup"])
-            body = {"identity": identity, "settings": asdict(self.settings), "facts": facts}
             if self.run.device.type == "cpu" and not _has_instructions_for(self.settings.precision):
                 log.warning(
                     "this CPU computes %s several times slower than fp32: give --precision fp32",
@@ -159,8 +148,8 @@ class _Training:
                 log.warning(told, self.settings.student)
             if self.run.inherited:
                 log.info("from %s: %s", self.settings.initial, summary(self.run.inherited))
-                write_inheritance(self.run.inherited, self.out / INHERITANCE)
-            Folder(self.out).publish(SETTINGS, json.dumps(body, indent=1).encode())
+                write_inheritance(self.run.inherited, self.files.inheritance)
+            self.files.begin(identity, asdict(self.settings), facts)
 
     def _say_warmup(self, taken: int) -> None:
         asked = self.settings.optimiser.warmup
@@ -169,32 +158,13 @@ class _Training:
             told = "the warm-up takes %d steps, %g %% of the run, instead of %d: give --warmup for another"
             log.info(told, taken, 100 * share, asked)
 
-    def _done(self) -> dict[str, Any] | None:
-        done: dict[str, Any] | None = None
-        if (self.out / DONE).exists():
-            done = json.loads((self.out / DONE).read_text())
-            folders = ["model", "best"] if done and done["best"] else ["model"]
-            if not all((self.out / folder).is_dir() for folder in folders):
-                done = None
-        # The others may look after the first one has finished.
-        done = self.ranks.told(done)
-        return done
-
     def _resume(self, checkpoints: Checkpoints) -> None:
         saved = self.ranks.told(checkpoints.steps())
         if not saved:
             return
         self.start = saved[-1]
         parts, state = checkpoints.load(self.start)
-        run = self.run
-        run.model.load_state_dict(parts["model"])
-        run.loss.load_state_dict(parts["loss"])
-        unflatten(run.optimiser, parts["optimiser"], state["optimiser"])
-        if run.average is not None:
-            run.average.load_state_dict(parts["average"])
-        if run.pruning is not None:
-            run.pruning.load_state_dict(parts["pruning"])
-        run.scaler.load_state_dict(state["scaler"])
+        self.run.restore(parts, state)
         self.watch.restore(state["watch"])
         self.best = state["best"]
         if self.best is not None and self.ranks.told(self.best["step"] not in checkpoints.steps()):
@@ -211,7 +181,7 @@ class _Training:
         )
         raise Interrupted(message, self.interrupts.signal)
 
-    def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: _Record, *, now: bool) -> None:
+    def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: Record, *, now: bool) -> None:
         """`now`: a checkpoint is wanted whatever the step."""
         run, settings = self.run, self.settings
         last = step == run.steps
@@ -228,28 +198,21 @@ class _Training:
         if is_best or due:
             self._keep(step, checkpoints, is_best=is_best)
             if not last and self.ranks.first:
-                if settings.prune:
-                    self._publish_what_is_left(pruning_report(run.delivered, settings.prune) | {"step": step})
+                for name, report in run.reports().items():
+                    self.files.report(name, report | {"step": step})
                 record.page()
 
     def _keep(self, step: int, checkpoints: Checkpoints, *, is_best: bool) -> None:
-        run = self.run
         self.interrupts.kept()
         # Every process looks at its figures: none may go on from weights that another finds useless.
         watched = self.watch.state()
         if self.ranks.first:
             if is_best:
                 checkpoints.best = step
-            parts = {"model": run.model.state_dict(), "loss": run.loss.state_dict()}
-            parts["optimiser"], groups = flatten(run.optimiser)
-            if run.average is not None:
-                parts["average"] = run.average.state_dict()
-            if run.pruning is not None:
-                parts["pruning"] = run.pruning.state_dict()
-            state = {"optimiser": groups, "scaler": run.scaler.state_dict(), "watch": watched, "best": self.best}
-            checkpoints.save(step, parts, state)
+            parts, state = self.run.state()
+            checkpoints.save(step, parts, {**state, "watch": watched, "best": self.best})
 
-    def _evaluate(self, step: int, record: _Record) -> bool:
+    def _evaluate(self, step: int, record: Record) -> bool:
         """Evaluate in the first process; whether these weights are the best so far."""
         assert self.evaluation is not None
         figures = None
@@ -271,35 +234,25 @@ class _Training:
 
     def _deliver(self, checkpoints: Checkpoints) -> None:
         run = self.run
-        folders = [self.out / "model"]
+        files, folders = self.files, [self.files.model]
         model, config = run.finished()
-        save_model(model, config, str(folders[0]))
-        if self.settings.prune:
-            report = pruning_report(run.delivered, self.settings.prune)
-            _say_what_is_left(report)
-            self._publish_what_is_left(report | {"step": run.steps, "delivered": tower_sizes(model)})
+        save_model(model, config, str(files.model))
+        for name, report in run.reports().items():
+            if problem := run.hooks[name].missed(report):
+                log.warning("%s", problem)
+            files.report(name, report | {"step": run.steps, "delivered": tower_sizes(model)})
         if self.best is not None:
             parts, _ = checkpoints.load(self.best["step"])
-            model = run.delivered
-            weights = parts["model"]
-            if run.average is not None:
-                within = "module."
-                found = parts["average"].items()
-                weights = {name.removeprefix(within): value for name, value in found if name.startswith(within)}
-            model.load_state_dict(weights)
-            folders.append(self.out / "best")
-            save_model(model, run.config, str(folders[1]))
-        for folder in (self.out, *folders):
+            run.restore_delivered(parts)
+            folders.append(files.best)
+            save_model(run.delivered, run.config, str(files.best))
+        for folder in (files.path, *folders):
             Folder(folder).sweep()
-        done = {"steps": run.steps, "loss": self.watch.last, "best": self.best}
-        Folder(self.out).publish(DONE, json.dumps(done).encode())
-        write_run_page(self.out)
-
-    def _publish_what_is_left(self, report: dict[str, Any]) -> None:
-        Folder(self.out).publish("pruning.json", json.dumps(report, indent=1).encode())
+        files.end(run.steps, self.watch.last, self.best)
+        write_run_page(files.path)
 
     @contextlib.contextmanager
-    def _explained(self, step: int) -> Any:
+    def _explained(self, step: int) -> Iterator[None]:
         """What is not a number may have come with the batch: then that is the cause."""
         try:
             yield
@@ -320,13 +273,12 @@ class _Training:
     def _broken_target(self, step: int) -> tuple[str, str] | None:
         """In which cache which embedding of this process's part of a batch is not finite."""
         batch = self.run.loader.batch(step)
-        for cache, rows in zip(self.run.caches, batch.teachers, strict=True):
-            parts = {"image": rows.image, **rows.text}
-            for name, values in parts.items():
-                broken = None if values is None else (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
-                if broken is not None and len(broken):
-                    at = int(broken[0]) if batch.taught is None else int(batch.taught[broken[0]])
-                    return str(cache.folder), f"the cached {name} embedding of {batch.keys[at]}"
+        for captions, said in batch.targets.teachers.items():
+            for cache, teacher in zip(self.run.caches, said, strict=True):
+                for name, rows in (("image", teacher.image), (captions, teacher.text)):
+                    broken = (~torch.isfinite(rows).all(dim=1)).nonzero()[:, 0]
+                    if len(broken):
+                        return str(cache.folder), f"the cached {name} embedding of {batch.keys[int(broken[0])]}"
         return None
 
 
@@ -338,133 +290,14 @@ def _look(evaluation: EvaluationSettings | None) -> None:
             read_classes(evaluation.classes)
 
 
-class _Record:
-    """What the first process of a run writes and shows while it trains; of the others, nothing."""
-
-    def __init__(self, training: _Training) -> None:
-        self._training = training
-        self._began = self._since = time.monotonic()
-        self._at, self._waited = training.start, 0.0
-        self._stack = contextlib.ExitStack()
-        self._starved = False
-        self._next_page = 0.0
-
-    def __enter__(self) -> _Record:
-        training = self._training
-        if training.ranks.first:
-            settings, run = training.settings, training.run
-            label = f"distill {training.out.name}"
-            self._log = self._stack.enter_context(RunLog(training.out, training.start, settings.wandb))
-            self._meter = self._stack.enter_context(Meter(label, run.steps, unit="steps", done=training.start))
-            note = training.evaluation.note if training.evaluation else None
-            if note and not training.start:
-                self._log.event(0, "evaluation", note)
-                log.warning("%s", note)
-            if training.start:
-                self._log.event(training.start, "resumed", f"went on from step {training.start}")
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        error = raised[1]
-        if self._training.ranks.first and isinstance(error, UserError | Interrupted):
-            self._log.event(self._at, "stopped", str(error))
-            write_run_page(self._training.out)
-        self._stack.__exit__(*raised)
-
-    def line(self, step: int) -> None:
-        """Log the means since the last line, and how fast it went."""
-        training = self._training
-        means: dict[str, Any] = training.watch.take()
-        if not training.ranks.first:
-            return
-        run = training.run
-        for name, term in run.terms.items():
-            if not isinstance(term.weight, int | float):
-                means[f"weight/{name}"] = run.weights(step - 1)[name]
-        now = time.monotonic()
-        seconds = max(now - self._since, 1e-9)
-        waited = min(1.0, (run.loader.waited - self._waited) / seconds)
-        measured = {
-            "samples_per_second": (step - self._at) * training.settings.batch_size / seconds,
-            "waited": waited,
-            "memory_gb": _memory_gb(run.device),
-            "seconds": now - self._began,
-        }
-        self._log.write(step, {**means, "lr": run.optimiser.param_groups[0]["lr"]}, measured)
-        # The first line's wait is for the first batch.
-        if waited > _STARVED and not self._starved and self._at > training.start:
-            self._starved = True
-            self._starve(step, waited, measured["samples_per_second"])
-        self._since, self._at, self._waited = now, step, run.loader.waited
-
-    def _starve(self, step: int, waited: float, rate: float) -> None:
-        text = (
-            f"starved: {waited:.0%} of the time since step {self._at} went by waiting for batches ({rate:,.0f} samples "
-            "a second came). Give it more cores or a faster disk, or store smaller images"
-        )
-        log.warning("%s", text)
-        self._log.event(step, "starved", text)
-
-    def advance(self) -> None:
-        if self._training.ranks.first:
-            last = self._training.watch.last
-            items = self._training.settings.batch_size
-            self._meter.advance(1, items=items, note=f"loss {last:.3f}" if last else "")
-
-    def evaluated(self, step: int, figures: dict[str, float], seconds: float) -> None:
-        self._log.write(step, figures)
-        log.info("after step %d: %s", step, _evaluation_in_words(figures))
-        # An evaluation is no part of the training's speed.
-        self._since += seconds
-
-    def page(self) -> None:
-        """Renew the run's page, unless that would take more than a hundredth of the time."""
-        began = time.monotonic()
-        if began >= self._next_page:
-            write_run_page(self._training.out)
-            ended = time.monotonic()
-            self._next_page = ended + 100 * (ended - began)
-
-
-def _evaluation_in_words(figures: dict[str, float]) -> str:
-    """The figures that people look at first."""
-    named = {
-        "eval/zero_shot/top1": "zero-shot top-1",
-        "eval/zero_shot/top5": "top-5",
-        "eval/retrieval/image_to_text/R@1": "image to text R@1",
-        "eval/retrieval/text_to_image/R@1": "text to image R@1",
-    }
-    return ", ".join(f"{words} {figures[name]:.1f} %" for name, words in named.items() if name in figures)
-
-
-def _memory_gb(device: torch.device) -> float:
-    """The most that was held at once: of the GPU's memory, else of this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    found = Path("/proc/self/status")
-    if not found.exists():
-        return 0.0
-    (line,) = [line for line in found.read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024 / 1e9
-
-
-def _say_what_is_left(report: dict[str, Any]) -> None:
-    target, found = report["target"], report["sparsity"]
-    said = "asked to leave out %.1f %%, %.1f %% are: "
-    if found < target - 0.02:
-        log.warning(said + "run longer, or with a larger --prune-lr", 100 * target, 100 * found)
-    elif found > target + 0.05:
-        log.warning(said + "give a longer ramp, or a smaller --prune-lr", 100 * target, 100 * found)
-
-
 def _has_instructions_for(precision: str) -> bool:
     """Whether this CPU has instructions for it."""
     has = torch.cpu.get_capabilities()
-    return precision == "fp32" or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
+    return not PRECISIONS[precision].native or bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
 
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "open_clip_torch")}
 
 
-__all__ = ["DONE", "SETTINGS", "Result", "train"]
+__all__ = ["Result", "train"]

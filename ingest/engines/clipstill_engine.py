@@ -2,10 +2,10 @@
 
     requests → Fetcher (one thread, curl) → ImageProcessor (a pool of threads) → each caller's results, as they come
 
-Each caller has a shard. The one that came first has precedence: while its last rows wait for hosts that hang, requests
-of the next shard begin. Both ends are bounded: no request begins while enough bodies wait to be decoded or to be taken
-by their callers, so memory does not depend on how fast the web answers. Those under way go on meanwhile: how long we
-take to decode is no server's fault.
+Each caller has a shard. The caller that came first has precedence: requests of the next shard begin only where its own
+leave connections free, while its last rows wait for slow hosts. Memory does not depend on how fast the web answers: no
+request begins while enough bodies wait to be decoded, or decoded images to be taken. Requests that are under way then
+go on, since our own delay must not become a server's time-out.
 """
 
 from __future__ import annotations

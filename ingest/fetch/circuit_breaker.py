@@ -1,4 +1,7 @@
-"""A circuit breaker a place: a firewall that swallows every request costs each row its whole connect time-out."""
+"""A circuit breaker for each place: addresses that accept no connection are avoided for a while.
+
+A firewall that swallows packets would otherwise cost each row behind it the whole connect time-out.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Fetch many URLs at once: limits per host and overall, one deadline a URL, further tries for what may pass.
 
-Everything about a single answer is in `transfer.py`. Here is the order of things: a URL waits for its site's
-robots.txt (if that is asked for), for its host's name to be looked up, and for a place at its host. Its clock runs from
-its first request on, except while it waits for those, or for a caller who takes nothing more, again after a redirect or
-before a further try.
+`transfer.py` handles a single answer; this file decides when each request begins. Before a request its URL waits for
+the site's robots.txt (if that is asked for), for the address of its host, and for a free connection to its host. The
+URL's clock starts with its first request. It is stopped during those waits, also after a redirect and before a further
+try, and while the caller takes no results.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Names looked up ahead of the requests, by the system's resolver (hosts file, search domains, its own time-outs).
+"""Look host names up ahead of the requests, through the system's resolver (hosts file, search domains, time-outs).
 
-Lists from the web name a new host every few rows, and some names no server answers: each such lookup holds a thread
-for ten seconds or more. So there are many threads, and two limits: how many lookups may be under way in all, and how
-many of those that may still be answered soon, so that a weak resolver is not asked for everything at once.
+Lists from the web name a new host every few rows. For some names no server ever answers, and such a lookup holds its
+thread for ten seconds or more. So there are many threads, and two limits. One is on all lookups under way. The other is
+on young ones, which may still be answered: it keeps us from asking a weak resolver for everything at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Original bytes in, the stored image or a cause out.
 
-Read `processor.py` first, then `decoding.py` (bytes to pixels, strictly), `resizing.py` and `exif.py`. Only workers
+Read `processor.py` first, then `resizing.py` and `exif.py`; `pictures` reads the originals. Only workers
 import this: OpenCV is slow to load.
 """
 

@@ -1,8 +1,8 @@
-"""Images in processes of their own: one that takes too much, or crashes its decoder, costs its row and nothing else.
+"""Decode images in child processes: one that needs too much, or crashes its decoder, costs its row and nothing else.
 
-A process is a fresh interpreter that is started when it is first needed and kept for many images. It gets body after
-body through a pipe and gives back what `ImageProcessor` makes of each. It may use so much CPU time for each image and
-so much memory, is the first to go when the machine has none left, prints nothing, and ends when its pipe does, however
+A child is a fresh interpreter, started when it is first needed and used for many images. It reads bodies from a pipe
+and answers with what `ImageProcessor` makes of each. Its CPU time for each image and its memory are limited. When the
+machine runs out of memory it is the first to be killed. It prints nothing, and it ends when its pipe is closed, however
 its parent ends.
 """
 

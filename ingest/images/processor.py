@@ -19,12 +19,13 @@ import numpy as np
 from ingest.faces import Boxes
 from ingest.fetched import Fetched
 from ingest.images.blurring import blur
-from ingest.images.decoding import Picture, UnforeseeableError, open_image
-from ingest.images.exif import NONE, exif_json, orientation, swaps_sides, upright
+from ingest.images.exif import NONE, exif_json, swaps_sides, upright
 from ingest.images.isolated import IsolatedProcessor
-from ingest.images.refusal import RefusedError
 from ingest.images.resizing import decoding_scale, fitted, is_fitted, needs_fine_colours, resize, resized
 from ingest.settings import ImageSettings
+from pictures.exif import orientation
+from pictures.opening import Picture, UnforeseeableError, open_image
+from pictures.refusal import RefusedError
 
 _QUALITY = {"jpg": cv2.IMWRITE_JPEG_QUALITY, "png": cv2.IMWRITE_PNG_COMPRESSION, "webp": cv2.IMWRITE_WEBP_QUALITY}
 _LONGEST = {"jpg": 65_500, "png": 1_000_000, "webp": 16_383}

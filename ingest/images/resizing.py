@@ -12,8 +12,8 @@ import math
 import cv2
 import numpy as np
 
-from ingest.images.scratch import scratch
 from ingest.settings import ImageSettings
+from pictures.scratch import scratch
 
 # Several images are resized at once; each gets one core.
 cv2.setNumThreads(1)

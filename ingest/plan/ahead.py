@@ -1,4 +1,4 @@
-"""An iterator that a thread is ahead with."""
+"""An iterator whose next items a thread makes ahead of their use."""
 
 from __future__ import annotations
 

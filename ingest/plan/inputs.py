@@ -1,7 +1,7 @@
-"""Whether the list is the one that a plan was made of, has grown since, or is another, which is refused by name.
+"""Compare the list at hand with the one that a plan was made of: the same, grown since, or another, which is refused.
 
-Names and sizes are part of a stage's fingerprint, so that it is known before anything is read. SHA-256 is worked out
-while the list is read, and again only of files that look touched since.
+A stage's fingerprint holds the files' names and sizes, so it is known before anything is read. Their SHA-256 is
+computed while the list is read, and again only for files whose size or time of change differs since.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 
+from ingest.formats import KINDS
 from ingest.plan.ahead import StoppedError
 from ingest.plan.parts import read_rows
 from ingest.settings import IngestSettings
@@ -26,8 +27,6 @@ from shards.fingerprint import first_difference
 
 _HASHED_AT_ONCE = 2
 _POLL_S = 0.02
-_LINES = frozenset({"txt", "csv", "tsv", "jsonl"})
-"""Kinds of files to which rows can be added at the end."""
 
 
 class Hashing:
@@ -128,7 +127,7 @@ def _check_names(out: Folder, before: Sequence[InputFile], now: Sequence[InputFi
     for place, (old, new) in enumerate(zip(before, known, strict=True)):
         if old.bytes != new.bytes:
             longer = old.bytes is not None and new.bytes is not None and new.bytes > old.bytes
-            lines = source.kind in _LINES and not source.inputs[place].lower().endswith((".gz", ".bz2", ".zst"))
+            lines = KINDS[source.kind].lines and not source.inputs[place].lower().endswith((".gz", ".bz2", ".zst"))
             if longer and lines and may_grow and place == len(before) - 1:
                 return True
             raise _another(out, str(_difference(_by_name(before), _by_name(now))))

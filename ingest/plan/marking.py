@@ -1,6 +1,6 @@
-"""What becomes of a stretch of rows before any fetch: which are duplicates, whose captions go where, where shards end.
+"""Decide about rows before any fetch: which are duplicates, which row gets their captions, where shards end.
 
-Everything here follows from the rows, from those before them and from the settings, never from how they were read.
+The decisions follow from the rows so far and from the settings, never from the blocks in which the rows were read.
 """
 
 from __future__ import annotations

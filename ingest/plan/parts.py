@@ -1,7 +1,8 @@
-"""Tables of rows, one a shard, kept in `_plan/` as Arrow files of many shards: a worker maps one and takes a batch.
+"""The parts of a plan: the rows of many shards in one Arrow file of `_plan/`, of which a worker maps its shard's batch.
 
-One file a shard would be millions of small objects on a store; one file for all could be neither cached nor read while
-it is written. A part goes once its shards are made and it is none of the newest: its rows stand in the ledgers.
+One file a shard would be millions of small objects on a store; one file for all shards could be neither cached nor read
+while it is written. A part is removed once its shards are made and newer parts have followed: the ledgers have its
+rows.
 """
 
 from __future__ import annotations

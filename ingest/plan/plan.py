@@ -1,4 +1,4 @@
-"""All of a plan at once, for lists that are short or fetched later; and tables cut into shards of a size."""
+"""Make a whole plan at once, for lists that are short or fetched later; cut a table of rows into shards of a size."""
 
 from __future__ import annotations
 

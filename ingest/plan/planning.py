@@ -1,6 +1,7 @@
-"""A plan while it is fetched: a thread makes parts some way ahead of the workers, and parts that are done go.
+"""Planning beside fetching: a thread makes parts of the plan some way ahead of the workers.
 
-So the first request waits for one part, however long the list, and neither memory nor the plan on disk grows with it.
+So the first request waits for one part, however long the list. Parts whose shards are made are removed, so neither
+memory nor the plan on disk grows with the list.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ingest.formats import Layout
 from ingest.settings import SourceSettings
 from ingest.sources.conditions import Condition
-from ingest.sources.published import Layout
 from shards import UserError
 
 _URL = re.compile(r"\s*\"?https?://", re.IGNORECASE)

@@ -11,21 +11,13 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from ingest.formats import KINDS
 from ingest.sources.mistaken import refuse_folder
 from shards import UserError
 from shards.dataset import InputFile
 from shards.stores import is_of_library, told
 
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-KINDS = {
-    ".txt": "txt",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-}
 
 
 def kind_of(path: str) -> str | None:
@@ -33,7 +25,7 @@ def kind_of(path: str) -> str | None:
     name = path.rsplit("/", 1)[-1].lower()
     for ending in _CODECS:
         name = name.removesuffix(ending)
-    return KINDS.get("." + name.rsplit(".", 1)[-1]) if "." in name else None
+    return next((kind for kind, facts in KINDS.items() if name.endswith(facts.endings) and facts.endings), None)
 
 
 def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[str]:

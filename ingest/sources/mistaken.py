@@ -1,4 +1,4 @@
-"""What people give for a list and is none: pictures, tars, datasets, ledgers. Each is called what it is."""
+"""Refuse files that are no list (pictures, tars, datasets, ledgers), and say what each of them is."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """CSV as in RFC 4180, and TSV quoted in the same way. A fault costs the line it is in.
 
-A record begins at a line and goes on over further ones while a quote is open. It is a row if its quotes are as they
-should be, it has as many fields as there are columns, and no further line of it is a row by itself: a quoted caption
-may run over lines, but a line with all its fields and a URL in its place is a row, and the quote before it was never
-closed. Of what is no row the first line is one faulty row, and reading goes on at the line after it.
+A record ends with its line, unless a quote is open: then it goes on with the next line. It is a row if three things
+hold: its quotes are closed, it has a field for each column, and none of its further lines is a row by itself. The last
+is because a quoted caption may contain line breaks, but a line that has all fields and a URL in its place shows that
+the quote before it was never closed. Where one of the three fails, the record's first line becomes one faulty row, and
+reading goes on at the line after it.
 """
 
 from __future__ import annotations

@@ -12,22 +12,22 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest.formats import KINDS, LAYOUTS, Layout
 from ingest.ledger import HASHES, RESERVED
 from ingest.settings import SourceSettings
 from ingest.sources.captions import is_list_of_text, several
 from ingest.sources.columns import Chosen, Wanted, choose_columns
 from ingest.sources.conditions import Condition
-from ingest.sources.delimited import TsvReader, TxtReader
+from ingest.sources.delimited import TsvReader
 from ingest.sources.files import explained, find_inputs, kind_of, look_at_input, read_so_far
 from ingest.sources.mistaken import refuse_file, refuse_ledger
-from ingest.sources.objects import JsonReader
 from ingest.sources.parquet import ParquetReader
-from ingest.sources.published import LAYOUTS, Layout
 from ingest.sources.quoted import QuotedReader
 from ingest.sources.reader import Block, Reader
 from ingest.sources.text import codec_of
 from ingest.sources.yfcc import YfccReader
 from shards import UserError
+from shards.lazy import resolve
 
 _OWN = {
     "url": pa.string(),
@@ -251,13 +251,8 @@ def _make_reader(kind: str, layout: Layout, settings: SourceSettings, subset: Se
         return QuotedReader("," if kind == "csv" else "\t", headers[0] if headers else None, encoding)
     if kind == "tsv":
         return TsvReader(headers, encoding)
-    readers: dict[str, type[TxtReader | JsonReader | ParquetReader]] = {
-        "txt": TxtReader,
-        "jsonl": JsonReader,
-        "json": JsonReader,
-        "parquet": ParquetReader,
-    }
-    return readers[kind](encoding)
+    reader: Reader = resolve(KINDS[kind].reader)(encoding)
+    return reader
 
 
 def _output_names(chosen: Iterable[Chosen]) -> dict[Wanted, str]:

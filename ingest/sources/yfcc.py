@@ -2,8 +2,8 @@
 
     subset → photo ids, sorted → lines of YFCC100M whose id is among them → title and description as the caption
 
-Ids take 8 bytes a photo in memory; everything else streams. Rows stand in the order of YFCC100M's files. Photos of the
-subset that those do not have come last, without a URL, so that each row of the subset is a row of the dataset.
+Ids take 8 bytes a photo in memory; everything else streams. Rows have the order of YFCC100M's files. Photos of the
+subset that are in none of those files come last, without a URL, so that each row of the subset is a row of the dataset.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest.formats import YFCC_COLUMNS
 from ingest.sources.columns import Chosen
 from ingest.sources.delimited import split_fields
-from ingest.sources.published import YFCC_COLUMNS
 from ingest.sources.reader import Block, text_schema
 from ingest.sources.text import read_lines
 from shards import UserError

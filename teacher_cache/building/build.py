@@ -81,7 +81,8 @@ def build_cache(settings: BuildSettings, executor: Executor) -> BuildReport:
         summary = run_shards(CacheTask(settings, layers, dataset), executor)
         for folder in folders:
             folder.sweep()
-    summary.skipped, summary.finished = before, summary.skipped + summary.finished - before
+    # To the second run all that the first one made was there: what this build made is what was not there before it.
+    summary = replace(summary, skipped=before, finished=summary.skipped + summary.finished - before)
     columns: Counter[tuple[int, Kind]] = Counter()
     for layer in layers:
         columns[layer.teacher, layer.facts.kind] += len(layer.facts.columns)

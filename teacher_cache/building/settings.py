@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from shards import Folder, UserError
+from pydantic import BeforeValidator, InstanceOf
+
+from shards.errors import UserError
+from shards.settings import option, settings
 from teacher_cache.captions import CaptionSource
-from teacher_cache.dtypes import Dtype, check_dtype
-from teacher_cache.layout import slug
-from teacher_cache.teachers import Forward, Towers
+from teacher_cache.dtypes import Dtype
+from teacher_cache.teachers.settings import Forward, Towers
 from teacher_cache.views import ViewPolicy
 
 
@@ -43,6 +45,8 @@ _NO_NAMES = {"model", "best", "open_clip_model", "open_clip_pytorch_model", "pyt
 
 def _short_name(spec: str) -> str:
     """However a path is spelt, the folder's name is the same; of a run's `model/` it is the run's."""
+    from teacher_cache.layout import slug  # noqa: PLC0415 - brings Arrow
+
     kind, colon, rest = spec.partition(":")
     if Path(spec).exists():
         return slug(_name_of(Path(spec).resolve()))
@@ -65,7 +69,7 @@ def absolute_spec(spec: str) -> str:
     return f"{kind}:{Path(rest).absolute()}" if colon and rest and Path(rest).exists() else spec
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class BuildSettings:
     """What to cache, of the dataset at `shards`, in the folder `cache`.
 
@@ -75,24 +79,31 @@ class BuildSettings:
     the order of sums, an embedding by about the forward's precision, so a cache may be finished with another one.
     """
 
-    shards: str
-    cache: str
-    teachers: tuple[TeacherSpec, ...]
-    towers: Towers = "both"
-    views: int = 4
-    policy: ViewPolicy | Literal["evaluation"] = field(default_factory=ViewPolicy)
-    captions: tuple[CaptionSource, ...] = (CaptionSource("txt"),)
-    dtype: Dtype = "float16"
-    forward: Forward = field(default_factory=Forward)
-    batch_size: int | None = None
+    shards: Annotated[str, option("what `clipstill ingest` wrote", flag="SHARDS")]
+    cache: Annotated[str, option("where the cache goes (a path or s3://...)", "CACHE", flag="--out")]
+    teachers: tuple[InstanceOf[TeacherSpec], ...]
+    towers: Annotated[Towers, option("which to run", section="teachers")] = "both"
+    views: Annotated[int, option("views an image", "K", section="views and captions", ge=1)] = 4
+    policy: Annotated[ViewPolicy | Literal["evaluation"], option("")] = field(default_factory=ViewPolicy)
+    captions: Annotated[
+        tuple[Annotated[InstanceOf[CaptionSource], BeforeValidator(CaptionSource.read)], ...],
+        option(
+            "[NAME=]txt (default), json:FIELD*N (a list in KEY.json) or table:PATH.parquet#COLUMN*N (by key); "
+            "repeatable",
+            "SOURCE",
+            default=False,
+        ),
+    ] = (CaptionSource("txt"),)
+    dtype: Annotated[Dtype, option("of what is stored", section="how")] = "float16"
+    forward: Annotated[Forward, option("")] = field(default_factory=Forward)
+    batch_size: Annotated[int | None, option("images a forward (default: found by trying)", "N", ge=1)] = None
 
     def __post_init__(self) -> None:
+        from shards.storage import Folder  # noqa: PLC0415 - brings fsspec
+
         object.__setattr__(self, "shards", Folder(self.shards).url)
-        check_dtype(self.dtype)
         if not self.teachers:
             raise UserError("no teacher was named", do="Give --teacher")
-        if self.views < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise UserError(f"{self.views} views in batches of {self.batch_size} cannot be built")
         kind = "centre" if self.policy == "evaluation" else self.policy.kind
         if kind == "given":
             raise UserError("views that were given cannot be drawn", do="Choose how views are drawn")

@@ -1,4 +1,7 @@
-"""One shard of one layer at a time; other teachers' layers of the same views go along: each image is decoded once."""
+"""The shard task of a build: one shard of one layer at a time.
+
+Other teachers' layers of the same views are filled along with it, so that each image is decoded once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is said of embeddings that somebody else made, held against what is known of the model without its weights."""
+"""Check what is said about somebody else's embeddings (model, width, image size, preprocessing), as far as the model's
+configuration tells: its weights are not loaded.
+"""
 
 from __future__ import annotations
 

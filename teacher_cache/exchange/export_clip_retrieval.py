@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from shards import Dataset, Folder, Shard, UserError
 from shards.places import refuse_other_things
-from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 
 
 def export_clip_retrieval(cache: str, shards: str, out: str, *, teacher: str | None = None) -> int:

@@ -26,9 +26,9 @@ from shards.runner import Executor, run_shards
 from teacher_cache.captions import source_of
 from teacher_cache.exchange.datacompdr import augmentation_of
 from teacher_cache.exchange.layers import size_of
-from teacher_cache.join import Join
 from teacher_cache.layout import read_teacher, teacher_names
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 
 Format = Literal["npz", "pth.gz"]
 

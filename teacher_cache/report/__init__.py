@@ -2,7 +2,7 @@
 are odd.
 
 Read `report.py` first (the page), then `scores.py` (one pass over the cache), `duplicates.py` (the nearest other
-image) and `shard_drift.py` (which shards are not like the others); `charts.py` draws.
+image) and `shard_drift.py` (which shards are not like the others).
 """
 
 from teacher_cache.report.report import ReportFacts, report_cache

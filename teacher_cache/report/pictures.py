@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from typing import Any
 
-import fsspec
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from pages.sheet import data_url, part_of
 from shards import Shard
 from teacher_cache.captions import source_of
 from teacher_cache.reader import TeacherCache
@@ -45,10 +42,10 @@ class Pictures:
         return cell
 
     def _picture(self, shard: Shard, place: int, row: int) -> str:
-        data = _part(shard, *shard.places(row)[0])
+        data = part_of(shard.folder, shard.record.file(".tar").name, *shard.places(row)[0])
         try:
             view = self._cache.view(place, row, 0)
-            return _data_url(self._cache.policy.render(EncodedImage(data), view, _SIDE))
+            return data_url(Image.fromarray(self._cache.policy.render(EncodedImage(data), view, _SIDE)))
         except OSError:
             return ""
 
@@ -60,15 +57,3 @@ class Pictures:
         if text is None:
             text = source_of(self._captions.settings["source"]).texts(shard, [row])[0][0]
         return text
-
-
-def _part(shard: Shard, start: int, size: int) -> bytes:
-    # Not through the shard: of a tar on an object store, a few kilobytes are wanted.
-    fs, path = fsspec.core.url_to_fs(f"{shard.folder.url.rstrip('/')}/{shard.record.file('.tar').name}")
-    return bytes(fs.cat_file(path, start=start, end=start + size))
-
-
-def _data_url(pixels: npt.NDArray[np.uint8]) -> str:
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()

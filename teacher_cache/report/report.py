@@ -1,8 +1,4 @@
-"""One HTML page about one teacher's cache, and a table with the score and the nearest other image of every sample.
-
-Nothing on the page is loaded from elsewhere, nothing can be clicked, and captions, which come from the internet, are
-escaped.
-"""
+"""One HTML page about one teacher's cache, and a table with the score and the nearest other image of every sample."""
 
 from __future__ import annotations
 
@@ -15,23 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from pages import render
+from pages.axis import Axis
+from pages.plot import dots, histogram
 from shards import Dataset, Folder
 from shards.progress import Meter
-from shards.quantities import said_share, said_size
-from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
-from teacher_cache.report.charts import dots, histogram
 from teacher_cache.report.duplicates import EXACT, Neighbours, groups, nearest, work
 from teacher_cache.report.pictures import Pictures
 from teacher_cache.report.scores import BINS, Scores, norms, score
 from teacher_cache.report.shard_drift import drift
 from teacher_cache.report.threshold import Threshold, near_threshold
+from teacher_cache.settings import Join
 from teacher_cache.views import ViewPolicy
 
 PAGE, TABLE = "report.html", "scores.parquet"
 _PAIRS, _GROUPS, _ODD = 12, 15, 40
+_BARS = (20, 100)
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -93,7 +91,7 @@ def report_cache(shards: str, cache: str, *, teacher_name: str | None = None, ou
             near = nearest(scores.rows, threshold.cosine, advance=lambda count: meter.advance(count, items=count))
     _write_table(target, dataset, scores, near)
     page, facts = _page(opened, scores, near, threshold, target)
-    target.publish(PAGE, page.encode())
+    target.publish(PAGE, page)
     return facts
 
 
@@ -135,7 +133,7 @@ def _keys(dataset: Dataset, scores: Scores, samples: npt.NDArray[np.int64]) -> p
 
 def _page(
     opened: TeacherCache, scores: Scores, near: Neighbours, threshold: Threshold, target: Folder
-) -> tuple[str, ReportFacts]:
+) -> tuple[bytes, ReportFacts]:
     dataset, drifting = opened.dataset, drift(scores)
     pictures = Pictures(opened, scores)
     known = np.flatnonzero(np.isfinite(scores.clip))
@@ -166,11 +164,9 @@ def _page(
         recall=near.recall if opened.views else None,
         odd_shards=tuple(names[at] for at in np.flatnonzero(drifting.odd)),
     )
-    environment = Environment(
-        loader=PackageLoader("teacher_cache.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"count": "{:,}".format, "share": said_share, "size": said_size}
-    text = environment.get_template("report.html.j2").render(
+    text = render(
+        "teacher_cache.report",
+        "report.html.j2",
         dataset=dataset.name,
         teacher=opened.teacher,
         facts=facts,
@@ -201,8 +197,8 @@ def _page(
             for one, _, size in sets[:_GROUPS]
         ],
         shards=len(names),
-        cosine_chart=_shard_chart(drifting.cosine, drifting.odd_cosine, names),
-        shard_score_chart=_shard_chart(scores.shard_scores, drifting.odd_score, names),
+        cosine_chart=_shard_chart(drifting.cosine, drifting.odd_cosine, names, "cosine by shard"),
+        shard_score_chart=_shard_chart(scores.shard_scores, drifting.odd_score, names, "mean CLIP score by shard"),
         odd=[
             {
                 "name": f"{names[at]:05d}",
@@ -238,13 +234,30 @@ def _distinct(order: npt.NDArray[np.int64], group_of: npt.NDArray[np.int64]) -> 
     return chosen
 
 
-def _score_chart(scores: Scores, clip: npt.NDArray[np.float64]) -> str:
-    return histogram(BINS, np.histogram(clip, BINS)[0], scores.mismatched, [(float(np.median(clip)), "median")])
+def _score_chart(scores: Scores, clip: npt.NDArray[np.float64]) -> Markup:
+    """Both kinds of pairs, each scaled to its total, where there are any: the more there are, the finer."""
+    own, other = np.histogram(clip, BINS)[0], scores.mismatched
+    used = np.flatnonzero(own + other)
+    bars = int(np.clip(2 * np.sqrt(own.sum()), *_BARS))
+    step = max(1, -(-int(used[-1] + 1 - used[0]) // bars))
+    starts = np.arange(used[0] // step * step, used[-1] + 1, step)
+    edges = BINS[np.append(starts, min(starts[-1] + step, len(BINS) - 1))]
+    shares = [
+        np.add.reduceat(counts[: starts[-1] + step], starts) / max(int(counts.sum()), 1) for counts in (own, other)
+    ]
+    series = [("area c0 half", edges, shares[0])] + ([("edge soft", edges, shares[1])] if other.any() else [])
+    across, marks = Axis(float(edges[0]), float(edges[-1])), [(float(np.median(clip)), "median")]
+    return histogram(across, series, "CLIP scores, share of pairs", marks=marks, say=_per_cent, height=240)
 
 
-def _shard_chart(values: npt.NDArray[np.float64], odd: npt.NDArray[np.bool_], names: list[int]) -> str:
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _shard_chart(values: npt.NDArray[np.float64], odd: npt.NDArray[np.bool_], names: list[int], label: str) -> Markup:
     known = np.isfinite(values)
-    return dots(values, odd, names, float(np.median(values[known]))) if known.sum() > 1 else ""
+    numbers = [f"{name:05d}" for name in names]
+    return dots(values, odd, numbers, float(np.median(values[known])), label) if known.sum() > 1 else Markup()
 
 
 def _layers(opened: TeacherCache) -> list[dict[str, Any]]:

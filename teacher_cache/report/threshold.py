@@ -1,8 +1,9 @@
-"""From which cosine on two images are near duplicates, to one teacher.
+"""From which cosine on two images count as near duplicates, for one teacher.
 
-What 0.95 means is the teacher's: a weak one puts plainly different photos nearer than that. So it is read from how far
-images lie from their nearest neighbours. The logarithm of that distance (1 - cosine) has a bulk, whose spread tells how
-near strangers come; what lies well below the bulk is nearer than chance.
+A fixed value such as 0.95 means another thing to each teacher: a weak one puts plainly different photos nearer than
+that. So the threshold is read from how far images lie from their nearest neighbours. Most of these distances (1 -
+cosine) form a bulk, on a logarithmic scale, whose spread says how near unrelated images come. Pairs well below the bulk
+are duplicates.
 """
 
 from __future__ import annotations

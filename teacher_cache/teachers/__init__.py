@@ -5,7 +5,15 @@ Comes in: a spec, such as `ViT-B-16:laion2b_s34b_b88k` or `sentence-transformers
 Read base.py first; then load.py, and one file a kind.
 """
 
-from teacher_cache.teachers.base import Forward, Teacher, Towers, weights_hash
-from teacher_cache.teachers.load import load_teacher
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazily
+
+if TYPE_CHECKING:
+    from teacher_cache.teachers.base import Teacher, weights_hash
+    from teacher_cache.teachers.load import load_teacher
+    from teacher_cache.teachers.settings import Forward, Towers
+else:
+    __getattr__ = lazily(__name__, "settings", "load", "base")
 
 __all__ = ["Forward", "Teacher", "Towers", "load_teacher", "weights_hash"]

@@ -6,15 +6,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clip_models import Precision, autocast
+from clip_models import autocast
 from shards import UserError
-
-Towers = Literal["both", "image", "text"]
+from teacher_cache.teachers.settings import Forward, Towers
 
 PROBE = [
     "a photo of a cat",
@@ -24,33 +23,6 @@ PROBE = [
     "the quick brown fox jumps over the lazy dog, " * 100,
 ]
 """Texts whose token ids tell tokenizers apart: by case, spaces, digits, characters and where they truncate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forward:
-    """How forwards run.
-
-    `device` is torch's name of one; auto is cuda if there is one, else cpu. `precision` is autocast's: weights stay
-    float32, and a teacher that is loaded in fp32 onto cuda switches cuDNN's TF32 off, for the process. `compile` runs
-    the towers through torch.compile, which pays where batches have one shape: the caller pads.
-    """
-
-    device: str = "auto"
-    precision: Precision = "fp32"
-    compile: bool = False
-
-    def torch_device(self) -> torch.device:
-        """Raises `UserError` if torch knows no such device or the machine has none."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"this device cannot be used: {reason}", where=name, do="Give auto, cpu or cuda") from error
-        return device
 
 
 @dataclass(frozen=True, kw_only=True)

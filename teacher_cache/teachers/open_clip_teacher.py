@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from clip_models import LoadedModel, Normaliser, load_model, square_side
+from shards.errors import UserError
 from teacher_cache.teachers.base import (
     PROBE,
     Facts,
-    Forward,
     Teacher,
-    Towers,
     compiled,
     conv_layout,
     keep_only,
     tokens_hash,
     weights_hash,
 )
+from teacher_cache.teachers.load import SPEC_FORMS
+from teacher_cache.teachers.settings import Forward, Towers
 
 
 def is_open_clip(spec: str) -> bool:
@@ -35,7 +36,9 @@ def is_open_clip(spec: str) -> bool:
 class OpenClipTeacher(Teacher):
     """Runs `encode_image` and `encode_text` of the model that `clip_models.load_model` loads."""
 
-    def __init__(self, spec: str, forward: Forward, towers: Towers) -> None:
+    def __init__(self, spec: str, name: str, forward: Forward, towers: Towers) -> None:  # noqa: ARG002 - every kind's
+        if not is_open_clip(spec):
+            raise UserError("no kind of teacher has such a spec", where=spec, do=SPEC_FORMS)
         loaded = load_model(spec)
         super().__init__(spec, _facts(loaded), forward, towers)
         model = loaded.model

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from shards import UserError
-from teacher_cache.teachers.base import Facts, Forward, Teacher, Towers, weights_hash
+from teacher_cache.teachers.base import Facts, Teacher, weights_hash
+from teacher_cache.teachers.settings import Forward, Towers
 
 
 class PythonTeacher(Teacher):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from shards import UserError
-from teacher_cache.teachers.base import PROBE, Facts, Forward, Teacher, Towers, tokens_hash, weights_hash
+from teacher_cache.teachers.base import PROBE, Facts, Teacher, tokens_hash, weights_hash
 from teacher_cache.teachers.hugging_face import model_folder, quiet
+from teacher_cache.teachers.settings import Forward, Towers
 
 try:
     import sentence_transformers

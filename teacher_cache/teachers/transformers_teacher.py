@@ -12,18 +12,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPMode
 
 from clip_models import Normaliser
 from shards import UserError
-from teacher_cache.teachers.base import (
-    PROBE,
-    Facts,
-    Forward,
-    Teacher,
-    Towers,
-    compiled,
-    keep_only,
-    tokens_hash,
-    weights_hash,
-)
+from teacher_cache.teachers.base import PROBE, Facts, Teacher, compiled, keep_only, tokens_hash, weights_hash
 from teacher_cache.teachers.hugging_face import model_folder, quiet
+from teacher_cache.teachers.settings import Forward, Towers
 
 _MODELS = {"clip": CLIPModel, "siglip": SiglipModel}
 

@@ -11,8 +11,15 @@ Read `view.py` and `policy.py` first, then `encoded.py` (bytes to pixels), `rend
 `photometric.py`. OpenCV and torch are loaded by the first `render` that needs them.
 """
 
-from teacher_cache.views.encoded import EncodedImage
-from teacher_cache.views.policy import VIEWS_VERSION, ViewPolicy
-from teacher_cache.views.view import Jitter, Operation, View
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazily
+
+if TYPE_CHECKING:
+    from teacher_cache.views.encoded import EncodedImage
+    from teacher_cache.views.policy import VIEWS_VERSION, ViewPolicy
+    from teacher_cache.views.view import Jitter, Operation, View
+else:
+    __getattr__ = lazily(__name__, "view", "policy", "encoded")
 
 __all__ = ["VIEWS_VERSION", "EncodedImage", "Jitter", "Operation", "View", "ViewPolicy"]

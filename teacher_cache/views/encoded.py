@@ -1,26 +1,20 @@
 """An encoded image → upright RGB pixels, as many as a view needs, strictly: what is truncated is an error.
 
-JPEG goes through libjpeg-turbo, at a reduced scale where that is wanted; everything else, and JPEGs that it finds
-fault with, through Pillow.
+`pictures` reads and decodes, as for ingest: JPEG with libjpeg-turbo, at a reduced scale where that is wanted;
+everything else, and JPEGs that it finds fault with, with Pillow.
 """
 
 from __future__ import annotations
 
-import functools
-import io
-import struct
-import warnings
-
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 from PIL import ExifTags, Image, ImageFile
 
-# Oversized and oddly tagged images are judged here; what Pillow has to say about them would go to nobody.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+from pictures import RefusedError
+from pictures.jpeg_header import USUAL_FRAMES, read_header
+from pictures.pillow import decoding, formats, open_with_pillow
+from pictures.turbo import decode
 
-_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM")
-"""What Pillow may decode: not EPS, which it hands to Ghostscript, nor what the web does not use."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,10 +28,6 @@ _TURNS = {
 _SWAPPED = {5, 6, 7, 8}
 _HOLDERS = {"exif", "xmp"}
 """Where Pillow keeps a JPEG's segments that may tell its orientation."""
-_FRAME = struct.Struct(">BHHB")
-_FRAMES, _SCAN = {0xC0, 0xC1, 0xC2}, 0xDA
-_SILENT = {0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xEE, 0xFE}
-"""A JPEG's segments that say nothing of orientation or size: tables, restarts, JFIF, colour profile, Adobe, comment."""
 _MOST_PIXELS = 1 << 26
 """Below what Pillow warns of."""
 _PNG_HOLDERS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
@@ -60,7 +50,7 @@ class EncodedImage:
             self.reducible, self._plain_jpeg, self._turn = True, True, 1
             self.width, self.height = plain
             return
-        image = self._open()
+        image = _open(data)
         # MPO is a JPEG with more pictures behind it.
         self.reducible = image.format in {"JPEG", "MPO"}
         self._plain_jpeg = self.reducible and image.mode in {"L", "RGB"}
@@ -94,36 +84,31 @@ class EncodedImage:
             self._picture = Image.fromarray(self.pixels()) if self._plain_jpeg else self._pillow(1)
         return self._picture
 
-    def _open(self) -> ImageFile.ImageFile:
-        try:
-            return Image.open(io.BytesIO(self._data), formats=_formats())
-        except Exception as error:  # decoders raise anything
-            raise OSError(str(error) or type(error).__name__) from error
-
     def _turbo(self, scale: int) -> npt.NDArray[np.uint8] | None:
-        """Not turned. None if libjpeg-turbo finds fault with it and Pillow, which forgives more, is to judge."""
-        width, height = (self.height, self.width) if self._turn in _SWAPPED else (self.width, self.height)
-        least = {"min_width": -(-width // scale), "min_height": -(-height // scale)} if scale > 1 else {}
-        try:
-            decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(self._data, "RGB", **least)
-        except ValueError as error:
-            # Here libjpeg made pixels up, which Pillow would let pass.
-            if "premature end of data segment" in str(error):
-                raise OSError(str(error)) from error
-            return None
-        return decoded
+        """Not turned. None if libjpeg-turbo finds fault with it and Pillow is to judge."""
+        size = (self.height, self.width) if self._turn in _SWAPPED else (self.width, self.height)
+        pixels = decode(self._data, "RGB", size, scale)
+        return None if isinstance(pixels, str) else pixels
 
     def _pillow(self, scale: int) -> Image.Image:
-        image: Image.Image = self._open()
+        image: Image.Image = _open(self._data)
         try:
-            if scale > 1:
-                image.draft(None, (image.width // scale, image.height // scale))
-            image.load()
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            return image.transpose(_TURNS[self._turn]) if self._turn in _TURNS else image
-        except Exception as error:  # decoders raise anything
-            raise OSError(str(error) or type(error).__name__) from error
+            with decoding():
+                if scale > 1:
+                    image.draft(None, (image.width // scale, image.height // scale))
+                image.load()
+                if image.mode.startswith("I"):
+                    image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                return image.transpose(_TURNS[self._turn]) if self._turn in _TURNS else image
+        except MemoryError as error:
+            raise RefusedError("bomb", error) from error
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    try:
+        return open_with_pillow(data, formats())
+    except MemoryError as error:
+        raise RefusedError("bomb", error) from error
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
@@ -131,34 +116,20 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
     None of all else, which Pillow is to judge. It would open this one too, at ten times the cost.
     """
-    if data[:2] != b"\xff\xd8":
+    if not data.startswith(b"\xff\xd8"):
         return None
-    at, size = 2, None
-    while at + 10 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == _SCAN:
-            return size
-        if marker in _FRAMES:
-            bits, high, wide, components = _FRAME.unpack_from(data, at + 4)
-            if bits != 8 or components not in {1, 3} or not 0 < wide * high <= _MOST_PIXELS:
-                return None
-            size = wide, high
-        elif marker not in _SILENT:
-            return None
-        at += 2 + length
-    return None
+    try:
+        header = read_header(data)
+    except RefusedError:
+        return None
+    usual = header.frame in USUAL_FRAMES and len(header.sampling) != 4 and header.pixels <= _MOST_PIXELS
+    return (header.width, header.height) if usual and not (header.exif or header.xmp) else None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """The image in mode RGB."""
     # A palette with an alpha for each colour goes there by way of RGBA, the same colours without a warning.
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _WANTED if name in Image.OPEN)
 
 
 def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torchvision.transforms import functional as tv  # type: ignore[import-untyped]
 
-from teacher_cache.views.view import Jitter, Operation
+from shards.lazy import resolve
+from teacher_cache.views.view import OPERATIONS, Jitter, Operation
 
 
 def _sheared(image: Image.Image, across: float, down: float) -> Image.Image:
@@ -29,23 +29,58 @@ def _moved(image: Image.Image, across: float, down: float) -> Image.Image:
     return moved
 
 
-_OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "Identity": lambda image, _: image,
-    "ShearX": lambda image, tangent: _sheared(image, tangent, 0),
-    "ShearY": lambda image, tangent: _sheared(image, 0, tangent),
-    "TranslateX": lambda image, fraction: _moved(image, fraction, 0),
-    "TranslateY": lambda image, fraction: _moved(image, 0, fraction),
-    "Rotate": tv.rotate,
-    "Brightness": lambda image, more: tv.adjust_brightness(image, 1 + more),
-    "Color": lambda image, more: tv.adjust_saturation(image, 1 + more),
-    "Contrast": lambda image, more: tv.adjust_contrast(image, 1 + more),
-    "Sharpness": lambda image, more: tv.adjust_sharpness(image, 1 + more),
-    "Posterize": lambda image, bits: tv.posterize(image, int(bits)),
-    "Solarize": tv.solarize,
-    "AutoContrast": lambda image, _: tv.autocontrast(image),
-    "Equalize": lambda image, _: tv.equalize(image),
-}
-"""As torchvision's RandAugment applies them: nearest pixels, black where there are none."""
+# RandAugment's operations, as torchvision applies them: nearest pixels, black where there are none. Each takes an image
+# and its magnitude, in the units of `OPERATIONS`.
+
+
+def identity(image: Image.Image, _: float) -> Image.Image:
+    return image
+
+
+def shear_x(image: Image.Image, tangent: float) -> Image.Image:
+    return _sheared(image, tangent, 0)
+
+
+def shear_y(image: Image.Image, tangent: float) -> Image.Image:
+    return _sheared(image, 0, tangent)
+
+
+def translate_x(image: Image.Image, fraction: float) -> Image.Image:
+    return _moved(image, fraction, 0)
+
+
+def translate_y(image: Image.Image, fraction: float) -> Image.Image:
+    return _moved(image, 0, fraction)
+
+
+def brightness(image: Image.Image, more: float) -> Image.Image:
+    return tv.adjust_brightness(image, 1 + more)  # type: ignore[no-any-return]
+
+
+def color(image: Image.Image, more: float) -> Image.Image:
+    return tv.adjust_saturation(image, 1 + more)  # type: ignore[no-any-return]
+
+
+def contrast(image: Image.Image, more: float) -> Image.Image:
+    return tv.adjust_contrast(image, 1 + more)  # type: ignore[no-any-return]
+
+
+def sharpness(image: Image.Image, more: float) -> Image.Image:
+    return tv.adjust_sharpness(image, 1 + more)  # type: ignore[no-any-return]
+
+
+def posterize(image: Image.Image, bits: float) -> Image.Image:
+    return tv.posterize(image, int(bits))  # type: ignore[no-any-return]
+
+
+def autocontrast(image: Image.Image, _: float) -> Image.Image:
+    return tv.autocontrast(image)  # type: ignore[no-any-return]
+
+
+def equalize(image: Image.Image, _: float) -> Image.Image:
+    return tv.equalize(image)  # type: ignore[no-any-return]
+
+
 _ORDERS = list(itertools.permutations(range(4)))
 
 
@@ -57,7 +92,7 @@ def apply(
     if jitter is not None:
         image = _jittered(image, jitter)
     for operation in operations:
-        image = _OPERATIONS[operation.name](image, operation.magnitude)
+        image = resolve(OPERATIONS[operation.name].does)(image, operation.magnitude)
     return np.array(image)
 
 

@@ -6,15 +6,18 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import UserError
-from teacher_cache.views.encoded import EncodedImage
+from shards.settings import option, settings
 from teacher_cache.views.view import CROP, NAMES, OPERATIONS, PHOTOMETRIC, Jitter, Operation, View, pack, unpack
+
+if TYPE_CHECKING:
+    from teacher_cache.views.encoded import EncodedImage
 
 VIEWS_VERSION = 3
 """Goes up whenever `draw` or `render` would give other pixels; part of every cache's fingerprint."""
@@ -23,7 +26,7 @@ _BINS = 30
 """RandAugment's magnitudes are 0 to 30, its 31 bins."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ViewPolicy:
     """Which views there are of an image.
 
@@ -39,11 +42,16 @@ class ViewPolicy:
 
     kind: Literal["crop", "centre", "squash", "given"] = "crop"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    scale: tuple[float, float] = (0.9, 1.0)
+    scale: Annotated[tuple[float, float], option("crop areas", ("LOW", "HIGH"))] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.0
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    rand_augment: tuple[int, int] | None = None
+    flip: Annotated[float, option("probability of mirroring", "P")] = 0.0
+    jitter: Annotated[
+        tuple[float, float, float, float],
+        option("colour jitter: brightness, contrast, saturation, hue, as in torchvision", ("B", "C", "S", "H")),
+    ] = (0.0, 0.0, 0.0, 0.0)
+    rand_augment: Annotated[
+        tuple[int, int] | None, option("N (1, 2) random operations of magnitude M (0-30)", ("N", "M"))
+    ] = None
 
     def __post_init__(self) -> None:
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1] and 0 <= self.flip <= 1):
@@ -150,7 +158,7 @@ class ViewPolicy:
         drawn = []
         for u_name, u_sign in (numbers[:2], numbers[2:])[:count]:
             name = NAMES[int(len(NAMES) * u_name)]
-            start, stop, signed = OPERATIONS[name]
+            _, start, stop, signed = OPERATIONS[name]
             value = start + (stop - start) * magnitude / _BINS
             value = float(round(value)) if name == "Posterize" else _half(value)
             drawn.append(Operation(name, -value if signed and u_sign < 0.5 else value))

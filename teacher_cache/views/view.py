@@ -8,23 +8,38 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-OPERATIONS: dict[str, tuple[float, float, bool]] = {
-    "Identity": (0, 0, False),
-    "ShearX": (0, 0.3, True),
-    "ShearY": (0, 0.3, True),
-    "TranslateX": (0, 150 / 331, True),
-    "TranslateY": (0, 150 / 331, True),
-    "Rotate": (0, 30, True),
-    "Brightness": (0, 0.9, True),
-    "Color": (0, 0.9, True),
-    "Contrast": (0, 0.9, True),
-    "Sharpness": (0, 0.9, True),
-    "Posterize": (8, 4, False),
-    "Solarize": (255, 0, False),
-    "AutoContrast": (0, 0, False),
-    "Equalize": (0, 0, False),
+_HERE, _TORCHVISION = "teacher_cache.views.photometric", "torchvision.transforms.functional"
+
+
+class Range(NamedTuple):
+    """What an operation does, `module:function` of a Pillow image and a magnitude, and which magnitudes there are.
+
+    `start` is RandAugment's 0, `stop` its 30; `signed`: it takes either sign.
+    """
+
+    does: str
+    start: float = 0
+    stop: float = 0
+    signed: bool = False
+
+
+OPERATIONS: dict[str, Range] = {
+    "Identity": Range(f"{_HERE}:identity"),
+    "ShearX": Range(f"{_HERE}:shear_x", 0, 0.3, True),
+    "ShearY": Range(f"{_HERE}:shear_y", 0, 0.3, True),
+    "TranslateX": Range(f"{_HERE}:translate_x", 0, 150 / 331, True),
+    "TranslateY": Range(f"{_HERE}:translate_y", 0, 150 / 331, True),
+    "Rotate": Range(f"{_TORCHVISION}:rotate", 0, 30, True),
+    "Brightness": Range(f"{_HERE}:brightness", 0, 0.9, True),
+    "Color": Range(f"{_HERE}:color", 0, 0.9, True),
+    "Contrast": Range(f"{_HERE}:contrast", 0, 0.9, True),
+    "Sharpness": Range(f"{_HERE}:sharpness", 0, 0.9, True),
+    "Posterize": Range(f"{_HERE}:posterize", 8, 4),
+    "Solarize": Range(f"{_TORCHVISION}:solarize", 255, 0),
+    "AutoContrast": Range(f"{_HERE}:autocontrast"),
+    "Equalize": Range(f"{_HERE}:equalize"),
 }
-"""RandAugment's space, in torchvision's order: the value at magnitude 0 and at 30, and whether it takes either sign.
+"""RandAugment's space, in torchvision's order: a view keeps an operation's place here, so others come after these.
 Shears are tangents, translations fractions of the side, rotations degrees; the enhancements stand for the factor less
 one, Posterize for the bits that are kept, Solarize for the threshold in 0 to 255."""
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from clip_models import build_model, create_student, load_model, save_model
-from clip_models.pruned import FullShape, LayerShape, TowerShape, tower_shape, with_shape
+from clip_models.pruned import tower_shape, with_shape
+from clip_models.shapes import FullShape, LayerShape, TowerShape
 from shards.errors import UserError
 
 PLAIN: dict[str, Any] = {

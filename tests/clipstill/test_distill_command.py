@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -157,19 +156,17 @@ def test_a_smoke_test_has_what_the_recipe_needs_and_keeps_its_shape(
     assert not (tmp_path / "again" / "shards").exists()
 
 
-def test_a_smoke_test_of_a_published_recipe_needs_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_a_smoke_test_of_a_published_recipe_needs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """teensy-tiny's student, in full, learns from text embeddings alone."""
-    done = subprocess.run(
-        [sys.executable, "-m", "clipstill", "distill", "--recipe", "teensy-tiny-4m", "--smoke"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "clip-mixer-4M (4.0 M parameters) trains: contrastive" in done.stdout
-    assert not list(tmp_path.glob("clipstill-smoke-*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert main(["distill", "--recipe", "teensy-tiny-4m", "--smoke"]) == 0
+    assert "clip-mixer-4M (4.0 M parameters) trains: contrastive" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long

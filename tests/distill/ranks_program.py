@@ -24,12 +24,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.losses import Embeddings
-from distill.pruning import PruneSettings
+from distill.data.batch import Batch
+from distill.pruning import PruneSettings, Pruning
 from distill.settings import LossTerm, OptimiserSettings, RunSettings
 from distill.training.ranks import Ranks
 from distill.training.run import Run
-from distill.training.step import Targets
 from distill.training.train import train
 
 
@@ -44,14 +43,14 @@ def gradients(settings: RunSettings, ranks: Ranks, steps: list[int]) -> tuple[di
     told = []
     for step in steps:
         batch = run.loader.batch(step)
-        if run.pruning:
-            run.pruning.begin(step)
-        values = run._gradients(batch, doubled(run.cached_targets(batch)), run.weights(step), lambda total: total)
-        if run.pruning:
-            run.pruning.add_gradients(step, lambda penalty: penalty)
-        taught = len(batch.keys) if batch.taught is None else len(batch.taught)
-        told.append({"keys": batch.keys, "taught": taught, "values": {n: float(v) for n, v in values.items()}})
-        others = run.pruning.named_parameters("prune") if run.pruning else ()
+        for pruning in prunings(run):
+            pruning.begin(step)
+        values = run._gradients(doubled(batch), run.weights(step), lambda total: total)
+        for pruning in prunings(run):
+            pruning.add_gradients(step, lambda penalty: penalty)
+        present = len(batch.keys) if batch.targets.present is None else int(batch.targets.present.sum())
+        told.append({"keys": batch.keys, "present": present, "values": {n: float(v) for n, v in values.items()}})
+        others = [pair for pruning in prunings(run) for pair in pruning.named_parameters("prune")]
         for name, parameter in [*run.student.named_parameters(), *run.loss.named_parameters("loss"), *others]:
             if parameter.grad is not None:
                 found[f"{step}/{name}"] = parameter.grad.clone()
@@ -68,11 +67,16 @@ def in_float64(settings: RunSettings, ranks: Ranks) -> Run:
         torch.set_default_dtype(torch.float32)
 
 
+def prunings(run: Run) -> list[Pruning]:
+    """Of a pruning run one, else none."""
+    return [hook for hook in run.hooks.values() if isinstance(hook, Pruning)]
+
+
 def scatter(run: Run) -> None:
     """Masks of all kinds, if the run has any: open, closed and between."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for row in run.pruning.masks() if run.pruning else ():
+        for row in [row for pruning in prunings(run) for row in pruning.masks()]:
             row.copy_(2 * torch.randn(row.shape, generator=generator))
 
 
@@ -80,10 +84,10 @@ def pruned(settings: RunSettings, ranks: Ranks) -> dict[str, Tensor]:
     """What a pruning run comes to, in float64: `masked/`, `prune/` and, materialised, `dense/` PARAMETER → values."""
     run = in_float64(settings, ranks)
     for step in range(run.steps):
-        run.step(run.loader.batch(step), lambda batch: doubled(run.cached_targets(batch)))
-    assert run.pruning is not None
+        run.step(doubled(run.loader.batch(step)))
+    (pruning,) = prunings(run)
     dense, _ = run.finished()
-    parts = {"masked": run.model, "dense": dense, "prune": run.pruning}
+    parts = {"masked": run.model, "dense": dense, "prune": pruning}
     return {
         f"{part}/{name}": value.detach().clone()
         for part, module in parts.items()
@@ -91,11 +95,9 @@ def pruned(settings: RunSettings, ranks: Ranks) -> dict[str, Tensor]:
     }
 
 
-def doubled(targets: Targets) -> Targets:
-    def double(of: Embeddings) -> Embeddings:
-        return replace(of, image=of.image.double(), text=of.text.double())
-
-    return replace(targets, teachers={name: tuple(map(double, them)) for name, them in targets.teachers.items()})
+def doubled(batch: Batch) -> Batch:
+    """What the teachers said in float64."""
+    return replace(batch, targets=batch.targets.with_rows(lambda rows: rows.double()))
 
 
 def written(settings: RunSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill.export.lineage import architecture, began_from, in_words, run_of
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
 
 
 def write_run(folder: Path, *, weights: str | None = None, facts: Any = None, **settings: Any) -> RunFolder:

@@ -32,10 +32,10 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     due: dict[int, list[int]] = {}
     step = Run.step
 
-    def interrupted(self: Run, batch: Any, targets: Any = None) -> Any:
+    def interrupted(self: Run, batch: Any) -> Any:
         for number in due.pop(batch.step, ()):
             os.kill(os.getpid(), number)
-        return step(self, batch, targets)
+        return step(self, batch)
 
     monkeypatch.setattr(Run, "step", interrupted)
     return due
@@ -125,11 +125,11 @@ from tests.distill import ranks_program as program
 open_clip.get_tokenizer = functools.cache(open_clip.get_tokenizer)
 plain = Run.step
 
-def step(self, batch, targets=None):
+def step(self, batch):
     # The second process alone is asked, and only once.
     if self.ranks.rank == 1 and batch.step == 2 and os.environ.get("ASKED"):
         os.kill(os.getpid(), signal.SIGTERM)
-    return plain(self, batch, targets)
+    return plain(self, batch)
 
 def work(settings):
     Run.step = step
@@ -158,7 +158,7 @@ def test_processes_end_at_one_step_whichever_of_them_is_asked(world: Any, tmp_pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "ASKED": "1"},
     )

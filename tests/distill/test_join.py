@@ -31,16 +31,15 @@ def check_targets(part: Any, batch: Batch, rows: list[int]) -> None:
     whole = TeacherCache.open(part.whole, part.dataset)
     keys = [key for shard in part.dataset.shards for key in shard.keys]
     counts = np.cumsum([0, 9, 3, 4])
-    (teacher,) = batch.teachers
-    assert teacher.image is not None
-    assert teacher.image.shape == teacher.text["txt"].shape == (len(rows), 40)
-    for at, row in enumerate(rows):
+    (teacher,) = batch.targets.teachers["txt"]
+    assert teacher.image.shape == teacher.text.shape == (len(batch.keys), 40)
+    for row in rows:
         position = keys.index(batch.keys[row])
         shard = int(np.searchsorted(counts, position, side="right")) - 1
         place = np.array([(shard, position - counts[shard])])
-        assert np.array_equal(teacher.text["txt"][at].numpy(), whole.text(place)[0])
+        assert np.array_equal(teacher.text[row].numpy(), whole.text(place)[0])
         views = [whole.image(place, np.array([view]))[0] for view in (0, 1)]
-        assert any(np.array_equal(teacher.image[at].numpy(), view) for view in views)
+        assert any(np.array_equal(teacher.image[row].numpy(), view) for view in views)
 
 
 def test_a_run_without_a_join_is_refused(part: Any, tmp_path: Path) -> None:
@@ -54,7 +53,7 @@ def test_skipping_trains_on_the_samples_that_have_a_teacher(part: Any, tmp_path:
     seen = []
     for step in range(3):
         batch = run.loader.batch(step)
-        assert batch.taught is None
+        assert batch.targets.present is None
         check_targets(part, batch, [0, 1, 2, 3])
         seen += [number(key) for key in batch.keys]
     assert len(set(seen)) == 12
@@ -74,30 +73,28 @@ def test_too_few_samples_left_for_a_batch_are_refused(part: Any, tmp_path: Path)
         Run(part.settings(tmp_path, join="skip", batch_size=14))
 
 
-def test_without_a_teacher_all_samples_are_seen_and_taught_names_the_others(part: Any, tmp_path: Path) -> None:
+def test_without_a_teacher_all_samples_are_seen_and_it_is_known_which_have_one(part: Any, tmp_path: Path) -> None:
     run = Run(part.settings(tmp_path, join="none"))
     whole = Run(part.settings(tmp_path, cache=part.whole))
     assert run.order.samples == 16
     seen = []
     for step in range(4):
         batch, full = run.loader.batch(step), whole.loader.batch(step)
-        # What the student sees is the same, crops of the untaught too.
+        # What the student sees is the same, crops of those without a teacher too.
         assert batch.keys == full.keys
         assert torch.equal(batch.images, full.images)
-        taught = [at for at, key in enumerate(batch.keys) if number(key) not in MISSING]
-        assert (batch.taught is None) == (len(taught) == 4)
-        assert batch.taught is None or batch.taught.tolist() == taught
-        image, all_images = batch.teachers[0].image, full.teachers[0].image
-        assert image is not None
-        assert all_images is not None
-        assert torch.equal(image, all_images[taught])
-        check_targets(part, batch, taught)
+        present = [at for at, key in enumerate(batch.keys) if number(key) not in MISSING]
+        assert batch.targets.present is not None
+        assert batch.targets.present.nonzero()[:, 0].tolist() == present
+        (ours,), (theirs,) = batch.targets.teachers["txt"], full.targets.teachers["txt"]
+        assert torch.equal(ours.image[present], theirs.image[present])
+        check_targets(part, batch, present)
         seen += batch.keys
     assert {number(key) for key in seen} == set(range(16))
 
 
 def test_losses_meet_the_right_rows(part: Any, tmp_path: Path) -> None:
-    """The affinity of the taught rows alone beside the contrastive loss of all, worked out here."""
+    """The affinity of the rows with a teacher alone beside the contrastive loss of all, worked out here."""
     settings = part.settings(tmp_path, join="none", losses={"affinity": 1.0, "contrastive": 1.0}, batch_size=8)
     run = Run(settings)
     mixed = 0
@@ -112,26 +109,23 @@ def test_losses_meet_the_right_rows(part: Any, tmp_path: Path) -> None:
         own = torch.arange(8)
         expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         assert float(terms["contrastive"]) == pytest.approx(float(expected), rel=1e-4)
-        taught = [at for at, key in enumerate(batch.keys) if number(key) not in MISSING]
-        mixed += len(taught) < 8
-        (teacher,) = batch.teachers
-        assert teacher.image is not None
-        says = 30 * teacher.image.double() @ teacher.text["txt"].double().T
-        logits = scale * image[taught] @ text[taught].T
+        present = [at for at, key in enumerate(batch.keys) if number(key) not in MISSING]
+        mixed += len(present) < 8
+        (teacher,) = batch.targets.teachers["txt"]
+        says = 30 * teacher.image[present].double() @ teacher.text[present].double().T
+        logits = scale * image[present] @ text[present].T
         expected = (F.cross_entropy(logits, says.softmax(dim=1)) + F.cross_entropy(logits.T, says.T.softmax(dim=1))) / 2
         assert float(terms["affinity"]) == pytest.approx(float(expected), rel=1e-4)
-    assert mixed, "no batch had untaught samples"
+    assert mixed, "all samples of every batch had a teacher"
 
 
-def test_a_batch_without_one_taught_sample_is_trained_on(part: Any, tmp_path: Path) -> None:
+def test_a_batch_of_which_no_teacher_knows_a_sample_is_trained_on(part: Any, tmp_path: Path) -> None:
     settings = part.settings(tmp_path / "run", join="none", batch_size=1, steps=16, losses={"contrastive": 1, "fd": 1})
     run = Run(settings)
     batches = [run.loader.batch(step) for step in range(16)]
-    empty = [batch for batch in batches if batch.taught is not None]
+    empty = [batch for batch in batches if batch.targets.present is not None and not batch.targets.present.any()]
     assert len(empty) == 3
     for batch in empty:
-        assert batch.taught is not None
-        assert len(batch.taught) == 0
         check_targets(part, batch, [])
         terms = run.step(batch)
         assert float(terms["fd"]) == 0

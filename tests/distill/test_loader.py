@@ -18,8 +18,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distill.data.loader import Batch, Loader, TeacherRows, Views
+from distill.data.loader import Batch, Loader, Views
 from distill.data.order import Order
+from distill.losses import Embeddings, Targets
 from shards import Dataset, UserError
 from teacher_cache import EncodedImage, TeacherCache, ViewPolicy
 
@@ -45,7 +46,7 @@ def plain(value: Any) -> Any:
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, tuple):
         return [plain(part) for part in value]
-    return plain(vars(value)) if isinstance(value, Batch | TeacherRows) else value
+    return plain(vars(value)) if isinstance(value, Batch | Targets | Embeddings) else value
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -98,10 +99,9 @@ def test_a_batch_is_what_a_plain_loop_gathers(world: Any) -> None:
         assert batch.captions == {"txt": [sample["txt"].decode() for sample in chosen]}
         assert torch.equal(batch.tokens["txt"], TOKENIZER(batch.captions["txt"]))
         assert batch.tokens["txt"].shape == (BATCH, 16)
-        (teacher,) = batch.teachers
-        assert teacher.image is not None
+        (teacher,) = batch.targets.teachers["txt"]
         assert batch.teacher_pixels is not None
-        assert np.abs(teacher.text["txt"].numpy() - normalised([sample["text"] for sample in chosen])).max() < 1e-7
+        assert np.abs(teacher.text.numpy() - normalised([sample["text"] for sample in chosen])).max() < 1e-7
         for at, (key, sample) in enumerate(zip(batch.keys, chosen, strict=True)):
             # Which of the three views it is, by its embedding; the pixels must be of that same view.
             every = normalised([embedding for _, embedding in sample["views"]])
@@ -178,7 +178,7 @@ def test_a_run_without_a_cache_sees_the_same_pixels(world: Any) -> None:
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.tokens["txt"], other.tokens["txt"])
         assert one.keys == other.keys
-        assert other.teachers == ()
+        assert other.targets == Targets()
         assert other.teacher_pixels is None
 
 

@@ -92,20 +92,18 @@ def test_each_teacher_speaks_of_the_same_views_and_captions(several: Several) ->
         assert batch.captions["txt"] == [several.dataset.shards[place].caption(row) for place, row in places]
         for name in ("txt", "table-said"):
             assert torch.equal(batch.tokens[name], TOKENIZER(batch.captions[name]))
-        one, words, other, pictures = batch.teachers
-        assert one.image is not None
+        one, words, other, pictures = batch.targets.teachers["txt"]
         every = np.stack([caches[0].image(places, np.full(BATCH, view)) for view in range(3)], axis=1)
         views = np.abs(every - one.image.numpy()[:, None]).max(axis=2).argmin(axis=1)
-        for rows, cache in zip(batch.teachers, caches, strict=True):
-            if cache.views:
-                assert rows.image is not None
-                assert np.array_equal(rows.image.numpy(), cache.image(places, views))
-            if cache.captions:
-                assert np.array_equal(rows.text["txt"].numpy(), cache.text(places))
-                assert np.array_equal(rows.text["table-said"].numpy(), cache.text(places, numbers, "table-said"))
-        assert words.image is None
-        assert pictures.text == {}
-        assert (one.image.shape, other.text["txt"].shape) == ((BATCH, 40), (BATCH, 24))
+        for captions, shown in (("txt", np.zeros(BATCH, np.int64)), ("table-said", numbers)):
+            for said, cache in zip(batch.targets.teachers[captions], caches, strict=True):
+                if cache.views:
+                    assert np.array_equal(said.image.numpy(), cache.image(places, views))
+                if cache.captions:
+                    assert np.array_equal(said.text.numpy(), cache.text(places, shown, captions))
+        assert (words.image.shape, pictures.text.shape) == ((BATCH, 0), (BATCH, 0))
+        assert (one.image.shape, other.text.shape) == ((BATCH, 40), (BATCH, 24))
+        assert batch.targets.present is None
 
 
 def test_captions_come_in_turn_and_none_twice_before_all_have_come(several: Several) -> None:
@@ -133,15 +131,15 @@ def test_ranks_share_the_global_batch(several: Several, ranks: int) -> None:
         assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
         assert torch.equal(torch.cat([piece.tokens["txt"] for piece in pieces]), batch.tokens["txt"])
         for teacher in range(2):
-            texts = [piece.teachers[teacher].text["txt"] for piece in pieces]
-            assert torch.equal(torch.cat(texts), batch.teachers[teacher].text["txt"])
+            texts = [piece.targets.teachers["txt"][teacher].text for piece in pieces]
+            assert torch.equal(torch.cat(texts), batch.targets.teachers["txt"][teacher].text)
 
 
 def test_a_text_teacher_alone_leaves_the_views_to_the_policy(several: Several) -> None:
     batch = several.loader("words", views=5).batch(2)
     drawn = several.loader(views=5).batch(2)
     assert torch.equal(batch.images, drawn.images)
-    assert batch.teachers[0].image is None
+    assert batch.targets.teachers["txt"][0].image.shape == (BATCH, 0)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +167,7 @@ def test_crops_that_two_caches_were_given_must_be_the_same(several: Several, mon
     monkeypatch.setattr(given.__class__, "dtype", POLICY.dtype)
     monkeypatch.setattr(given.__class__, "photometric", False)
     loader = several.loader("one", "other", "words")
-    assert len(loader.batch(0).teachers) == 3
+    assert len(loader.batch(0).targets.teachers["txt"]) == 3
 
     def moved(cache: TeacherCache, *where: Any) -> list[Any]:
         found = stored(cache, *where)
@@ -193,12 +191,13 @@ def test_the_wait_for_batches_is_known(several: Several) -> None:
 def test_a_part_is_the_same_whoever_fills_it_in_however_many_chunks(
     several: Several, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [several.loader("one").batch(step) for step in range(6)]
+    whole = [several.loader("one").batch(step) for step in range(6)]
     monkeypatch.setattr("distill.data.loader._CHUNK", 3)
     monkeypatch.setattr("distill.data.loader._AHEAD", 1)
-    for batch, alone in zip(several.loader("one").batches(0, 6), expected, strict=True):
+    for batch, alone in zip(several.loader("one").batches(0, 6), whole, strict=True):
         assert batch.keys == alone.keys
         assert batch.captions == alone.captions
         assert torch.equal(batch.images, alone.images)
         assert torch.equal(batch.tokens["txt"], alone.tokens["txt"])
-        assert torch.equal(batch.teachers[0].text["txt"], alone.teachers[0].text["txt"])
+        (said,), (expected,) = batch.targets.teachers["txt"], alone.targets.teachers["txt"]
+        assert torch.equal(said.text, expected.text)

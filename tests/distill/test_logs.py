@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.training.logs import RunLog, read_log
+from distill.run_folder import read_log
+from distill.training.logs import RunLog
 from shards import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from distill.losses import LOSSES, Embeddings, LossShape, Pair, WeightedSum
+from distill.losses import LOSSES, Embeddings, LossShape, Targets, WeightedSum
 
 B, DS, WIDTHS = 8, 3, (5, 3)
 WEIGHTS = {name: 0.5 + place for place, name in enumerate(LOSSES)}
@@ -44,6 +44,15 @@ def teachers(captions: int = 0) -> tuple[Embeddings, ...]:
     return tuple(Embeddings(unit(10 + w, w), unit(20 + w + captions, w), 20.0 - w, -4.0) for w in WIDTHS)
 
 
+def said(present: list[int] | None = None) -> Targets:
+    """By the teachers; of samples that are not `present`, nothing that a loss may look at."""
+    if present is None:
+        return Targets({"txt": teachers()})
+    known = torch.zeros(B, dtype=torch.bool)
+    known[present] = True
+    return Targets({"txt": teachers()}, known).with_rows(lambda rows: torch.where(known[:, None], rows, torch.nan))
+
+
 def slopes(of: Tensor, ours: Embeddings, total: WeightedSum) -> dict[str, npt.NDArray[np.float64]]:
     by = {"image": ours.raw_image, "text": ours.raw_text, "scale": ours.logit_scale, "bias": ours.logit_bias}
     by |= dict(total.named_parameters())
@@ -53,7 +62,7 @@ def slopes(of: Tensor, ours: Embeddings, total: WeightedSum) -> dict[str, npt.ND
 
 def test_it_adds_what_it_reports() -> None:
     total, ours = make(), student()
-    value, terms = total({"txt": Pair(ours, teachers())}, WEIGHTS)
+    value, terms = total({"txt": ours}, said(), WEIGHTS)
     assert list(terms) == list(LOSSES)
     assert not any(term.requires_grad for term in terms.values())
     assert float(value.detach()) == pytest.approx(sum(w * float(terms[n]) for n, w in WEIGHTS.items()), rel=1e-12)
@@ -68,10 +77,11 @@ def test_it_adds_what_it_reports() -> None:
 
 def test_caption_sets_count_as_their_mean_and_keep_their_names() -> None:
     total = make()
-    pairs = {name: Pair(student(place), teachers(place)) for place, name in enumerate(("txt", "synthetic"))}
-    value, terms = total(pairs, WEIGHTS)
-    assert set(terms) == set(LOSSES) | {f"{loss}/{captions}" for loss in LOSSES for captions in pairs}
-    alone = {captions: total({captions: pair}, WEIGHTS) for captions, pair in pairs.items()}
+    ours = {name: student(place) for place, name in enumerate(("txt", "synthetic"))}
+    theirs = Targets({name: teachers(place) for place, name in enumerate(ours)})
+    value, terms = total(ours, theirs, WEIGHTS)
+    assert set(terms) == set(LOSSES) | {f"{loss}/{captions}" for loss in LOSSES for captions in ours}
+    alone = {captions: total({captions: own}, theirs, WEIGHTS) for captions, own in ours.items()}
     assert float(value.detach()) == pytest.approx(sum(float(v.detach()) for v, _ in alone.values()) / 2, rel=1e-12)
     for name in LOSSES:
         assert float(terms[name]) == pytest.approx(sum(float(own[name]) for _, own in alone.values()) / 2, rel=1e-12)
@@ -79,19 +89,19 @@ def test_caption_sets_count_as_their_mean_and_keep_their_names() -> None:
         assert {name: terms[f"{name}/{captions}"] for name in own} == own
 
 
-@pytest.mark.parametrize("taught", [[0, 1, 2, 5, 7], [4, 6], [3], []], ids=str)
+@pytest.mark.parametrize("present", [[0, 1, 2, 5, 7], [4, 6], [3], []], ids=str)
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_samples_that_no_teacher_knows_are_left_out_of_its_losses(taught: list[int], parts: int) -> None:
+def test_samples_that_no_teacher_knows_are_left_out_of_its_losses(present: list[int], parts: int) -> None:
     """And the mean over parts, of which some have more of the others than their fellows, is the whole."""
-    total, known = make(), torch.tensor(taught, dtype=torch.int64)
+    total, known = make(), torch.tensor(present, dtype=torch.int64)
     ours, theirs = student(), tuple(teacher.only(known) for teacher in teachers())
-    pair, size = {"txt": Pair(ours, theirs, known)}, B // parts
-    results = [total(pair, WEIGHTS, slice(start, start + size)) for start in range(0, B, size)]
+    size = B // parts
+    results = [total({"txt": ours}, said(present), WEIGHTS, slice(at, at + size)) for at in range(0, B, size)]
     terms = {name: np.mean([float(own[name]) for _, own in results]) for name in LOSSES}
 
     few = Embeddings.of_raw(*(rows[known] for rows in raw(ours)), ours.logit_scale, ours.logit_bias)
     expected = {n: w * total.losses[n](ours, ()) for n, w in WEIGHTS.items() if n not in NEEDY}
-    if taught:
+    if present:
         expected |= {n: WEIGHTS[n] * total.losses[n](few, theirs) for n in NEEDY}
     for name in LOSSES:
         wanted = float(expected[name].detach()) / WEIGHTS[name] if name in expected else 0.0
@@ -110,10 +120,9 @@ def test_samples_that_no_teacher_knows_are_left_out_of_its_losses(taught: list[i
 
 def test_a_part_that_no_teacher_knows_still_has_a_gradient_for_everything() -> None:
     """Zero: else one process would wait for a gradient that another never gives."""
-    total, ours, known = make({"fd": 1, "sigmoid_affinity": 1}), student(), torch.tensor([1])
-    pair = Pair(ours, tuple(teacher.only(known) for teacher in teachers()), known)
+    total, ours = make({"fd": 1, "sigmoid_affinity": 1}), student()
     for rows, nothing in ((slice(0, 4), False), (slice(4, 8), True)):
-        gradients = slopes(total({"txt": pair}, {"fd": 1, "sigmoid_affinity": 1}, rows)[0], ours, total)
+        gradients = slopes(total({"txt": ours}, said([1]), {"fd": 1, "sigmoid_affinity": 1}, rows)[0], ours, total)
         assert all((gradient == 0).all() for gradient in gradients.values()) is nothing
 
 
@@ -127,7 +136,7 @@ def test_losses_project_the_student_alike() -> None:
     save(stored)  # Refuses tensors that share memory.
 
     def gradient(weights: Mapping[str, float]) -> npt.NDArray[np.float64]:
-        value, _ = total({"txt": Pair(ours, teachers())}, {"crd": 0, "icl": 0, "fd": 0, "gd": 0} | weights)
+        value, _ = total({"txt": ours}, said(), {"crd": 0, "icl": 0, "fd": 0, "gd": 0} | weights)
         (slope,) = torch.autograd.grad(
             value, dict(total.named_parameters())["losses.icl.projections.0.image.weight"], retain_graph=True
         )
@@ -140,5 +149,8 @@ def test_losses_project_the_student_alike() -> None:
     other = make({"crd": 1, "icl": 1, "fd": 1, "gd": 1}).float()
     other.load_state_dict({name: torch.ones_like(value).float() for name, value in stored.items()})
     other.double()
+    ones = torch.ones(B, DS, dtype=torch.float64)
     for name in ("icl", "fd", "gd"):
-        assert (other.losses[name].projections[0].image.weight == torch.ones(5, 3, dtype=torch.float64)).all()
+        # Maps of ones, and a bias: all rows become the same one.
+        (image, _), _ = other.losses[name].projected(Embeddings.of_raw(ones, ones, 1.0))
+        assert torch.allclose(image, torch.full((B, 5), 5**-0.5, dtype=torch.float64))

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from distill.data.loader import Loader
+from distill.run_folder import read_log
 from distill.settings import EvaluationSettings
 from distill.training.checkpoint import Checkpoints
-from distill.training.logs import read_log
 from distill.training.monitor import Watch
 from distill.training.run import Run
 from distill.training.train import train
@@ -100,8 +100,8 @@ def test_a_cached_embedding_that_is_not_finite_is_named_with_its_key(
     step = next(
         step
         for step in range(20)
-        for rows in loader.batch(step).teachers
-        if not torch.isfinite(rows.text["txt"] if name == "txt" else rows.image).all()
+        for said in loader.batch(step).targets.teachers["txt"]
+        if not torch.isfinite(said.text if name == "txt" else said.image).all()
     )
     with pytest.raises(UserError) as caught:
         train(settings)
@@ -187,8 +187,8 @@ def test_an_explosion_stops_a_run_before_its_checkpoint(
     """Its losses are made to leap up after 25 steps; what is there is from before."""
     step = Run.step
 
-    def leaping(self: Run, batch: Any, targets: Any = None) -> dict[str, Tensor]:
-        values = step(self, batch, targets)
+    def leaping(self: Run, batch: Any) -> dict[str, Tensor]:
+        values = step(self, batch)
         return values | {"affinity": values["affinity"] * (100 if batch.step > 25 else 1)}
 
     monkeypatch.setattr(Run, "step", leaping)
@@ -295,7 +295,7 @@ FIGURE = "eval/retrieval/image_to_text/R@1"
 
 def test_the_best_checkpoint_is_kept_and_delivered(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With figures that are best in the middle; what is evaluated, and delivered, is the average of the weights."""
-    from evaluation import InRun  # noqa: PLC0415
+    from distill.training.in_run import InRun  # noqa: PLC0415
 
     figures = iter([1.0, 5.0, 5.0, 2.0])
     seen: list[dict[str, Tensor]] = []

@@ -12,7 +12,8 @@ from torch import nn
 
 from clip_models import create_student
 from distill.settings import OptimiserSettings
-from distill.training.optim import learning_rate, make_adamw, make_average
+from distill.training.optim import make_adamw, make_average
+from distill.training.schedule import learning_rate
 
 
 def test_the_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from clip_models import ModelConfig, create_student, load_model, save_model
 from clip_models.pruned import tower_shape
-from distill.pruning import PruneSettings, Pruning, draw_architecture, materialise, pruning_report
+from distill.pruning import PruneSettings, Pruning, draw_architecture, pruning_report
 from distill.pruning.gates import Gates, Opened
 from distill.pruning.masks import mask, masked_towers
+from distill.pruning.materialise import materialise
 from shards import UserError
 from tests.distill import pruning_formulas as formulas
 
@@ -318,7 +319,7 @@ def test_an_average_of_the_weights_has_the_masks_as_they_are(make: Make) -> None
     with torch.no_grad():
         average.visual.conv1.weight.mul_(2)
     scatter(model)
-    pruning.share(average)
+    pruning.after_step(average)
     dense, new = materialise(average, config)
     assert new == materialise(model, config)[1]
     assert difference(embeddings(dense), embeddings(average.eval())) < 1e-12

@@ -25,6 +25,7 @@ from distill.training.train import train
 from evaluation import evaluate
 from shards import UserError
 from tests.distill import pruning_formulas as formulas
+from tests.distill.ranks_program import prunings
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -168,14 +169,14 @@ def close(settings: RunSettings, *parts: tuple[str, int]) -> dict[str, Any]:
     At its end heads or MLP units of a layer of the text tower are as closed as they can be. Returns the report.
     """
     run = Run(settings)
-    assert run.pruning is not None
+    (pruning,) = prunings(run)
     assert settings.prune is not None
     with torch.no_grad():
-        for row in run.pruning.masks():
+        for row in pruning.masks():
             row.fill_(0.6)
     for batch in run.loader.batches(0, run.steps):
         run.step(batch)
-    gates = run.pruning.gates[1]
+    gates = pruning.gates[1]
     for part, layer in parts:
         counts = [getattr(each, part) for each in gates.shape.layers]
         with torch.no_grad():

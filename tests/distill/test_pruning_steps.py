@@ -18,7 +18,7 @@ from distill.settings import RunSettings
 from distill.training.ranks import Ranks
 from distill.training.run import Run
 from tests.distill.pruning_formulas import probability
-from tests.distill.ranks_program import doubled, gradients, in_float64, pruned, scatter
+from tests.distill.ranks_program import doubled, gradients, in_float64, pruned, prunings, scatter
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 PRUNE = PruneSettings(target=0.6, ramp=4, lr=1.0)
@@ -42,7 +42,7 @@ def settings(world: Any, rich: str, tmp_path: Path, save_student: Callable[..., 
 
 def steps(run: Run, count: int) -> None:
     for step in range(count):
-        run.step(run.loader.batch(step), lambda batch: doubled(run.cached_targets(batch)))
+        run.step(doubled(run.loader.batch(step)))
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def test_the_average_is_delivered_under_the_masks_as_they_are(settings: Callable
     run = in_float64(settings(optimiser={"ema": 0.6}), ALONE)
     average: dict[str, Any] = {}
     for step in range(8):
-        run.step(run.loader.batch(step), lambda batch: doubled(run.cached_targets(batch)))
+        run.step(doubled(run.loader.batch(step)))
         now = {name: value.detach().numpy().copy() for name, value in run.model.named_parameters()}
         average = {name: 0.6 * average[name] + 0.4 * now[name] if average else now[name] for name in now}
     lag = 0.0
@@ -123,12 +123,11 @@ def test_a_locked_tower_is_neither_masked_nor_counted(
     run = in_float64(settings(lock=(locked,)), ALONE)
     before = embeddings(run.model, run)
     run.student.train()
-    gates = run.pruning.gates[0] if run.pruning else None
-    assert gates is not None
+    (pruning,) = prunings(run)
+    (gates,) = pruning.gates
     assert [tower.kind for tower in masked_towers(run.model)] == [other]
     steps(run, 8)
-    assert run.pruning is not None
-    figures = run.pruning.figures(8)
+    figures = pruning.figures(8)
     d, heads = gates.shape.full.width, gates.shape.full.heads
     hidden, of_heads, mlp = (probability(row.detach().numpy()).sum() for row in gates.parameters())
     expected = hidden * (of_heads * ((4 * d * d + 4 * d) // heads) / d + 2 * mlp)
@@ -155,13 +154,13 @@ def test_autocast_computes_the_masked_model_closely(
     plain, low = Run(settings(prune=FAR)), Run(settings(prune=FAR, precision=precision))
     found = []
     for run in (plain, low):
-        assert run.pruning is not None
+        (pruning,) = prunings(run)
         scatter(run)
         if run.scaler.is_enabled():
             # Torch begins where the first step overflows, and is left out.
             run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
         batch = run.loader.batch(2)
-        run.pruning.begin(2)
+        pruning.begin(2)
         for training in (True, False):
             run.student.train(training)
             with torch.no_grad():
@@ -169,7 +168,7 @@ def test_autocast_computes_the_masked_model_closely(
             found.append([out["image"], out["text/txt"]])
         run.student.train()
         run.step(batch)
-        for gates in run.pruning.gates:
+        for gates in pruning.gates:
             opened = gates.opened
             rows = [*gates.parameters(), opened.hidden, *opened.heads, *opened.mlp]
             assert {row.dtype for row in rows} == {torch.float32}
@@ -180,7 +179,7 @@ def test_autocast_computes_the_masked_model_closely(
     with torch.no_grad():
         # The norms compute in float32 and round once.
         assert torch.equal(low.model.visual.ln_post(narrow), low.model.visual.ln_post(narrow.float()).to(dtype))
-    moments = [run.optimiser.state[run.pruning.multipliers]["exp_avg"] for run in (plain, low) if run.pruning]
+    moments = [run.optimiser.state[each.multipliers]["exp_avg"] for run in (plain, low) for each in prunings(run)]
     assert (moments[0].abs() > 1e-3).all()
     torch.testing.assert_close(moments[1], moments[0], rtol=1e-4, atol=0)
 

@@ -18,9 +18,13 @@ import numpy as np
 import pytest
 
 from distill.report import write_comparison, write_run_page
-from distill.report.chart import say_ticks, thin
-from distill.report.run_folder import RunFolder
+from distill.run_folder import RunFolder
+from pages.axis import say_ticks
+from pages.curves import thin
 from shards import UserError
+
+WIDTH = 5000
+"""What a curve is as wide as, in its own units."""
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 
@@ -116,7 +120,7 @@ class Page(HTMLParser):
 
 
 class Chart:
-    """Curves by axis, kind and run, in pixels; ticks as (kind and axis, x, y, text)."""
+    """Curves by axis, kind and run; ticks as (kind and axis, x, y, text): x in units of `WIDTH`, y in pixels."""
 
     def __init__(self) -> None:
         self.curves: dict[tuple[str, str, int], list[np.ndarray]] = {}
@@ -127,9 +131,9 @@ class Chart:
     def take(self, tag: str, given: dict[str, str], axis: str) -> None:
         kind = given.get("class", "")
         if tag == "text":
-            self.ticks.append((f"{kind} {axis}".strip(), float(given["x"]), float(given["y"]) - 4, ""))
+            self.ticks.append((f"{kind.split()[0]} {axis}".strip(), place(given["x"]), float(given["y"]) - 4, ""))
         elif tag == "line" and kind.startswith("mark"):
-            self.marks.append((kind.removeprefix("mark "), float(given["x1"])))
+            self.marks.append((kind.removeprefix("mark "), place(given["x1"])))
         elif tag == "path" and "d" in given and kind.split()[0] in {"line", "mean"}:
             run = int(kind.split()[-1].removeprefix("s"))
             self.curves[axis, kind.split()[0], run] = [pixels(piece) for piece in given["d"].split("M")[1:]]
@@ -152,10 +156,15 @@ class Chart:
 
 
 def pixels(piece: str) -> np.ndarray:
-    """A piece of a curve: where it starts, then moves from point to point, in tenths of a pixel."""
+    """A piece of a curve: where it starts, then moves from point to point, upright in tenths of a pixel."""
     start, moves = piece.split("l")
     parts = [start.split(), *zip(*[iter(moves.split())] * 2, strict=True)]
-    return np.cumsum(np.array(parts, np.float64), axis=0)[1:] / 10
+    return np.cumsum(np.array(parts, np.float64), axis=0)[1:] * [1, 0.1]
+
+
+def place(share: str) -> float:
+    """A share of the chart's width, in the units of its curves."""
+    return float(share.removesuffix("%")) * WIDTH / 100
 
 
 def number(text: str) -> float:
@@ -207,6 +216,44 @@ def test_what_is_nested_is_drawn_by_its_path_and_nothing_is_left_out(make_run: C
     assert page.charts["measured/samples_per_second"].data[0][1] == [100.0 + step for step in logged("loss")[0]]
 
 
+def of_one_loss(weight: float, term: str = "affinity", *, drift: float = 0.0) -> list[dict[str, Any]]:
+    values = [3.0, 2.0, 1.5, 1.25]
+    return [
+        {"step": step, "loss": weight * value + drift * step, term: value, "eval/top1": 1.0 * step}
+        for step, value in enumerate(values, 1)
+    ]
+
+
+@pytest.mark.parametrize(("weight", "told"), [(1.0, "loss: affinity"), (2000.0, "loss: 2000 × affinity")])
+def test_with_one_loss_its_curve_is_not_drawn_twice(make_run: Callable[..., Path], weight: float, told: str) -> None:
+    page = write_run_page(make_run("a", log=of_one_loss(weight)))
+    assert set(Page(page).charts) == {"loss", "eval/top1"}
+    assert told in page.read_text()
+    # What is not the loss by a constant factor is news.
+    page = write_run_page(make_run("b", log=of_one_loss(weight, drift=0.01 * weight)))
+    assert set(Page(page).charts) == {"loss", "affinity", "eval/top1"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "drawn"),
+    [
+        (of_one_loss(1), of_one_loss(1), set()),
+        (of_one_loss(1), of_one_loss(1, "contrastive"), set()),
+        # Before their weights they can be compared.
+        (of_one_loss(1), of_one_loss(2), {"affinity"}),
+        (of_one_loss(1), LOG, {"affinity", "fd"}),
+    ],
+    ids=["one", "one each", "weights", "more"],
+)
+def test_runs_of_one_loss_are_compared_by_the_loss(
+    make_run: Callable[..., Path], first: Any, second: Any, drawn: set[str]
+) -> None:
+    runs = [make_run("a", log=first), make_run("b", log=second)]
+    charts = Page(write_comparison(runs, runs[0].parent / "c.html")).charts
+    assert set(charts) & {"affinity", "contrastive", "fd"} == drawn
+    assert "loss" in charts
+
+
 def test_what_is_not_finite_is_a_gap(make_run: Callable[..., Path]) -> None:
     values = [3.0, 2.5, math.nan, 2.0, math.inf, math.nan, 1.5, 1.0, None, 0.5]
     log = [{"step": step, "loss": value} for step, value in enumerate(values, 1)]
@@ -250,17 +297,17 @@ def test_what_was_logged_once_is_listed_and_not_drawn(make_run: Callable[..., Pa
     assert page.charts == {}
     assert page.rows["loss-once"][1:] == [["loss", "2.500", "4"]]
     assert page.rows["stability-once"][1:] == [["logit scale", "14.25", "4"]]
-    assert page.rows["evaluation-once"][1:] == [["top1", "3.500", "4"], ["mean_rank", "90.88", "4"]]
+    assert page.rows["evaluation-once"][1:] == [["top1", "3.500", "4"], ["mean rank", "90.88", "4"]]
 
     # As soon as any run has two, those of all are drawn.
     longer = make_run("b", log=[*log, {"step": 8, "eval/top1": 4.5}])
     page = Page(write_run_page(longer))
     assert set(page.charts) == {"eval/top1"}
-    assert page.rows["evaluated"][1:] == [["top1", "4.500", "4.500", "8"], ["mean_rank", "90.88", "90.88", "4"]]
+    assert page.rows["evaluated"][1:] == [["top1", "4.500", "4.500", "8"], ["mean rank", "90.88", "90.88", "4"]]
     page = Page(write_comparison([short, longer], short.parent / "c.html"))
     assert {name: sorted(chart.data) for name, chart in page.charts.items()} == {"eval/top1": [0, 1]}
     rows = {row[0]: row[1:] for row in page.rows["figures"]}
-    assert rows["mean_rank"] == ["90.8890.88 at 4"] * 2
+    assert rows["mean rank"] == ["90.8890.88 at 4"] * 2
     assert rows["logit scale"] == ["14.25"] * 2
 
 
@@ -317,8 +364,8 @@ def test_the_page_says_what_is_trained_and_how_far_it_is(make_run: Callable[...,
     assert page.texts["best"] == "51.25"
     assert page.texts["hours"] == "4 h"
     assert page.rows["evaluated"][1:] == [
-        ["zero_shot/top1", "49", "51.25", "300"],
-        ["retrieval/text_to_image/mean_rank", "251", "248.8", "300"],
+        ["zero shot top1", "49", "51.25", "300"],
+        ["retrieval text to image mean rank", "251", "248.8", "300"],
     ]
 
 
@@ -385,7 +432,7 @@ def test_no_text_becomes_markup_and_no_script_but_the_pages_own_may_run(make_run
         assert script
         digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
         (policy,) = [value for _, value in page.attributes if "default-src" in value]
-        assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def test_a_run_that_has_only_begun_has_a_page(make_run: Callable[..., Path]) -> None:
@@ -779,19 +826,22 @@ def test_long_noisy_curves_have_their_means_drawn_over_them(make_run: Callable[.
 
 
 def test_only_settings_that_differ_are_listed(make_run: Callable[..., Path]) -> None:
-    optimiser = SETTINGS["optimiser"] | {"lr": 0.0005}
+    optimiser = SETTINGS["optimiser"] | {"lr": 0.0005, "ema": 0.9999}
     # 2000 is the same weight as 2000.0, and every run has a folder of its own.
     losses = {"fd": {"weight": 2000, "options": {}}, "contrastive": {"weight": 1.5, "options": {}}}
     changes = {"optimiser": optimiser, "losses": losses, "seed": 7}
-    runs = [make_run("a"), make_run("b", settings=changes, facts={"device": "cuda"})]
+    facts = {"device": "cuda", "teachers": [FACTS["teachers"][0] | {"logit_scale": 50.0}]}
+    runs = [make_run("a"), make_run("b", settings=changes, facts=facts)]
     page = Page(write_comparison(runs, runs[0].parent / "c.html"))
     assert page.rows["differences"] == [
         ["setting", "a", "b"],
-        ["losses.affinity.weight", "[[0, 1], [0.5, 0.25]]", "–"],
-        ["optimiser.lr", "0.001", "0.0005"],
+        ["loss affinity weight", "1 at 0% → 0.25 at 50%", "–"],
+        ["optimiser lr", "0.001", "0.0005"],
+        ["optimiser ema", "none", "0.9999"],
         ["seed", "0", "7"],
-        ["facts.device", "cpu", "cuda"],
-        ["losses.contrastive.weight", "–", "1.5"],
+        ["teacher 1 logit scale", "100", "50"],
+        ["device", "cpu", "cuda"],
+        ["loss contrastive weight", "–", "1.5"],
     ]
 
 
@@ -808,8 +858,8 @@ def test_figures_stand_side_by_side_and_the_best_is_bold(make_run: Callable[...,
     rows = {row[0]: row[1:] for row in page.rows["figures"]}
     assert rows["state"] == ["at step 400 of 400", "finished, 400 steps"]
     assert rows["trained for"] == ["4 h", "4 h"]
-    assert rows["zero_shot/top1"] == ["4951.25 at 300", "5052.25 at 300"]
-    assert rows["retrieval/text_to_image/mean_rank"] == ["251248.8 at 300", "252249.8 at 300"]
+    assert rows["zero shot top1"] == ["4951.25 at 300", "5052.25 at 300"]
+    assert rows["retrieval text to image mean rank"] == ["251248.8 at 300", "252249.8 at 300"]
     assert rows["fd"] == ["2.4002.010 at 10"] * 2
     assert re.findall(r"<b>([\d.]+)</b>", page.text) == ["52.25", "248.8"]
 

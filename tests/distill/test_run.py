@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from distill.run_folder import read_log
 from distill.settings import LossTerm
-from distill.training.logs import read_log
 from distill.training.run import Run
 from distill.training.train import train
 from shards import UserError
@@ -83,11 +83,11 @@ def test_targets_are_the_caches_rows_at_the_teachers_or_the_pinned_scale(world: 
     for pinned, expected in ((None, 30.0), (64.0, 64.0)):
         run = Run(world.settings(tmp_path, teacher_scale=pinned))
         batch = run.loader.batch(2)
-        (target,) = run.cached_targets(batch).teachers["txt"]
+        (target,) = batch.targets.teachers["txt"]
         assert target.logit_scale == pytest.approx(expected, rel=1e-6)
         assert np.array_equal(target.text.numpy(), cache.text(np.array([where[key] for key in batch.keys])))
     plain = Run(world.settings(tmp_path, cache=None))
-    assert plain.cached_targets(plain.loader.batch(0)).teachers == {}
+    assert plain.loader.batch(0).targets.teachers == {}
 
 
 def test_embeddings_are_the_students_of_normalised_pixels(world: Any, tmp_path: Path) -> None:
@@ -116,11 +116,8 @@ def test_the_loss_is_the_sum_over_terms_of_means_over_captions_and_teachers(
     total = 0.0
     for captions, student in own.items():
         terms = []
-        for teacher, scale in zip(batch.teachers, (30.0, 20.0), strict=True):
-            assert teacher.image is not None
-            terms.append(
-                affinity(student, teacher.image.double().numpy(), teacher.text[captions].double().numpy(), scale)
-            )
+        for teacher, scale in zip(batch.targets.teachers[captions], (30.0, 20.0), strict=True):
+            terms.append(affinity(student, teacher.image.double().numpy(), teacher.text.double().numpy(), scale))
         assert values[f"affinity/{captions}"] == pytest.approx(sum(terms) / 2, rel=1e-5)
         matches = affinity(student, np.eye(6), np.eye(6), 1e3 / 2)
         assert values[f"contrastive/{captions}"] == pytest.approx(matches, rel=1e-5)
@@ -262,7 +259,7 @@ def test_distillation_brings_the_student_to_the_teacher(world: Any, tmp_path: Pa
     run = Run(settings)
     floors = []
     for step in range(4):
-        (target,) = run.cached_targets(run.loader.batch(step)).teachers["txt"]
+        (target,) = run.loader.batch(step).targets.teachers["txt"]
         logits = target.logit_scale * target.image.double() @ target.text.double().T
         entropies = [-(way.softmax(1) * way.log_softmax(1)).sum(1).mean() for way in (logits, logits.T)]
         floors.append(float(sum(entropies)) / 2)

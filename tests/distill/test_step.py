@@ -86,7 +86,7 @@ def test_both_passes_see_the_same_masks(world: Any, tmp_path: Path) -> None:
     settings = world.settings(tmp_path, patch_mask=0.5, micro_batches=3, losses={"affinity": 1.0})
     run, plain = Run(settings), Run(settings)
     batch = run.loader.batch(2)
-    got = run._gradients(batch, run.cached_targets(batch), {"affinity": 1.0}, lambda total: total)
+    got = run._gradients(batch, {"affinity": 1.0}, lambda total: total)
 
     gradient = plain._gradients
     parts = []
@@ -95,7 +95,7 @@ def test_both_passes_see_the_same_masks(world: Any, tmp_path: Path) -> None:
         piece = slice(start, start + 2)
         parts.append(plain.student(batch.images[piece], {"txt": batch.tokens["txt"][piece]}))
     joined = {name: torch.cat([part[name] for part in parts]) for name in ("image", "text/txt")}
-    total, _ = gradient._total({**joined, **plain.student.scalars()}, plain.cached_targets(batch), {"affinity": 1.0})
+    total, _ = gradient._total({**joined, **plain.student.scalars()}, batch.targets, {"affinity": 1.0})
     total.backward()
     assert float(got["loss"]) == pytest.approx(float(total.detach()), rel=1e-6)
     largest = 0.0

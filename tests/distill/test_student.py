@@ -175,7 +175,7 @@ def test_a_student_without_a_text_tower_meets_the_teachers_text(world: Any, rich
     assert batch.tokens == {}
     with torch.no_grad():
         image = F.normalize(run.student(batch.images, {})["image"].double(), dim=-1).numpy()
-    logits = 12.0 * image @ batch.teachers[0].text["txt"].double().numpy().T
+    logits = 12.0 * image @ batch.targets.teachers["txt"][0].text.double().numpy().T
 
     def crossed(rows: np.ndarray) -> float:
         return float((np.log(np.exp(rows).sum(axis=1)) - rows.diagonal()).mean())

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from clip_models import create_student, load_model
+from distill.run_folder import read_log
 from distill.settings import EvaluationSettings, LossTerm, RunSettings
 from distill.training.checkpoint import Checkpoints
-from distill.training.logs import read_log
 from distill.training.run import Run
 from distill.training.train import train
 from shards import Dataset, InProcess, UserError
@@ -78,9 +78,9 @@ def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     taken: list[int] = []
     step = Run.step
 
-    def noted(self: Run, batch: Any, targets: Any = None) -> Any:
+    def noted(self: Run, batch: Any) -> Any:
         taken.append(batch.step)
-        return step(self, batch, targets)
+        return step(self, batch)
 
     monkeypatch.setattr(Run, "step", noted)
     return taken

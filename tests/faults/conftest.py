@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-DEADLINE = 150.0
+DEADLINE = 600.0
 
 
 class Pictures(http.server.ThreadingHTTPServer):
@@ -86,7 +86,7 @@ def pictures() -> Iterator[Pictures]:
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], object]], None]:
-    """Waits until a condition holds; fails if it does not within two and a half minutes."""
+    """Waits until a condition holds; fails if it does not within ten minutes."""
 
     def wait(condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + DEADLINE

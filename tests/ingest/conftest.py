@@ -163,7 +163,7 @@ def clipstill() -> Clipstill:
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("clipstill")), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
     return run
 
@@ -193,7 +193,7 @@ def in_own_network() -> Callable[[str], str]:
     def run(program: str) -> str:
         text = f"import sys; sys.path.insert(0, {str(helpers)!r})\n{program}"
         done = subprocess.run(
-            [*enter, sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=120
+            [*enter, sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -20,15 +20,18 @@ from shards import UserError
 
 DEAD = "http://127.0.0.1:1/x"
 """Nobody listens on port 1."""
+LONG, SOON = 60.0, 20.0
+"""A deadline that only what is waited for in vain reaches, and the seconds within which any answer is there."""
 
 
 def fetch(urls: Sequence[str], max_bytes: int = 1_000_000, **settings: Any) -> list[Answer]:
     """The answers to `urls`, in their order; from this machine too, unless the settings say otherwise."""
-    fetcher = Fetcher(NetworkSettings(**{"allow_addresses": ("127.0.0.1",), "deadline": 10, **settings}), max_bytes)
+    chosen = {"allow_addresses": ("127.0.0.1",), "deadline": LONG, **settings}
+    fetcher = Fetcher(NetworkSettings(**chosen), max_bytes)
     for ticket, url in enumerate(urls):
         fetcher.start(ticket, url)
     answers: dict[int, Answer] = {}
-    until = time.monotonic() + 30
+    until = time.monotonic() + 2 * LONG
     while fetcher.pending and time.monotonic() < until:
         for ticket, answer in fetcher.poll(1):
             assert ticket not in answers
@@ -130,7 +133,7 @@ def test_tries_end(site: Any) -> None:
     assert (answer.error_class, answer.attempts, site.hits["/broken"]) == ("http_500", 3, 3)
     assert answer.seconds >= 0.25 + 0.5
     (answer,) = fetch([url], retries=0)
-    assert (answer.attempts, answer.seconds < 0.25) == (1, True)
+    assert (answer.attempts, site.hits["/broken"]) == (1, 4)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -150,7 +153,8 @@ def test_retry_after_is_honoured_if_the_time_allows(site: Any, form: str) -> Non
     assert causes(answers) == [None, "http_503"]
     # A date has no fractions of seconds.
     assert answers[0].seconds >= (2 if form == "seconds" else 0.9)
-    assert (answers[1].attempts, answers[1].seconds < 1) == (1, True)
+    # Nobody waits until the deadline for what comes after it.
+    assert (answers[1].attempts, answers[1].seconds < SOON) == (1, True)
 
 
 def test_refused_connections_and_unknown_names_are_not_tried_again() -> None:
@@ -164,13 +168,11 @@ def test_dead_hosts_cost_nothing(site: Any) -> None:
     alive = [f"{url}?{number}" for number in range(300)]
     for number in range(300):
         site.pages[f"/small?{number}"] = site.pages["/small"]
-    began = time.monotonic()
-    assert set(causes(fetch(alive))) == {None}
-    without = time.monotonic() - began
-    began = time.monotonic()
-    answers = fetch([DEAD if number % 20 == 0 else url for number, url in enumerate(alive)])
-    assert causes(answers).count("connect") == 15
-    assert time.monotonic() - began < without + 1
+    answers = fetch([DEAD if number % 20 == 0 else url for number, url in enumerate(alive)], connect_timeout=LONG)
+    assert causes(answers) == ["connect" if number % 20 == 0 else None for number in range(300)]
+    # Neither another try nor a wait, of their own or of those behind them.
+    assert {answer.attempts for answer in answers} == {1}
+    assert max(answer.seconds for answer in answers) < SOON
 
 
 class Crowd:
@@ -186,7 +188,7 @@ class Crowd:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
-        self._barrier.wait(10)
+        self._barrier.wait(SOON)
         # Time for one too many to come.
         threading.Event().wait(0.1)
         with self._lock:
@@ -214,26 +216,29 @@ def test_one_hosts_limit_does_not_hold_up_another(site: Any) -> None:
 
 
 def test_waiting_for_a_place_takes_nothing_off_the_deadline(site: Any) -> None:
+    """Sixteen one after the other, each far below the deadline, all together beyond it."""
+
     def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
-        site.closing.wait(0.4)
+        site.closing.wait(0.1)
         handler.send_response(200)
         handler.end_headers()
 
     url = site.add_answer("slow", slow)
     moved = site.add("slow-moved", status=302, Location=url.replace("127.0.0.1", "localhost"))
-    for urls in ([url] * 4, [moved] * 4):
-        answers = fetch(urls, per_host=1, deadline=1)
-        assert causes(answers) == [None] * 4
-        assert all(0.4 <= answer.seconds < 1 for answer in answers)
+    for urls in ([url] * 16, [moved] * 16):
+        answers = fetch(urls, per_host=1, deadline=1.5)
+        assert causes(answers) == [None] * 16
+        assert all(answer.seconds >= 0.1 for answer in answers)
 
 
 def test_the_deadline_is_for_all_tries_together(site: Any) -> None:
     (answer,) = fetch([site.add_stall("stalled", b"x" * 100, 10)], deadline=0.5)
     assert (answer.error_class, answer.attempts) == ("timeout", 1)
-    assert 0.45 <= answer.seconds < 1
+    assert 0.45 <= answer.seconds < SOON
     (answer,) = fetch([site.add("unwell", b"", 503)], deadline=0.8, retries=50)
     assert answer.error_class == "http_503"
-    assert answer.seconds < 0.9
+    # After waits of a quarter of a second and half a second at least, a third one would end beyond it.
+    assert answer.attempts <= 3
 
 
 def test_room_and_pending(site: Any) -> None:
@@ -255,12 +260,12 @@ def test_room_and_pending(site: Any) -> None:
 
 
 def test_held_back_requests_wait_without_a_clock_while_others_go_on(site: Any) -> None:
-    settings = NetworkSettings(allow_addresses=("127.0.0.1",), connections=2, deadline=1, retries=1)
+    settings = NetworkSettings(allow_addresses=("127.0.0.1",), connections=2, deadline=2, retries=1)
     fetcher = Fetcher(settings, 1000)
     gate = threading.Event()
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        gate.wait(5)
+        gate.wait(SOON)
         handler.send_response(503 if handler.path == "/held/1" and site.hits[handler.path] == 1 else 200)
         handler.end_headers()
 
@@ -272,15 +277,14 @@ def test_held_back_requests_wait_without_a_clock_while_others_go_on(site: Any) -
     answers: dict[int, Answer] = {}
     began = time.monotonic()
     # Longer than the deadline: neither the third nor the second's further try begins, and none is late.
-    while (held := time.monotonic() - began) < 1.5:
-        answers.update(fetcher.poll(1.5 - held, launch=False))
+    while (held := time.monotonic() - began) < 2.3:
+        answers.update(fetcher.poll(2.3 - held, launch=False))
     assert (list(answers), site.hits["/held/1"], "/held/2" in site.hits) == ([0], 1, False)
     while fetcher.pending:
         answers.update(fetcher.poll(1))
     fetcher.close()
     assert causes([answers[ticket] for ticket in range(3)]) == [None, None, None]
     assert [answers[ticket].attempts for ticket in range(3)] == [1, 2, 1]
-    assert answers[2].seconds < 1
 
 
 def test_nothing_is_waited_for_in_a_busy_loop_while_held_back(site: Any) -> None:
@@ -311,8 +315,8 @@ def test_wake_ends_a_poll_early() -> None:
     timer = threading.Timer(0.1, fetcher.wake)
     timer.start()
     began = time.monotonic()
-    assert fetcher.poll(10) == []
-    assert time.monotonic() - began < 5
+    assert fetcher.poll(LONG) == []
+    assert time.monotonic() - began < SOON
     timer.join()
     assert fetcher.poll(0.05) == []
     fetcher.close()
@@ -378,11 +382,11 @@ def test_opt_outs_are_honoured_before_the_body(
         handler.end_headers()
         if cause:
             handler.wfile.flush()
-            site.closing.wait(5)
+            site.closing.wait(SOON)
 
     url = site.add_answer(f"opt-out/{hash(tuple(headers))}", answer)
-    (got,) = fetch([url], deadline=3)
-    assert (got.error_class, got.attempts, got.seconds < 2) == (cause, 1, True)
+    (got,) = fetch([url])
+    assert (got.error_class, got.attempts, got.seconds < SOON) == (cause, 1, True)
     if cause:
         (got,) = fetch([url], deadline=0.3, opt_outs=())
         assert got.error_class == "timeout"

@@ -18,6 +18,9 @@ BODY = b"\xff\xd8" + bytes(range(256)) * 40
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 OK = b"HTTP/1.1 200 OK\r\n"
 
+LONG, SOON = 60.0, 20.0
+"""A deadline that only what is waited for in vain reaches, and the seconds within which any answer is there."""
+
 Serve = Callable[..., str]
 
 
@@ -60,7 +63,7 @@ def serve() -> Iterator[Serve]:
 
 
 def fetch(url: str, max_bytes: int = 1_000_000) -> Answer:
-    settings = NetworkSettings(allow_addresses=("127.0.0.1",), deadline=10, retries=0)
+    settings = NetworkSettings(allow_addresses=("127.0.0.1",), deadline=LONG, retries=0)
     fetcher: Fetcher[int] = Fetcher(settings, max_bytes)
     fetcher.start(0, url)
     answers: list[tuple[int, Answer]] = []
@@ -140,7 +143,7 @@ def test_a_bomb_is_cut_off(serve: Serve, codec: str) -> None:
     name = {"brotli": b"br"}.get(codec, codec.encode())
     head = OK + b"Content-Encoding: %s\r\nContent-Length: %d\r\n\r\n" % (name, len(bomb))
     answer = fetch(serve(head + bomb), max_bytes=1_000_000)
-    assert (answer.error_class, answer.seconds < 2) == ("too_large", True)
+    assert (answer.error_class, answer.seconds < SOON) == ("too_large", True)
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"
@@ -165,7 +168,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(BODY) + BODY + b"\r\
 )
 def test_a_connection_that_stays_open_holds_nobody_up(serve: Serve, said: bytes) -> None:
     answer = fetch(serve(said))
-    assert (answer.read(), answer.seconds < 5) == (BODY, True)
+    assert (answer.read(), answer.seconds < SOON) == (BODY, True)
 
 
 @pytest.mark.parametrize(
@@ -185,4 +188,4 @@ def test_without_a_length_that_is_one_the_connections_end_counts(serve: Serve, s
 
 def test_a_body_too_large_with_an_odd_length_is_cut_too(serve: Serve) -> None:
     answer = fetch(serve(OK + b"Content-Length: none\r\n\r\n" + BODY), max_bytes=1000)
-    assert (answer.error_class, answer.seconds < 5) == ("too_large", True)
+    assert (answer.error_class, answer.seconds < SOON) == ("too_large", True)

@@ -24,8 +24,9 @@ from ingest.settings import NetworkSettings
 
 CAP = 1_000_000
 DEADLINE = 0.7
-SLACK = 0.8
-"""On a busy machine."""
+"""Of what ends by nothing else."""
+LONG, SOON = 60.0, 20.0
+"""A deadline that only what is waited for in vain reaches, and the seconds within which any answer is there."""
 
 Talk = Callable[[socket.socket, bytes], None]
 """Given a connection and the head of a request, says what it likes."""
@@ -106,12 +107,12 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 
 def fetch(urls: Sequence[str], max_bytes: int = CAP, **settings: Any) -> list[Answer]:
-    chosen = {"allow_addresses": ("127.0.0.1",), "deadline": DEADLINE, "retries": 0, **settings}
+    chosen = {"allow_addresses": ("127.0.0.1",), "deadline": LONG, "retries": 0, **settings}
     fetcher = Fetcher(NetworkSettings(**chosen), max_bytes)
     for ticket, url in enumerate(urls):
         fetcher.start(ticket, url)
     answers: dict[int, Answer] = {}
-    until = time.monotonic() + 20
+    until = time.monotonic() + 2 * LONG
     while fetcher.pending and time.monotonic() < until:
         answers.update(fetcher.poll(1))
     fetcher.close()
@@ -183,10 +184,9 @@ DRIP = 0.02
 def test_everything_ends_with_a_cause(serve: Any, what: Any, cause: str) -> None:
     server = serve(what)
     began = time.monotonic()
-    (answer,) = fetch([server.url()])
-    assert (answer.error_class, time.monotonic() - began < DEADLINE + SLACK) == (cause, True), answer
-    # What is too much is cut off, and not only called so in the end.
-    assert answer.seconds < (DEADLINE if cause == "too_large" else DEADLINE + SLACK)
+    # What is too much, or wrong, is cut off, and not only called so in the end.
+    (answer,) = fetch([server.url()], deadline=DEADLINE if cause in {"timeout", "http_404"} else LONG)
+    assert (answer.error_class, time.monotonic() - began < SOON) == (cause, True), answer
     assert server.sent < 20 * CAP or "timeout" in cause
     # Said in words that are the same in every run.
     assert answer.error_message is not None
@@ -218,15 +218,15 @@ def test_a_body_of_just_the_cap_is_taken(serve: Any) -> None:
 
 
 def test_nobody_waits_for_the_end_of_a_body_that_nobody_wants(serve: Any) -> None:
-    """2 MB a second, within the cap until the deadline."""
+    """2 MB a second, within the cap for longer than the deadline."""
     target = serve(OK + b"Content-Length: 2\r\n\r\nhi")
     moved = b"HTTP/1.1 302 Moved\r\nLocation: " + target.url().encode() + b"\r\n\r\n"
     gone = b"HTTP/1.1 404 No\r\n\r\n"
     urls = [serve(talking(head, then=b"x" * 10_000, pause=0.005)).url() for head in (moved, gone)]
-    answers = fetch(urls, max_bytes=50_000_000)
+    answers = fetch(urls, max_bytes=5_000_000_000)
     assert [answer.error_class for answer in answers] == [None, "http_404"]
     assert answers[0].read() == b"hi"
-    assert max(answer.seconds for answer in answers) < DEADLINE
+    assert max(answer.seconds for answer in answers) < SOON
 
 
 def test_endless_redirects_end(serve: Any) -> None:
@@ -318,7 +318,8 @@ def test_an_allowed_address_among_others_says_what_the_matter_is(serve: Any) -> 
     """`localhost` is ::1 too, which is not allowed."""
     silent = serve(talking())
     urls = ["http://localhost:1/", f"http://localhost:{silent.port}/", "http://[::1]:1/"]
-    assert [answer.error_class for answer in fetch(urls)] == ["connect", "timeout", "blocked_address"]
+    answers = fetch(urls, deadline=DEADLINE)
+    assert [answer.error_class for answer in answers] == ["connect", "timeout", "blocked_address"]
 
 
 def test_the_shortest_connect_timeout_is_not_endless() -> None:
@@ -332,8 +333,8 @@ def test_the_shortest_connect_timeout_is_not_endless() -> None:
             client.setblocking(False)
             client.connect_ex(full.getsockname())
         url = f"http://127.0.0.1:{full.getsockname()[1]}/"
-        (answer,) = fetch([url], connect_timeout=0.0004, deadline=5)
-    assert (answer.error_class, answer.seconds < 2) == ("timeout", True)
+        (answer,) = fetch([url], connect_timeout=0.0004, deadline=LONG)
+    assert (answer.error_class, answer.seconds < SOON) == ("timeout", True)
 
 
 def test_a_lack_of_memory_is_no_answer_about_a_url() -> None:

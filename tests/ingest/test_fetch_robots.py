@@ -19,16 +19,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ingest.fetch import Answer, Fetcher
 from ingest.settings import NetworkSettings
 
+LONG, SOON = 60.0, 20.0
+"""A deadline that only what is waited for in vain reaches, and the seconds within which any answer is there."""
 DISALLOW = b"User-agent: otherbot\nDisallow: /\n\nUser-agent: clipstill\nDisallow: /private/\n"
 
 
 def fetch(urls: Sequence[str], **settings: Any) -> list[Answer]:
-    chosen = {"allow_addresses": ("127.0.0.1",), "deadline": 5, "retries": 0, "robots_txt": True, **settings}
+    chosen = {"allow_addresses": ("127.0.0.1",), "deadline": LONG, "retries": 0, "robots_txt": True, **settings}
     fetcher = Fetcher(NetworkSettings(**chosen), 1000)
     for ticket, url in enumerate(urls):
         fetcher.start(ticket, url)
     answers: dict[int, Answer] = {}
-    until = time.monotonic() + 20
+    until = time.monotonic() + 2 * LONG
     while fetcher.pending and time.monotonic() < until:
         answers.update(fetcher.poll(1))
     fetcher.close()
@@ -105,20 +107,21 @@ def test_a_robots_txt_out_of_reach_is_asked_for_again_later(place: Any) -> None:
 
 def test_waiting_for_another_robots_txt_takes_nothing_off_the_deadline(place: Any, other: Any) -> None:
     def slow(handler: http.server.BaseHTTPRequestHandler) -> None:
-        place.closing.wait(0.6)
+        place.closing.wait(1.2)
         handler.send_response(404)
         handler.end_headers()
 
     def moved(handler: http.server.BaseHTTPRequestHandler) -> None:
-        place.closing.wait(0.6)
+        place.closing.wait(0.4)
         handler.send_response(302)
         handler.send_header("Location", place.url("x"))
         handler.end_headers()
 
     place.add_answer("robots.txt", slow)
     place.add("x", b"x")
-    (answer,) = fetch([other.add_answer("moved", moved)], deadline=1)
-    assert (answer.error_class, 0.6 <= answer.seconds < 1) == (None, True)
+    # Together they take longer than the deadline, the site that is asked much less.
+    (answer,) = fetch([other.add_answer("moved", moved)], deadline=1.5)
+    assert (answer.error_class, answer.seconds >= 0.4) == (None, True)
 
 
 def test_one_over_the_cap_of_images_is_read_and_a_huge_one_cut(place: Any) -> None:
@@ -138,8 +141,8 @@ def test_of_an_endless_one_the_beginning_counts(place: Any) -> None:
 
     place.add_answer("robots.txt", answer)
     began = time.monotonic()
-    assert causes(fetch([place.add("private/x", b"x"), place.add("y", b"x")], deadline=3)) == ["robots_txt", None]
-    assert time.monotonic() - began < 3
+    assert causes(fetch([place.add("private/x", b"x"), place.add("y", b"x")])) == ["robots_txt", None]
+    assert time.monotonic() - began < SOON
 
 
 def test_a_redirects_target_has_its_own(place: Any, other: Any) -> None:

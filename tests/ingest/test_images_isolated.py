@@ -63,7 +63,7 @@ def cpu_of(pid: int) -> int:
 
 
 def wait_until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ingest import ImageSettings, IngestSettings, SourceSettings, ingest, retry
+from ingest import ImageSettings, IngestSettings, SourceSettings, ingest
 from ingest.plan import Planning, make_plan, read_rows
 from ingest.plan.planner import Planner
+from ingest.retry import retry
 from ingest.settings import NetworkSettings
 from shards import Dataset, Folder, InProcess, Spec, UserError, verify_dataset
 

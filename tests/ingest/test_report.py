@@ -24,8 +24,9 @@ from ingest.fetched import Fetched, may_pass
 from ingest.ledger import result_fields
 from ingest.report import write_report
 from ingest.report.causes import GROUPS, explain
+from ingest.report.published import PUBLISHED
 from ingest.report.tally import Spread, Tally, Timeline
-from ingest.settings import FORMATS, Format, IngestSettings, SourceSettings
+from ingest.settings import Format, IngestSettings, SourceSettings
 from shards import Folder, Spec, UserError
 from shards.dataset import InputFile, Stage, publish_whole
 from shards.publication import Publication
@@ -385,13 +386,26 @@ def test_the_yield_stands_beside_what_is_published_for_the_list(tmp_path: Path) 
     assert "below" not in page.ids
     write(tmp_path / "worse", [rows(2, 8)])
     assert "far below" in page_of(tmp_path / "worse").ids["below"]
-    for kind in FORMATS:
+    assert set(PUBLISHED) == {"cc3m", "cc12m", "laion", "datacomp", "yfcc15m"}
+    for kind in ("datacomp", "csv"):
         write(tmp_path / f"of-{kind}", [rows(1, 0)], kind=kind)
-        published = kind in {"cc3m", "cc12m", "laion", "datacomp", "yfcc15m"}
-        assert ("normal" in page_of(tmp_path / f"of-{kind}").tables) == published, kind
+        assert ("normal" in page_of(tmp_path / f"of-{kind}").tables) == (kind in PUBLISHED), kind
     # Nothing to compare yet.
     write(tmp_path / "begun", [rows(7, 3)], done=0)
     assert "normal" not in page_of(tmp_path / "begun").tables
+
+
+def test_repeated_and_filtered_rows_are_no_part_of_what_went_lost(tmp_path: Path) -> None:
+    image = jpeg((1, 2, 3))
+    rows: list[Row] = [("http://a.example", "good", got(image))] * 6
+    rows += [("http://a.example", "bad", got(None, "dns")), ("http://a.example", "bad", got(None, "http_404"))]
+    rows += [("u", "again", settled("duplicate"))] * 4 + [("u", "out", settled("filtered_where"))] * 2
+    write(tmp_path, [rows])
+    page = page_of(tmp_path)
+    (track,) = re.findall(r'<div class="track">(.*?)</div>', page.text, re.DOTALL)
+    widths = dict(re.findall(r'class="(\w+)" style="width: ([\d.]+)%"', track))
+    assert {look: float(width) for look, width in widths.items()} == {"good": 75, "warn": 12.5, "bad": 12.5, "pale": 0}
+    assert "4 repeat the URL of an earlier row, whose sample has their captions; 2 were filtered out" in page.text
 
 
 def test_every_cause_is_explained_with_what_can_be_done(tmp_path: Path) -> None:
@@ -442,7 +456,7 @@ def test_text_from_the_internet_stays_text(tmp_path: Path) -> None:
     safe, page = page_of(tmp_path / "safe"), page_of(tmp_path / "hostile")
     names = {name for name, _ in page.attributes}
     # More hosts make more rows of the two tables, and nothing else.
-    grown = {"tr", "td", "i"}
+    grown = {"tr", "td", "svg", "rect"}
     assert {tag: n for tag, n in page.tags.items() if tag not in grown} == {
         tag: n for tag, n in safe.tags.items() if tag not in grown
     }

@@ -308,7 +308,7 @@ def test_of_a_folder_the_formats_files_are_read_sorted(file: File) -> None:
 def test_an_input_may_be_on_the_web(site: Any) -> None:
     url = site.add("list.tsv", b"caption\turl\na\thttp://a\n")
     assert pairs(read(url)) == [("a", "http://a")]
-    assert look_at_input(url)["name"] == "list.tsv"
+    assert look_at_input(url).name == "list.tsv"
     assert hash_input(url, threading.Event())[0] == 23
     with pytest.raises(UserError, match="no such input file"):
         read(site.url("nothing.tsv"))

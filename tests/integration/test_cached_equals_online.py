@@ -8,8 +8,7 @@ with the same embeddings kept in float32 a third run follows the live teacher to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,10 @@ import pytest
 import torch
 
 from distill.data.loader import Batch, Views
-from distill.losses import Embeddings
+from distill.losses import Embeddings, Targets
 from distill.settings import OptimiserSettings, RunSettings
-from distill.training.run import Run, TargetsOf
-from distill.training.step import Targets
+from distill.training.live import LiveTeachers
+from distill.training.run import Run
 from shards import Dataset, InProcess
 from teacher_cache import ViewPolicy
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
@@ -77,17 +76,7 @@ def make_run(stage: Stage, losses: dict[str, float]) -> Run:
     return Run(settings, teacher_size=stage.teacher.image_size)
 
 
-def online(stage: Stage) -> TargetsOf:
-    def targets(batch: Batch) -> Targets:
-        assert batch.teacher_pixels is not None
-        image = stage.teacher.embed_images(torch.from_numpy(batch.teacher_pixels))
-        text = stage.teacher.embed_texts(batch.captions["txt"])
-        return Targets({"txt": (Embeddings(image, text, stage.teacher.logit_scale),)})
-
-    return targets
-
-
-def unrounded(stage: Stage, run: Run) -> TargetsOf:
+def unrounded(stage: Stage, run: Run) -> Callable[[Batch], Batch]:
     """What the cache was made of, before rounding, looked up by key and view."""
     images: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
     texts: dict[str, npt.NDArray[np.float32]] = {}
@@ -102,18 +91,18 @@ def unrounded(stage: Stage, run: Run) -> TargetsOf:
                 images[key, view] = teacher.embed_images(pixels)[0].numpy()
     turns = Views(POLICY, 2)
 
-    def targets(batch: Batch) -> Targets:
+    def told(batch: Batch) -> Batch:
         epoch = batch.step // run.order.steps_per_epoch
         image = np.stack([images[key, turns.index(key, epoch)] for key in batch.keys])
         text = np.stack([texts[key] for key in batch.keys])
         found = Embeddings(torch.from_numpy(image), torch.from_numpy(text), stage.teacher.logit_scale)
-        return Targets({"txt": (found,)})
+        return replace(batch, targets=Targets({"txt": (found,)}))
 
-    return targets
+    return told
 
 
-def logits(targets: Targets) -> npt.NDArray[np.float64]:
-    ((teacher,),) = targets.teachers.values()
+def logits(batch: Batch) -> npt.NDArray[np.float64]:
+    ((teacher,),) = batch.targets.teachers.values()
     found: npt.NDArray[np.float64] = (
         float(teacher.logit_scale) * (teacher.image.double() @ teacher.text.double().T).numpy()
     )
@@ -129,13 +118,17 @@ def test_a_student_from_the_cache_takes_the_steps_of_one_beside_the_teacher(
     stage: Stage, losses: dict[str, float]
 ) -> None:
     runs = [make_run(stage, losses) for _ in range(3)]
-    ways: list[Any] = [online(stage), runs[1].cached_targets, unrounded(stage, runs[2])]
+    ways: list[Callable[[Batch], Batch]] = [
+        LiveTeachers([stage.teacher]),
+        lambda batch: batch,
+        unrounded(stage, runs[2]),
+    ]
     seen: list[list[float]] = [[], [], []]
     drift = []
     for batch in runs[0].loader.batches(0, STEPS):
         drift.append(np.abs(logits(ways[0](batch)) - logits(ways[1](batch))).max())
         for run, way, values in zip(runs, ways, seen, strict=True):
-            values.append(float(run.step(batch, way)["loss"]))
+            values.append(float(run.step(way(batch))["loss"]))
     live, cached, exact = (np.array(values) for values in seen)
     assert live[-5:].mean() < 0.7 * live[:5].mean(), "nothing was learned, so nothing was compared"
 
@@ -156,13 +149,14 @@ def test_the_comparison_would_notice_another_view_or_caption(stage: Stage) -> No
     """Targets of an image's other view, or of a neighbour's caption, are far off: the bounds above mean something."""
     run = make_run(stage, {"affinity": 1.0})
     batch = run.loader.batch(0)
-    ((right,),) = online(stage)(batch).teachers.values()
-    ((cached,),) = run.cached_targets(batch).teachers.values()
+    live = LiveTeachers([stage.teacher])
+    ((right,),) = live(batch).targets.teachers.values()
+    ((cached,),) = batch.targets.teachers.values()
     other = run.loader.batch(run.order.steps_per_epoch)  # of the next epoch, so of the other view
     following = {key: at for at, key in enumerate(other.keys)}
     shared = [(at, following[key]) for at, key in enumerate(batch.keys) if key in following]
     assert shared, "the two batches have no sample in common"
-    ((other_view,),) = online(stage)(other).teachers.values()
+    ((other_view,),) = live(other).targets.teachers.values()
     here, there = (torch.tensor([pair[side] for pair in shared]) for side in (0, 1))
     assert (right.image[here] - cached.image[here]).abs().max() < 1e-3
     assert (right.image[here] - other_view.image[there]).abs().max() > 1e-2

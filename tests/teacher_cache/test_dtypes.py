@@ -102,7 +102,7 @@ def test_what_a_row_costs(rows: npt.NDArray[np.float32], dtype: Any, size: int) 
 def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(UserError, match=r"cannot be stored as 'float8'. Use float16, bfloat16, float32, int8"):
         check_dtype("float8")
-    with pytest.raises(UserError, match="cannot be stored as 'half'"):
+    with pytest.raises(UserError, match="dtype is 'half', it must be one of float16, bfloat16, float32, int8"):
         BuildSettings(shards="a", cache="b", teachers=(TeacherSpec("c"),), dtype="half")  # type: ignore[arg-type]
 
 

@@ -15,8 +15,8 @@ import pytest
 from clipstill.main import main
 from shards import Dataset, InProcess, UserError
 from teacher_cache.exchange import export_clip_retrieval, import_clip_retrieval
-from teacher_cache.join import Join
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 from teacher_cache.views import ViewPolicy
 from tests.conftest import model_cfg
 

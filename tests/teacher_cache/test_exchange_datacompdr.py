@@ -24,9 +24,9 @@ from shards.samples import write_shards
 from teacher_cache.dtypes import store
 from teacher_cache.exchange import export_datacompdr, import_datacompdr
 from teacher_cache.exchange.datacompdr import augmentation_of, views_of
-from teacher_cache.join import Join
 from teacher_cache.layout import LayerFacts, TeacherFacts, layer_table, publish_facts, write_layer_file
 from teacher_cache.reader import TeacherCache
+from teacher_cache.settings import Join
 from teacher_cache.views import EncodedImage, Operation, View, ViewPolicy
 
 WIDTHS = (6, 10)

@@ -20,9 +20,9 @@ import pytest
 from shards import Dataset, Folder, InProcess, UserError, read_records
 from teacher_cache import TeacherCache, layer_files
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
-from teacher_cache.join import Join
 from teacher_cache.layer_files import LayerFile
 from teacher_cache.layout import read_layer
+from teacher_cache.settings import Join
 
 COUNTS = (6, 0, 9)
 Forge = Callable[[str | Path, int, Callable[[pa.Table], pa.Table]], None]

