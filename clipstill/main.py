@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for package in ("teacher_cache", "distill"):
+    for package in ("shards", "teacher_cache", "distill"):
         logging.getLogger(package).setLevel(logging.INFO)  # what takes time, before there is progress to show
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.

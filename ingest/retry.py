@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from ingest import plan
 from ingest.fetched import may_pass
 from ingest.ledger import read_ledger
-from ingest.run import IngestReport, refuse_early, run_planned, work_of_rows
+from ingest.run import ROWS_A_SECOND, IngestReport, refuse_early, run_planned
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask
 from shards import Folder, UserError, fingerprint, read_records, sound_records
@@ -66,7 +66,8 @@ def work_of_retry(out: str) -> Work:
     counts = Counter[str]()
     for record in read_records(folder).values():
         counts.update({name.removeprefix("failed."): int(count) for name, count in record.stats.items()})
-    return work_of_rows(sum(count for cause, count in counts.items() if cause == _BLOCKED or may_pass(cause)))
+    rows = sum(count for cause, count in counts.items() if cause == _BLOCKED or may_pass(cause))
+    return Work(f"up to {rows:,} rows", rows / ROWS_A_SECOND)
 
 
 def _settings_of(out: str, chosen: Mapping[str, Any], network: NetworkSettings) -> IngestSettings:

@@ -19,13 +19,14 @@ from shards import Folder, IncompleteError, Summary, UserError, published_record
 from shards.dataset import DATASET, PLANNING
 from shards.executors import ENDLESS, Work
 from shards.places import refuse_other_things
+from shards.quantities import said_size
 from shards.runner import Executor
 
 log = logging.getLogger(__name__)
 
 _ROW_BYTES = 100
 """Of a list; few have shorter rows."""
-_ROWS_A_SECOND = 350.0
+ROWS_A_SECOND = 350.0
 """That one core fetches and stores (two: 700, benchmarks/results/ingest.json). Hosts that answer slowly, or not at all,
 are waited for here as on Ray, by connections enough for so few rows."""
 _HELP = {
@@ -71,11 +72,6 @@ def refuse_nothing(out: str, reports: Sequence[IngestReport]) -> None:
     raise IncompleteError(f"{out}: {rows}: {count} {'is' if count == 1 else 'are'} {cause}. {do}")
 
 
-def work_of_rows(rows: int) -> Work:
-    """What fetching so many rows is."""
-    return Work(f"some {rows:,} rows", rows / _ROWS_A_SECOND)
-
-
 def work_of_list(settings: IngestSettings) -> Work:
     """What an ingest is, by the sizes of local files; of anything else that is not known at once, so it is endless."""
     paths = [Path(path) for path in settings.source.paths]
@@ -84,7 +80,9 @@ def work_of_list(settings: IngestSettings) -> Work:
         size = sum(path.stat().st_size for path in paths) if plain else 0
     except (OSError, ValueError):
         plain = False
-    return work_of_rows(size // _ROW_BYTES) if plain and settings.source.subset is None else ENDLESS
+    if not plain or settings.source.subset is not None:
+        return ENDLESS
+    return Work(f"a list of {said_size(size)}", size / _ROW_BYTES / ROWS_A_SECOND)
 
 
 def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:

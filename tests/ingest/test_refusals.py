@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,14 @@ def test_a_process_says_no_more(clipstill: Callable[..., Any]) -> None:
         (line,) = done.stderr.splitlines()
         assert line.startswith("clipstill: error: ")
         assert saying in line
+
+
+@pytest.mark.usefixtures("inputs")
+def test_little_work_says_that_it_does_not_wait_for_ray(clipstill: Callable[..., Any]) -> None:
+    done = clipstill("ingest", "good.tsv", "--format", "cc3m", "--name", "set", "--out", "out")
+    first, *_ = done.stderr.splitlines()
+    assert re.fullmatch(r"ingest: a list of \d+\sB: in this process, as Ray takes longer to start .*", first)
+    assert "became no sample" in done.stderr
 
 
 def test_damage_is_told_with_status_one(inputs: Path, clipstill_here: Callable[..., Any]) -> None:

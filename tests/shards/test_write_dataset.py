@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ingest import IngestSettings, SourceSettings, ingest, retry
+from ingest import IngestSettings, SourceSettings, ingest
+from ingest.retry import retry
 from ingest.settings import NetworkSettings
 from shards import Dataset, InProcess, UserError, verify_dataset, write_dataset
 from shards.samples import Sample, write_shards
