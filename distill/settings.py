@@ -33,12 +33,10 @@ WARMUP_WITHIN = 0.1
 class OptimiserSettings:
     """AdamW and the learning rate's course; the defaults are TinyCLIP's.
 
-    `warmup` steps of linear ascent to `lr`, the share `warmup_within` of the run at most (None: 500, within a tenth);
-    then by `schedule`: a half cosine down to `final_lr`; `constant`; or `wsd`,
-    constant until the last `decay` of the run (a fraction), which descends linearly to `final_lr`. Weight decay is not
-    applied to tensors of fewer than two dimensions (norms, biases, scales); losses' own parameters get
-    `loss_weight_decay`. `clip_norm`: the global gradient norm is cut to it, 0 for no clipping. `ema`: the decay of an
-    exponential moving average of the weights, which is what the run then delivers; None for none.
+    `warmup` takes the share `warmup_within` of the run at most (None: 500, within a tenth). `schedule`: a half cosine
+    down to `final_lr`; `constant`; or `wsd`, constant until the last `decay` of the run, which descends linearly to it.
+    Tensors of fewer than two dimensions (norms, biases, scales) do not decay; losses' own parameters get
+    `loss_weight_decay`. `clip_norm` is of the global gradient norm. `ema`: the decay of an exponential moving average.
     """
 
     lr: Annotated[float, option("peak learning rate", "LR", gt=0)] = 1e-3
@@ -153,34 +151,15 @@ class EvaluationSettings:
 class RunSettings:
     """A whole training run; everything in it is written to the run folder and compared on resume.
 
-    Data. `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`. `teachers`: the folders in the cache to learn
-    from, by default its only one. `captions`: the caption sets of a step; the loss is their mean. Without
-    a cache they are sources as in `teacher_cache.captions`. `join` and
-    `join_limit` say what becomes of samples that the cache does not have, as in `teacher_cache.join.Join`. `views`
-    only without cached views.
+    `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`; without a cache `captions` are sources as in
+    `teacher_cache.captions`. `student` as in `create_student`; `initial` as in `load_model`, by manual inheritance
+    (`clip_models.inheritance`) where it is larger. With `text_tower="cache"` the only teacher's text embeddings stand
+    in for one, frozen. `prune`: automatic inheritance. `losses` maps names of `LOSSES` to their terms, or to a weight
+    alone. A scale that is None is the teachers' own, or is learned. `batch_size` is of all processes.
 
-    Student. `student` as in `create_student`; `initial`, a model spec as in `load_model`: start from its weights, by
-    manual inheritance (`clip_models.inheritance`) where it is larger; what came from where is in `inheritance.json`.
-    `text_tower="cache"`: the student has no text tower, the only teacher's text embeddings stand in for one, frozen.
-    `prune`: automatic inheritance, the run learns which units to leave out and delivers what is left as a dense model.
-    `lock`: towers that are not trained. `patch_mask`: the share of patches that the image tower (a ViT) does not see
-    in training (MFD has 0.75).
-
-    Loss. `losses` maps names of `LOSSES` to their terms, or to a weight alone. `teacher_scale`, `student_scale`: pin a
-    logit scale to this multiplier; None leaves the teachers' own, and lets the student's be learned, at most
-    `max_scale`.
-
-    Length in `steps`, or else in `epochs`. `batch_size` is the global batch over all processes.
-
-    How it is computed, which may change when a run is resumed. `micro_batches`: a process's part of the batch is run
-    in so many pieces, which saves memory at the price of a second forward; the loss still sees the whole batch.
-    `checkpoint_activations` and `compile` as in torch. `precision`: autocast of the student's forward; fp16 scales the
-    loss.
-
-    Record. A log line every `log_every` steps, a checkpoint every `checkpoint_every`, and whenever there was none for
-    `checkpoint_minutes` (0: by steps alone), of which the newest `keep` stay; `wandb`: also log to this project.
-    `explosion`: the run stops when its loss has grown by this factor, 0 for never.
-    `recipe`: the name of the recipe that the settings began with; nothing is read from it.
+    How it is computed may change when a run is resumed; `micro_batches` save memory at the price of a second forward.
+    `evaluation`, logs and checkpoints are for the record. `recipe`: the name of the recipe that the settings began
+    with; nothing is read from it.
     """
 
     shards: Annotated[str, option("what `clipstill ingest` wrote", flag="SHARDS")]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -51,24 +51,14 @@ class Spelling:
     section: str | None = None
 
 
-def option(
-    about: str,
-    metavar: str | tuple[str, ...] | None = None,
-    *,
-    flag: str = "",
-    split: bool = False,
-    none: bool = False,
-    words: Mapping[str, Any] | None = None,
-    off: tuple[str, str] | None = None,
-    default: bool = True,
-    section: str | None = None,
-    **limits: Any,
-) -> Any:
-    """A field that can be set: its help, how it is spelled, and its bounds as pydantic's `Field` takes them."""
-    spelling = Spelling(
-        flag=flag, metavar=metavar, split=split, none=none, words=words, off=off, default=default, section=section
-    )
-    extra: Any = {"spelling": spelling}
+_SPELLED = frozenset(field.name for field in fields(Spelling))
+
+
+def option(about: str, metavar: str | tuple[str, ...] | None = None, **more: Any) -> Any:
+    """A field that can be set: its help, how it is spelled (`Spelling`), and bounds as pydantic's `Field` has them."""
+    limits = {name: value for name, value in more.items() if name not in _SPELLED}
+    spelled = {name: value for name, value in more.items() if name in _SPELLED}
+    extra: Any = {"spelling": Spelling(metavar=metavar, **spelled)}
     return Field(description=about, json_schema_extra=extra, **limits)
 
 
@@ -170,13 +160,13 @@ def refusal(error: ValidationError, kind: Any, values: Mapping[str, Any], where:
 def _refusal(
     fault: str, at: Sequence[str], kind: Any, values: Mapping[str, Any], where: str, *, prefix: str = ""
 ) -> UserError:
-    name, fields = at[0], fields_of(kind)
+    name, known = at[0], fields_of(kind)
     dotted = prefix + name
-    if name not in fields or (fault in {"extra_forbidden", "unexpected_keyword_argument"} and len(at) == 1):
-        close = difflib.get_close_matches(name, fields, n=1)
-        do = f"The closest is {prefix}{close[0]}" if close else f"There are {', '.join(fields)}"
+    if name not in known or (fault in {"extra_forbidden", "unexpected_keyword_argument"} and len(at) == 1):
+        close = difflib.get_close_matches(name, known, n=1)
+        do = f"The closest is {prefix}{close[0]}" if close else f"There are {', '.join(known)}"
         return UserError(f"{dotted} is no setting", where=where, do=do)
-    field, inner = fields[name], nested(fields[name])
+    field, inner = known[name], nested(known[name])
     if name not in values:
         return UserError(f"{dotted} is missing", where=where, do=f"Give {flag_of(name, field)}")
     if where and inner is not None:

@@ -56,8 +56,8 @@ def load_teacher(spec: str, forward: Forward = Forward(), towers: Towers = "both
     whichever towers are kept. Raises `UserError` if the spec has none of these forms, if the model cannot be found or
     read, or if it lacks the tower that `towers` names.
     """
-    name = refuse_spec(spec)
     forward.torch_device()  # refused before anything slow is loaded
+    name = refuse_spec(spec)
     kind = TEACHERS.get(spec.partition(":")[0], _OPEN_CLIP) if ":" in spec else _OPEN_CLIP
     teacher: Teacher = resolve(kind.teacher)(spec, name, forward, towers)
     return teacher

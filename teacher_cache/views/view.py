@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-_HERE, _TORCHVISION = "teacher_cache.views.photometric", "torchvision.transforms.functional"
-
 
 class Range(NamedTuple):
-    """What an operation does, `module:function` of a Pillow image and a magnitude, and which magnitudes there are.
-
-    `start` is RandAugment's 0, `stop` its 30; `signed`: it takes either sign.
+    """What an operation does, given torchvision's functions, a Pillow image and a magnitude, and which magnitudes there
+    are: `start` is RandAugment's 0, `stop` its 30; `signed`: it takes either sign.
     """
 
-    does: str
+    does: Callable[[Any, Any, float], Any]
     start: float = 0
     stop: float = 0
     signed: bool = False
 
 
+def _sheared(tv: Any, image: Any, across: float, down: float) -> Any:
+    shear = [math.degrees(math.atan(across)), math.degrees(math.atan(down))]
+    return tv.affine(image, angle=0.0, translate=[0, 0], scale=1.0, shear=shear, center=[0, 0])
+
+
+def _moved(tv: Any, image: Any, across: float, down: float) -> Any:
+    pixels = [int(across * image.width), int(down * image.height)]
+    return tv.affine(image, angle=0.0, translate=pixels, scale=1.0, shear=[0.0, 0.0])
+
+
 OPERATIONS: dict[str, Range] = {
-    "Identity": Range(f"{_HERE}:identity"),
-    "ShearX": Range(f"{_HERE}:shear_x", 0, 0.3, True),
-    "ShearY": Range(f"{_HERE}:shear_y", 0, 0.3, True),
-    "TranslateX": Range(f"{_HERE}:translate_x", 0, 150 / 331, True),
-    "TranslateY": Range(f"{_HERE}:translate_y", 0, 150 / 331, True),
-    "Rotate": Range(f"{_TORCHVISION}:rotate", 0, 30, True),
-    "Brightness": Range(f"{_HERE}:brightness", 0, 0.9, True),
-    "Color": Range(f"{_HERE}:color", 0, 0.9, True),
-    "Contrast": Range(f"{_HERE}:contrast", 0, 0.9, True),
-    "Sharpness": Range(f"{_HERE}:sharpness", 0, 0.9, True),
-    "Posterize": Range(f"{_HERE}:posterize", 8, 4),
-    "Solarize": Range(f"{_TORCHVISION}:solarize", 255, 0),
-    "AutoContrast": Range(f"{_HERE}:autocontrast"),
-    "Equalize": Range(f"{_HERE}:equalize"),
+    "Identity": Range(lambda _tv, image, _: image),
+    "ShearX": Range(lambda tv, image, tangent: _sheared(tv, image, tangent, 0), 0, 0.3, True),
+    "ShearY": Range(lambda tv, image, tangent: _sheared(tv, image, 0, tangent), 0, 0.3, True),
+    "TranslateX": Range(lambda tv, image, fraction: _moved(tv, image, fraction, 0), 0, 150 / 331, True),
+    "TranslateY": Range(lambda tv, image, fraction: _moved(tv, image, 0, fraction), 0, 150 / 331, True),
+    "Rotate": Range(lambda tv, image, degrees: tv.rotate(image, degrees), 0, 30, True),
+    "Brightness": Range(lambda tv, image, more: tv.adjust_brightness(image, 1 + more), 0, 0.9, True),
+    "Color": Range(lambda tv, image, more: tv.adjust_saturation(image, 1 + more), 0, 0.9, True),
+    "Contrast": Range(lambda tv, image, more: tv.adjust_contrast(image, 1 + more), 0, 0.9, True),
+    "Sharpness": Range(lambda tv, image, more: tv.adjust_sharpness(image, 1 + more), 0, 0.9, True),
+    "Posterize": Range(lambda tv, image, bits: tv.posterize(image, int(bits)), 8, 4),
+    "Solarize": Range(lambda tv, image, threshold: tv.solarize(image, threshold), 255, 0),
+    "AutoContrast": Range(lambda tv, image, _: tv.autocontrast(image)),
+    "Equalize": Range(lambda tv, image, _: tv.equalize(image)),
 }
 """RandAugment's space, in torchvision's order: a view keeps an operation's place here, so others come after these.
 Shears are tangents, translations fractions of the side, rotations degrees; the enhancements stand for the factor less

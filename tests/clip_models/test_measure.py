@@ -11,6 +11,7 @@ import torch
 
 from clip_models import create_student
 from clip_models.measure import made_by_name, size_of, throughput
+from clip_models.sizes import known_sizes, measured_sizes
 
 VIT: dict[str, Any] = {
     "embed_dim": 24,
@@ -113,3 +114,13 @@ def test_throughput_is_batch_times_rounds_over_the_clock(tmp_path: Path, monkeyp
     assert rate.images == 16
     assert rate.texts == pytest.approx(32 / 3)
     assert rate.pairs == pytest.approx(32 / 5)
+
+
+@pytest.mark.parametrize("name", ["clip-mixer-4M", "mobilenetv3_small_100", "TinyCLIP-ViT-8M-16-Text-3M"])
+def test_the_table_of_sizes_has_what_is_built(name: str) -> None:
+    assert known_sizes()[name] == size_of(made_by_name(name, "meta"))
+
+
+@pytest.mark.long
+def test_the_table_of_sizes_has_every_published_model_as_it_is_built() -> None:
+    assert dict(known_sizes()) == measured_sizes()

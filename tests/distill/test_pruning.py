@@ -146,7 +146,7 @@ def test_pruning_goes_on_from_what_is_gone() -> None:
         ({"target": 1.0}, "--prune is 1.0, it must be a number, above 0 and below 1"),
         ({"target": 0.2, "start": 0.3}, "cannot rise from 0.3 to 0.2"),
         ({"target": 0.2, "ramp": -1}, "--prune-ramp is -1"),
-        ({"target": 0.2, "lr": 0.0}, "--prune-lr is 0.0"),
+        ({"target": 0.2, "lr": 0.0}, "--prune-lr is 0.0, it must be a number, above 0"),
     ],
 )
 def test_settings_refuse(wrong: dict[str, float], says: str) -> None:
