@@ -12,7 +12,7 @@ from shards.lazy import lazily
 if TYPE_CHECKING:
     from clip_models.config import ModelConfig
     from clip_models.create import Tower, build_model, create_student
-    from clip_models.forward import Normaliser, autocast, square_side
+    from clip_models.forward import Normaliser, autocast, casting, square_side
     from clip_models.models import LoadedModel, load_model, save_model
     from clip_models.precision import Precision
     from clip_models.students import ImageTower, student_names
@@ -30,6 +30,7 @@ __all__ = [
     "Tower",
     "autocast",
     "build_model",
+    "casting",
     "create_student",
     "load_model",
     "save_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,10 +43,18 @@ class Normaliser:
         return normal
 
 
+def casting(precision: Precision) -> Callable[[torch.device], contextlib.AbstractContextManager[Any]]:
+    """What makes the context in which a forward of this precision runs.
+
+    To be looked up before the forward: torch.compile follows no import.
+    """
+    found: Callable[[torch.device], contextlib.AbstractContextManager[Any]] = resolve(PRECISIONS[precision].context)
+    return found
+
+
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """The context in which a forward of this precision runs."""
-    context: contextlib.AbstractContextManager[Any] = resolve(PRECISIONS[precision].context)(device)
-    return context
+    """The context in which a forward of this precision runs, outside torch.compile."""
+    return casting(precision)(device)
 
 
 def plain(device: torch.device) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG001 - as every precision's

@@ -12,10 +12,10 @@ from clipstill.commands.common import Subparsers, add_command, add_runner, cores
 from clipstill.options import add_options, given
 from clipstill.parser import Parser
 from shards.errors import UserError
-from shards.executors import ENDLESS, Work
 from shards.settings import make
 
 if TYPE_CHECKING:
+    from shards.executors import Work
     from shards.runner import Executor
     from teacher_cache.building import BuildSettings
 
@@ -182,6 +182,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 def run_plan(args: argparse.Namespace) -> int:
     settings = _settings(args, cache="")
+    from shards.executors import ENDLESS  # noqa: PLC0415
     from teacher_cache.building.plan import plan_cache  # noqa: PLC0415 - brings torch
 
     passes = args.epochs * args.students

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_models import ModelConfig, Normaliser, autocast, create_student, load_model
+from clip_models import ModelConfig, Normaliser, casting, create_student, load_model
 from clip_models.inheritance import Inherited, inherit
 from distill.losses import LOSSES
 from distill.patch_masking import mask_patches
@@ -66,7 +66,7 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self._normalise = Normaliser(config, device)
-        self._device, self._precision = device, settings.precision
+        self._device, self._casting = device, casting(settings.precision)
         visual = set(model.visual.modules())
         others = [module for module in model.modules() if module not in visual and module is not model]
         self._still = [*(visual if "image" in settings.lock else ()), *(others if "text" in settings.lock else ())]
@@ -85,7 +85,7 @@ class Student(nn.Module):
         `image` and `text/SET` are (b, D) float32 as the towers gave them, not normalised, or float64 of a model in
         float64; `logit_scale` is the multiplier, `logit_bias` what is added, both 0-d.
         """
-        with autocast(self._device, self._precision):
+        with self._casting(self._device):
             out = {"image": self.model.encode_image(self._normalise(pixels))}
             for captions, ids in tokens.items():
                 out[f"text/{captions}"] = self.model.encode_text(ids)

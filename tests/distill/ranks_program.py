@@ -107,11 +107,18 @@ def written(settings: RunSettings) -> dict[str, Any]:
 
 def read(fields: dict[str, Any]) -> RunSettings:
     """What `written` gave."""
+    fields = {name: _tuples(value) for name, value in fields.items()}
     losses = {name: LossTerm(**term) for name, term in fields["losses"].items()}
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     prune = fields["prune"] and PruneSettings(**fields["prune"])
     optimiser = OptimiserSettings(**fields["optimiser"])
-    return RunSettings(**{**plain, "optimiser": optimiser, "losses": losses, "prune": prune})
+    return RunSettings(**{**fields, "optimiser": optimiser, "losses": losses, "prune": prune})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def work(cases: dict[str, Any]) -> None:

@@ -15,11 +15,11 @@ PROGRAM = """
 import io, os, tempfile, threading
 from own_network import Resolver, begin, serve
 from PIL import Image
-import ingest.collapse, ingest.preflight
+import ingest.outage, ingest.preflight
 from clipstill.main import main
 
 # What is waited for here is never there in the end.
-ingest.collapse._PAUSE_S, ingest.preflight._PATIENCE_S = 0.2, 1.0
+ingest.outage._PAUSE_S, ingest.preflight._PATIENCE_S = 0.2, 1.0
 begin("93.184.216.34", "93.184.216.35")
 body = io.BytesIO()
 Image.new("RGB", (20, 20), (200, 30, 30)).save(body, "JPEG")

@@ -26,7 +26,7 @@ from ingest.report import write_report
 from ingest.report.causes import GROUPS, explain
 from ingest.report.published import PUBLISHED
 from ingest.report.tally import Spread, Tally, Timeline
-from ingest.settings import Format, IngestSettings, SourceSettings
+from ingest.settings import IngestSettings, SourceSettings
 from shards import Folder, Spec, UserError
 from shards.dataset import InputFile, Stage, publish_whole
 from shards.publication import Publication
@@ -125,7 +125,7 @@ def settled(cause: str) -> Fetched:
     return Fetched(error_class=cause, error_message=f"because of {cause}")
 
 
-def plan(out: str | Path, shards: int, rows: int, kind: Format = "cc3m") -> None:
+def plan(out: str | Path, shards: int, rows: int, kind: str = "cc3m") -> None:
     settings = IngestSettings(source=SourceSettings(paths=("list.tsv",), format=kind), out=str(out), name=NAME)
     inputs = (InputFile("list.tsv", 10, sha256="0" * 64),)
     stage = Stage(settings.identity(), inputs, NAME, shards=shards, rows=rows, fingerprint=PLANNED)
@@ -150,7 +150,7 @@ def write_shard(out: str | Path, shard: int, rows: Sequence[tuple[int, Row]], fi
     publication.finish(len(tar), {})
 
 
-def write(out: str | Path, shards: Sequence[Sequence[Row]], *, done: int | None = None, kind: Format = "cc3m") -> None:
+def write(out: str | Path, shards: Sequence[Sequence[Row]], *, done: int | None = None, kind: str = "cc3m") -> None:
     """A dataset of these rows, from a list of a kind, of which the first `done` shards are published."""
     plan(out, len(shards), sum(map(len, shards)), kind)
     number = 0
