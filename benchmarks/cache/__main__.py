@@ -45,7 +45,7 @@ class Sizes:
 
 FULL = Sizes(build=Trial())
 QUICK = Sizes(
-    build=Trial(forwards=40, batch_size=8, rounds=1),
+    build=Trial(forwards=40, batch_size=8, rounds=1, photos=20),
     size_rows=100,
     errors=256,
     read_shards=4,
@@ -71,7 +71,7 @@ class Benchmark:
 
     def build(self) -> dict[str, Any]:
         """From JPEGs to published files, beside the forward alone."""
-        photos(self._photos, 200)
+        photos(self._photos, self._sizes.build.photos)
         figures = BuildBenchmark(self._work / "build", self._photos, self._sizes.build).measure()
         for way, rates in figures["forwards_per_second"].items():
             say(f"  {way:32} {_shown(rates)} forwards/s")
@@ -145,6 +145,7 @@ class Benchmark:
 
     def rendering(self) -> dict[str, Any]:
         """For information."""
+        photos(self._photos, self._sizes.build.photos)
         figures: dict[str, Any] = alone("rendering", self._photos, self._sizes.rendered, self._sizes.read_rounds)
         for name, values in figures["samples_per_second"].items():
             say(f"  {name:32} {_shown(values)} samples/s")

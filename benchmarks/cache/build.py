@@ -30,6 +30,7 @@ class Trial:
     views: tuple[int, ...] = (1, 4, 10)
     rounds: int = 3
     compile: bool = False
+    photos: int = 200
 
 
 class _Timed(InProcess):
@@ -55,7 +56,7 @@ class BuildBenchmark:
         self._teacher = folder / "teacher"
         model, config = create_student(trial.model, 0)
         save_model(model.eval(), config, str(self._teacher))
-        bodies = photos(photo_folder, 200)
+        bodies = photos(photo_folder, trial.photos)
         for views in trial.views:
             # The first shard warms up.
             rows = [max(1, trial.batch_size // views), max(1, trial.forwards // views)]

@@ -30,7 +30,7 @@ def photo_material(folder: Path, photo_folder: Path, samples: int, views: int) -
     The two teachers are small, with random weights: what they said is as wide as ViT-L/14's, so it costs a training
     step what ViT-L/14's would.
     """
-    bodies = photos(photo_folder, 200)
+    bodies = photos(photo_folder, min(200, samples))
     caption = [scene(number, "train").caption for number in range(samples)]
     shards = _write(folder / "photos", [SampleBytes(bodies[row % len(bodies)], caption[row]) for row in range(samples)])
     specs = []

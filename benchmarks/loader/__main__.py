@@ -145,7 +145,7 @@ def _measure(sizes: Sizes, *, quick: bool) -> tuple[dict[str, Any], list[Goal]]:
     absent = {name: reason for name in PACKAGES if (reason := install(_HOME, name, may=not quick)) is not None}
     for reason in dict.fromkeys(absent.values()):
         say(f"{', '.join(name for name in absent if absent[name] == reason)} left out: {reason}")
-    material = make(_HOME / "material")
+    material = make(_HOME / ("material-few" if quick else "material"), few=quick)
     benchmark = Benchmark(sizes, material, absent)
     cores = sorted(os.sched_getaffinity(0))
     one, two = cores[-1:], cores[-2:]

@@ -17,7 +17,7 @@ from teacher_cache.dtypes import store
 from teacher_cache.layout import layer_table, write_layer_file
 from teacher_cache.views import ViewPolicy
 
-_PHOTOS, _SHARDS, _ROWS, _VIEWS = 200, 8, 500, 4
+_VIEWS = 4
 _BLUR = 0.65
 """Pixels. Real photos resized to this take 0.40 bytes a pixel at this quality, rendered ones that are as sharp 0.49."""
 _WORDS = 20_000
@@ -33,25 +33,26 @@ class Material(NamedTuple):
     kilobytes: float
 
 
-def make(folder: Path) -> Material:
-    """Make it, from fixed seeds, unless it is there."""
+def make(folder: Path, *, few: bool = False) -> Material:
+    """Make it, from fixed seeds, unless it is there; `few`: what is enough to see that everything runs."""
+    photos, count, size = (20, 2, 100) if few else (200, 8, 500)
     shards, cache, ready = folder / "shards", folder / "cache", folder / ".ready"
-    images = [_image(folder / "photos", number) for number in range(_PHOTOS)]
+    images = [_image(folder / "photos", number) for number in range(photos)]
     if not ready.exists():
         shutil.rmtree(shards, ignore_errors=True)
         shutil.rmtree(cache, ignore_errors=True)
         draw = np.random.default_rng(3)
         words = ["".join(draw.choice(list("etaoinshrdlucmfw"), length)) for length in draw.integers(1, 10, _WORDS)]
         rows = [
-            [SampleBytes(images[(shard * _ROWS + row) % _PHOTOS], _caption(draw, words)) for row in range(_ROWS)]
-            for shard in range(_SHARDS)
+            [SampleBytes(images[(shard * size + row) % photos], _caption(draw, words)) for row in range(size)]
+            for shard in range(count)
         ]
         dataset = write_dataset(shards, rows)
         for name in ("first", "second"):
             _write_cache(cache, dataset, CacheShape(name=name, views=_VIEWS))
         ready.touch()
     tars = sorted(str(path) for path in shards.glob("*.tar"))
-    return Material(shards, tars, cache, _SHARDS * _ROWS, sum(map(len, images)) / len(images) / 1e3)
+    return Material(shards, tars, cache, count * size, sum(map(len, images)) / len(images) / 1e3)
 
 
 def _image(folder: Path, number: int) -> bytes:
