@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,6 @@ def test_the_documented_names_are_there() -> None:
         assert [name for name in names if not hasattr(home, name)] == []
 
 
-@pytest.mark.skipif(find_spec("shards.lazy") is None, reason="packages import all that they have")
 def test_importing_the_maths_loads_torch_at_most() -> None:
     """And the documented example runs."""
     (example,) = (ROOT / "docs" / "library.md").read_text().split("```python\n")[1:]
