@@ -53,7 +53,7 @@ def given(args: argparse.Namespace, kind: Any, prefix: str = "") -> dict[str, An
         elif spelling is not None and hasattr(args, path):
             value = getattr(args, path)
             if spelling.split and isinstance(value, str):
-                value = value.split(",") if value else []
+                value = value.split(",")
             value = spelling.words[value] if spelling.words else value
             values[name] = tuple(value) if isinstance(value, list) else value
     return values

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}. See `{self.prog} --help`\n")
 
     def _check_options(self, args: Sequence[str]) -> None:
-        seen: dict[int, str] = {}
+        seen: dict[str, str] = {}
         for word in args:
             if word == "--":
                 return
@@ -54,10 +54,10 @@ class Parser(argparse.ArgumentParser):
                 if word.startswith("--"):
                     self.error(f"there is no option {flag}{_nearest(flag, self._option_string_actions)}")
                 continue
-            if id(action) in seen and not isinstance(action, _ADDING):
-                other = seen[id(action)]
+            if action.dest in seen and not isinstance(action, _ADDING):
+                other = seen[action.dest]
                 self.error(f"{flag} is given twice" if other == flag else f"{other} and {flag} are both given")
-            seen[id(action)] = flag
+            seen[action.dest] = flag
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -241,14 +241,14 @@ def _check_tar(shard: Shard) -> list[str]:
     entry = shard.record.file(".tar")
     where, name = entry.place(shard.folder)
     try:
-        with (
-            open(where.fetch(name, entry.sha256), "rb") as file,
-            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as tar,
-        ):
-            members = list(tar_members(tar))
+        with open(where.fetch(name, entry.sha256), "rb") as file:
+            # Closed with the last view of it, which an exception may hold on to.
+            members = list(tar_members(memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))))
     except TarError as error:
         return [*problems, f"the tar cannot be read ({error})"]
-    problems += _check_adopted(shard, members) if entry.at else _check_own(shard, members)
+    misplaced = _check_adopted(shard, members) if entry.at else _check_own(shard, members)
+    if misplaced:
+        return problems + misplaced
     for row, key in enumerate(shard.keys):
         try:
             Image.open(io.BytesIO(shard.image_bytes(row))).load()

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import braceexpand
 import fsspec
-from braceexpand import UnbalancedBracesError, braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import UserError
@@ -64,8 +64,8 @@ def find_tars(patterns: Iterable[str]) -> tuple[Tar, ...]:
     found: dict[str, Tar] = {}
     for pattern in patterns:
         try:
-            texts = list(braceexpand(pattern, escape=False))
-        except UnbalancedBracesError:
+            texts = list(braceexpand.braceexpand(pattern, escape=False))
+        except ValueError:
             texts = [pattern]
         for text in texts:
             with _explained(text):

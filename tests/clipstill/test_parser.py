@@ -24,6 +24,7 @@ from clipstill.main import build_parser, main
         (["distill", "d", "--epochs", "3", "--epochs=4"], "--epochs is given twice"),
         (["distill", "d", "--compile", "--no-compile"], "--compile and --no-compile are both given"),
         (["distill", "d", "--smoke", "--smoke"], "--smoke is given twice"),
+        (["ingest", "l", "--ignore-opt-outs", "--opt-out", "noai"], "--ignore-opt-outs and --opt-out are both given"),
         (["distill", "d", "--precision", "fp23"], "'fp23' is not known; did you mean fp32?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -256,5 +256,5 @@ def test_impossible_joins_are_refused() -> None:
     with pytest.raises(UserError, match="policy is 'some', it must be one of error, skip, none"):
         Join(policy="some")  # type: ignore[arg-type]
     for limit in (-0.1, 1.5, float("nan")):
-        with pytest.raises(UserError, match=rf"{limit:g} is no share of the samples"):
+        with pytest.raises(UserError, match=rf"limit is {limit:g}, it must be a number, at least 0 and at most 1"):
             Join(policy="skip", limit=limit)
