@@ -114,7 +114,10 @@ def test_no_file_takes_a_worker_over_its_limits(name: str, how: str) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURED, name, how], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     cause, seconds, mb, child_seconds, child_mb = json.loads(done.stdout)
-    if name in CAUSES:
+    if (name, how) == ("jpeg: scans in no order", "exact"):
+        # In full, it takes more memory than there is for one, which shows before its scans are read.
+        assert cause == "bomb"
+    elif name in CAUSES:
         assert cause == CAUSES[name]
     assert seconds < 4
     # A second of a child's is its start.
