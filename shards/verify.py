@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from shards.adopt.tar_members import Member, TarError, tar_members
 from shards.dataset import DatasetPlan
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
@@ -24,6 +23,7 @@ from shards.progress import Meter
 from shards.reader import Shard
 from shards.record import RECORDS, ShardRecord, published_records, read_records
 from shards.storage import Folder
+from shards.tar_members import Member, TarError, tar_members
 
 
 @dataclass(frozen=True)

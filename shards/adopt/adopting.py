@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from shards.adopt.samples import Extensions, Row, kind_of, rows_of, samples_of
 from shards.adopt.settings import CAPTIONS, IMAGES, AdoptSettings
-from shards.adopt.tar_members import TarError, tar_members
 from shards.adopt.tars import Tar
 from shards.dataset import DATASET, SCHEMA_VERSION, DatasetPlan, Stage, publish_whole
 from shards.errors import ShardError, UserError
@@ -33,6 +32,7 @@ from shards.reader import Shard
 from shards.record import RECORDS, FileEntry, ShardRecord, compact, published_records
 from shards.runner import Executor, Summary, run_shards
 from shards.storage import Folder
+from shards.tar_members import TarError, tar_members
 from shards.task import Spec
 from shards.writer import INDEX_SCHEMA
 

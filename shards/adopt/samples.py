@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards.adopt.tar_members import Member
+from shards.tar_members import Member
 
 METADATA, LABEL = "json", "cls"
 _CAPTION_FIELDS = ("caption", "text")

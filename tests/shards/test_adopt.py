@@ -17,7 +17,7 @@ from PIL import Image
 from clipstill.main import main
 from shards import Dataset, Folder, IncompleteError, InProcess, UserError, verify_dataset
 from shards.adopt import Adopted, AdoptSettings, adopt, find_tars
-from shards.adopt.tar_members import TarError, tar_members
+from shards.tar_members import TarError, tar_members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
