@@ -1,7 +1,8 @@
 """Where the members of somebody else's tar lie: USTAR, GNU and PAX headers, read from mapped memory.
 
-Only headers are looked at: 6 µs for a plain member, 22 for one with a PAX header, where Python's tarfile took 24 and 113
-on the same core, and reads on after damage as if the archive had ended there. Formats: POSIX.1-2017 (`pax`), and "Basic Tar Format" of the GNU tar manual.
+Only headers are looked at: 6 µs for a plain member, 22 for one with a PAX header, where Python's tarfile took 24 and
+113 on the same core, and takes damage for the end of the archive. Formats: POSIX.1-2017 (`pax`), and "Basic Tar Format"
+of the GNU tar manual.
 """
 
 from __future__ import annotations

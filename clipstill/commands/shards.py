@@ -107,9 +107,10 @@ def run_adopt(args: argparse.Namespace) -> int:
 
     tars = find_tars(settings.patterns)
     found = adopt(settings, tars, make_executor(args, work_of_tars(tars), workers=cores(), cpus=1))
-    show(f"{found.rows} samples in {found.tars} tars: {found.rows - found.refused} adopted, {found.refused} refused")
-    for reason, count in found.reasons.most_common():
-        show(f"  {count:>8}  {reason}")
+    refused = found.refused.total()
+    show(f"{found.rows} samples in {found.tars} tars: {found.rows - refused} adopted, {refused} refused")
+    for cause, count in found.refused.most_common():
+        show(f"  {count:>8}  {cause}")
     if found.others:
         names = ", ".join(f"{count} {name}" for name, count in found.others.most_common())
         show(f"members that are no part of a sample: {names}")

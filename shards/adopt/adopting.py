@@ -8,7 +8,6 @@ A tar that was adopted stays where it is and as it is; later commands read its s
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,8 +38,9 @@ from shards.writer import INDEX_SCHEMA
 ADOPTED_SCHEMA = INDEX_SCHEMA.append(pa.field("caption", pa.string())).append(pa.field("label", pa.int64()))
 """Of an adopted tar's index: -1 as the size of a part that is not there; the caption where no member is it as it
 stands; -1 for no label."""
-_LEDGER = pa.schema([("key", pa.string()), ("status", pa.string()), ("error_message", pa.string())])
-_OTHER, _REASON = "other ", "refused: "
+_LEDGER = pa.schema([(name, pa.string()) for name in ("key", "status", "error_class", "error_message")])
+_OTHER, _FAILED = "other.", "failed."
+"""What the numbers of a record begin with that count members which are no sample's, and refused samples by cause."""
 _BYTES_A_SECOND = 5e8
 """Of a tar of photos, hashed and indexed on one core."""
 _SHOWN = 8
@@ -49,13 +49,12 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Adopted:
-    """What came of it: `refused` samples of `rows`, and members that belong to none, by how their names end."""
+    """What came of it: of `rows` samples those that were `refused`, by cause; members of none, by how they end."""
 
     summary: Summary
     tars: int
     rows: int
-    refused: int
-    reasons: Counter[str]
+    refused: Counter[str]
     others: Counter[str]
 
 
@@ -113,14 +112,9 @@ class AdoptWorker:
             pq.write_table(found.ledger, out, write_page_checksum=True)
         rows, samples = len(found.ledger), len(found.index)
         others = {f"{_OTHER}{name}": count for name, count in found.others.most_common(_SHOWN)}
-        reasons = Counter(_kind(fault) for fault in found.ledger["error_message"].to_pylist() if fault)
-        faults = {f"{_REASON}{reason}": count for reason, count in reasons.items()}
-        return publication.finish(samples, {"rows": rows, "refused": rows - samples, **faults, **others})
-
-
-def _kind(fault: str) -> str:
-    """A reason without what differs from sample to sample."""
-    return fault.partition(" are called ")[0] if " are called " in fault else re.sub(r"b'.*' ", "", fault)
+        causes = Counter(cause for cause in found.ledger["error_class"].to_pylist() if cause is not None)
+        failed = {f"{_FAILED}{cause}": count for cause, count in causes.items()}
+        return publication.finish(samples, {"rows": rows, **failed, **others})
 
 
 @dataclass(frozen=True)
@@ -137,20 +131,20 @@ def _read(view: memoryview, tar: Tar, settings: AdoptSettings) -> _Found:
     samples, others = samples_of(tar_members(view), extensions)
     prefix = f"{tar.stem}/" if settings.keys_of_tars else ""
     rows: list[tuple[Any, ...]] = []
-    ledger: list[tuple[str, str, str | None]] = []
+    ledger: list[tuple[str | None, ...]] = []
     for row in rows_of(samples.values(), view, extensions, captioned=settings.captions):
         if isinstance(row, Row):
             parts = [(part.offset, part.size) if part else (0, -1) for part in (row.image, row.text, row.json)]
             key = prefix + row.key
             rows.append((key, *(number for part in parts for number in part), row.caption, row.label))
-            ledger.append((key, "success", None))
+            ledger.append((key, "success", None, None))
         else:
-            sample, fault = row
-            ledger.append((prefix + sample.key, "refused", fault))
+            sample, refusal = row
+            ledger.append((prefix + sample.key, "refused", refusal.cause, refusal.message))
     return _Found(_table(rows, ADOPTED_SCHEMA), _table(ledger, _LEDGER), others)
 
 
-def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     return pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema)
 
@@ -164,23 +158,23 @@ def work_of_tars(tars: Sequence[Tar]) -> Work:
 def adopt(settings: AdoptSettings, tars: Sequence[Tar], executor: Executor) -> Adopted:
     """Make the dataset `settings.out` of these tars, which `find_tars` found, or go on with it.
 
-    Raises `UserError` for a first tar without any sample that can be used (with the names
-    that were found), keys that two tars have, and an `out` with other things in it; `IncompleteError` where a tar is
-    damaged: the message names it.
+    Raises `UserError` for a first tar without any sample that can be used (with the names that were found), keys that
+    two tars have, and an `out` with other things in it; `IncompleteError` where a tar is damaged: the message names it.
     """
     folder = Folder(settings.out)
     name = check_dataset_name(settings.name or folder.url.rstrip("/").rpartition("/")[2].lower())
     refuse_other_things(folder, "a dataset", {DATASET, "_records", "_failures"})
     _refuse_ingested(folder)
-    executor.once(_refuse_unfitting, tars[0], settings)
+    if not published_records(folder):
+        executor.once(_refuse_unfitting, tars[0], settings)
     summary = run_shards(AdoptTask(settings, tuple(tars)), executor)
     shards = [record for shard, record in compact(folder).items() if shard < len(tars)]
     _refuse_doubles(folder, tars, shards)
     _withdraw_others(folder, len(tars))
-    rows, refused = int(summary.stats["rows"]), int(summary.stats["refused"])
+    rows = int(summary.stats["rows"])
     stage = Stage(name=name, captioned=settings.captions, shards=len(tars), rows=rows, adopted=tuple(settings.patterns))
     publish_whole(folder, stage)
-    return Adopted(summary, len(tars), rows, refused, _counted(summary, _REASON), _counted(summary, _OTHER))
+    return Adopted(summary, len(tars), rows, _counted(summary, _FAILED), _counted(summary, _OTHER))
 
 
 def _withdraw_others(folder: Folder, count: int) -> None:

@@ -28,13 +28,21 @@ class Extensions:
         return extension in self.images or extension in self.captions or extension in {METADATA, LABEL}
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a sample cannot be used: one of a few words that can be counted, and a message."""
+
+    cause: str
+    message: str
+
+
 @dataclass
 class Sample:
-    """Members of one key, by extension as written in lower case; `fault` says why it is none that can be used."""
+    """Members of one key, by extension as written in lower case; `refusal` says why it is none that can be used."""
 
     key: str
     members: dict[str, Member] = field(default_factory=dict)
-    fault: str = ""
+    refusal: Refusal | None = None
 
     def one_of(self, extensions: Iterable[str]) -> Member | None:
         """The member with the first of these extensions that is there."""
@@ -78,9 +86,9 @@ def kind_of(name: str) -> str:
 def _add(found: dict[str, Sample], key: str, extension: str, member: Member) -> None:
     sample = found.setdefault(key, Sample(key))
     if extension in sample.members:
-        sample.fault = f"two members are called {member.name}"
+        sample.refusal = Refusal("member_twice", f"two members are called {member.name}")
     elif len(key.encode()) > _LONGEST_KEY:
-        sample.fault = f"its key has more than {_LONGEST_KEY} bytes"
+        sample.refusal = Refusal("long_key", f"its key has more than {_LONGEST_KEY} bytes")
     sample.members[extension] = member
 
 
@@ -98,42 +106,45 @@ class Row:
 
 
 class _RefusedError(Exception):
-    pass
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.refusal = Refusal(cause, message)
 
 
 def rows_of(
     samples: Iterable[Sample], tar: memoryview, extensions: Extensions, *, captioned: bool
-) -> Iterator[Row | tuple[Sample, str]]:
+) -> Iterator[Row | tuple[Sample, Refusal]]:
     """Each sample as a row, or with the reason why it is none. `tar` has the bytes that the members lie in."""
     for sample in samples:
+        if sample.refusal is not None:
+            yield sample, sample.refusal
+            continue
         try:
             yield _row(sample, tar, extensions, captioned=captioned)
-        except _RefusedError as reason:
-            yield sample, str(reason)
+        except _RefusedError as error:
+            yield sample, error.refusal
 
 
 def _row(sample: Sample, tar: memoryview, extensions: Extensions, *, captioned: bool) -> Row:
-    if sample.fault:
-        raise _RefusedError(sample.fault)
     image = sample.one_of(extensions.images)
     if image is None:
-        raise _RefusedError("it has no image")
+        raise _RefusedError("no_image", "it has no image")
     if sum(name in sample.members for name in extensions.images) > 1:
-        raise _RefusedError("it has several images")
+        raise _RefusedError("several_images", "it has several images")
     if image.size == 0:
-        raise _RefusedError("its image is empty")
+        raise _RefusedError("empty_image", "its image is empty")
     text, metadata = sample.one_of(extensions.captions), sample.members.get(METADATA)
     data = {} if metadata is None else _json(tar, metadata)
     caption = None
     if text is None:
         caption = next((data[name] for name in _CAPTION_FIELDS if isinstance(data.get(name), str)), None)
         if captioned and caption is None:
-            raise _RefusedError("it has no caption")
+            raise _RefusedError("no_caption", "it has no caption")
     else:
         try:
             _bytes(tar, text).decode()
         except UnicodeDecodeError:
-            raise _RefusedError("its caption is not UTF-8") from None
+            raise _RefusedError("bad_caption", "its caption is not UTF-8") from None
     return Row(sample.key, image, text, metadata, caption, _label(tar, sample.members.get(LABEL)))
 
 
@@ -141,9 +152,9 @@ def _json(tar: memoryview, member: Member) -> dict[str, Any]:
     try:
         data = json.loads(_bytes(tar, member))
     except (ValueError, RecursionError):
-        raise _RefusedError("its metadata is no JSON") from None
+        raise _RefusedError("bad_metadata", "its metadata is no JSON") from None
     if not isinstance(data, dict):
-        raise _RefusedError("its metadata is no JSON object")
+        raise _RefusedError("bad_metadata", "its metadata is no JSON object")
     return data
 
 
@@ -152,7 +163,7 @@ def _label(tar: memoryview, member: Member | None) -> int:
         return -1
     digits = _bytes(tar, member).strip()
     if not digits.isdigit() or len(digits) > 9:
-        raise _RefusedError(f"its label {digits[:40]!r} is no number")
+        raise _RefusedError("bad_label", f"its label {digits[:40]!r} is no number")
     return int(digits)
 
 

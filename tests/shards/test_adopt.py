@@ -65,7 +65,7 @@ def test_samples_are_read_where_they_lie(tmp_path: Path, kind: str) -> None:
     write_tar(tmp_path / "tars" / "a.tar", pairs(0, 3), kind)
     write_tar(tmp_path / "tars" / "b.tar", pairs(3, 2) | deep, kind)
     found = adopted(tmp_path / "out", tmp_path / "tars")
-    assert (found.tars, found.rows, found.refused) == (2, 6, 0)
+    assert (found.tars, found.rows, found.refused.total()) == (2, 6, 0)
     first, second = Dataset.open(str(tmp_path / "out")).shards
     assert second.keys == ["000000003", "000000004", long]
     for shard, name in ((first, "a"), (second, "b")):
@@ -156,7 +156,12 @@ def test_a_sample_that_cannot_be_used_is_refused_with_its_reason(tmp_path: Path)
         ("class.cls", b"cat"),
     ]
     found = adopted(tmp_path / "out", write_tar(tmp_path / "x.tar", members))
-    assert (found.rows, found.refused) == (10, 9)
+    assert (found.rows, found.refused.total()) == (10, 9)
+    assert found.refused == {
+        **dict.fromkeys(["no_image", "no_caption", "several_images", "member_twice", "empty_image", "bad_caption"], 1),
+        "bad_metadata": 2,
+        "bad_label": 1,
+    }
     assert refusals(tmp_path / "out") == {
         "no-image": "it has no image",
         "no-caption": "it has no caption",
@@ -175,7 +180,7 @@ def test_images_alone_are_a_dataset_without_captions(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"a.webp": picture(1, "WEBP"), "b.jpeg": picture(2)})
     with pytest.raises(UserError, match=r"0 of 2 samples have an image and a caption .* Use --no-captions"):
         adopted(tmp_path / "out", tmp_path / "x.tar")
-    assert adopted(tmp_path / "out", tmp_path / "x.tar", captions=False).refused == 0
+    assert adopted(tmp_path / "out", tmp_path / "x.tar", captions=False).refused.total() == 0
     assert not Dataset.open(str(tmp_path / "out")).captioned
 
 
@@ -186,7 +191,7 @@ def test_where_nothing_fits_it_is_said_what_was_found_and_which_options_would_ta
     path = write_tar(tmp_path / "x.tar", members)
     with pytest.raises(UserError, match=r"found .*\.input\.jpg.*--image input\.jpg --caption output\.txt"):
         adopted(tmp_path / "out", path)
-    assert adopted(tmp_path / "out", path, image="input.jpg", caption=".output.txt").refused == 0
+    assert adopted(tmp_path / "out", path, image="input.jpg", caption=".output.txt").refused.total() == 0
     assert Dataset.open(str(tmp_path / "out")).shards[0].keys == ["0", "1", "2", "3"]
 
 
@@ -294,7 +299,7 @@ def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["shards", "adopt", str(path), "--out", str(out), "--in-process"]) == 0
     assert capsys.readouterr().out.splitlines()[:3] == [
         "4 samples in 1 tars: 3 adopted, 1 refused",
-        "         1  it has no image",
+        "         1  no_image",
         "members that are no part of a sample: 1 .mask.npy",
     ]
     assert main(["shards", "verify", str(out)]) == 0
