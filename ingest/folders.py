@@ -42,10 +42,11 @@ def write_list(folders: Sequence[str], out: Folder) -> tuple[str, bool, bool]:
     """List the pictures in `out`'s `_list.parquet`: `filepath`, `caption`, `class`, `label`; its path, whether any has
     a caption, and whether they have classes.
 
-    `caption` is the text of `NAME.txt` beside `NAME.jpg`, null if there is none; `class` the name of the folder that
+    `caption` has the bytes of `NAME.txt` beside `NAME.jpg`, null if there is none (what is no text is its row's
+    fault, as in any list); `class` the name of the folder that
     a picture is in, and `label` its number among all in order, where every picture is in a folder below the given one.
 
-    Raises `UserError` if there is no picture, or a caption is not UTF-8.
+    Raises `UserError` if there is no picture.
     """
     paths = pictures_below(folders)
     if not paths:
@@ -58,7 +59,7 @@ def write_list(folders: Sequence[str], out: Folder) -> tuple[str, bool, bool]:
     table = pa.table(
         {
             "filepath": pa.array([str(path.absolute()) for path in paths], pa.string()),
-            "caption": pa.array(captions, pa.string()),
+            "caption": pa.array(captions, pa.binary()),
             "class": pa.array(classes, pa.string()),
             "label": pa.array([None if name is None else numbers[name] for name in classes], pa.int64()),
         }
@@ -69,11 +70,8 @@ def write_list(folders: Sequence[str], out: Folder) -> tuple[str, bool, bool]:
     return f"{out}/{LIST}", any(captions), bool(numbers)
 
 
-def _caption_of(path: Path) -> str | None:
-    beside = path.with_suffix(_CAPTION)
+def _caption_of(path: Path) -> bytes | None:
     try:
-        return beside.read_text("utf-8").strip()
+        return path.with_suffix(_CAPTION).read_bytes().strip()
     except FileNotFoundError:
         return None
-    except UnicodeDecodeError:
-        raise UserError("this caption is not UTF-8", where=str(beside), do="Save it as UTF-8") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 from clipstill.main import main
-from ingest import ImageSettings, IngestReport, IngestSettings, SourceSettings, ingest
+from ingest import ImageSettings, IngestReport, IngestSettings, NetworkSettings, SourceSettings, ingest
 from ingest.folders import write_list
+from ingest.report import write_report
+from ingest.retry import retry
 from shards import Dataset, Folder, InProcess, UserError, verify_dataset
 
 
@@ -114,11 +117,26 @@ def test_other_lists_and_another_root(tmp_path: Path) -> None:
     assert captions(tmp_path) == {f"set-00000000{n}": f"one {n}" for n in range(3)}
 
 
-def test_a_second_run_makes_nothing_and_other_pictures_are_made_after_a_retry(tmp_path: Path) -> None:
+def test_a_second_run_makes_nothing_and_a_retry_makes_what_came_since(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("filepath,caption\na.jpg,one\nb.jpg,two\n")
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     assert packed(tmp_path, tmp_path / "list.csv").failed == {"no_file": 1}
     assert packed(tmp_path, tmp_path / "list.csv").summary.finished == 0
+    (tmp_path / "b.jpg").write_bytes(jpeg(2))
+    (report,) = retry(str(tmp_path / "out"), NetworkSettings(), InProcess())
+    assert (report.samples, report.failed) == (1, {})
+    assert captions(tmp_path) == {"set-000000000": "one", "set-000000001": "two"}
+    assert "no_file" not in Path(write_report(str(tmp_path / "out"))).read_text()
+
+
+def test_what_is_no_regular_file_costs_its_row_and_no_time(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "list.csv").write_text(
+        "filepath,caption\npipe.jpg,one\nfolder.jpg,two\nhttp://127.0.0.1:1/x.jpg,three\n"
+    )
+    assert packed(tmp_path, tmp_path / "list.csv").failed == {"bad_url": 1, "no_file": 2}
+    assert ledger(tmp_path)["set-000000000"] == ("no_file", "Not a regular file")
 
 
 def test_a_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:
@@ -127,10 +145,12 @@ def test_a_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:
         (tmp_path / "pictures" / name).write_bytes(jpeg(number))
     (tmp_path / "pictures" / "a.txt").write_text("first\n")
     (tmp_path / "pictures" / "more" / "c.txt").write_text("third")
+    (tmp_path / "pictures" / "more" / "d.jpg").write_bytes(jpeg(4))
+    (tmp_path / "pictures" / "more" / "d.txt").write_bytes("Hügel".encode("latin-1"))
     listing, captioned, classed = write_list([str(tmp_path / "pictures")], Folder(tmp_path / "out"))
     assert (captioned, classed) == (True, False)
     report = packed(tmp_path, Path(listing))
-    assert (report.rows, report.failed) == (3, {"no_caption": 1})
+    assert (report.rows, report.failed) == (4, {"no_caption": 1, "bad_row": 1})
     assert list(captions(tmp_path).values()) == ["first", "third"]
 
 
