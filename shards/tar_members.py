@@ -1,7 +1,7 @@
 """Where the members of somebody else's tar lie: USTAR, GNU and PAX headers, read from mapped memory.
 
-Only headers are looked at: 6 µs for a plain member, 22 for one with a PAX header, where Python's tarfile took 24 and
-113 on the same core, and takes damage for the end of the archive. Formats: POSIX.1-2017 (`pax`), and "Basic Tar Format"
+Only headers are looked at, at a quarter of the time that Python's tarfile takes (which takes damage for the end of the
+archive). Formats: POSIX.1-2017 (`pax`), and "Basic Tar Format"
 of the GNU tar manual.
 """
 
@@ -25,16 +25,22 @@ _MOST_OF_A_NAME = 1 << 20
 """Bytes of an extended header or long name: a larger one is damage, not a name."""
 
 
-class TarError(Exception):
+class TarError(ValueError):
     """The tar is damaged, or of a kind that is not read; the message says at which byte."""
 
 
 class Member(NamedTuple):
-    """A plain file within a tar: its name as written, without a leading `./`, and where its bytes lie."""
+    """A plain file within a tar: its name as written, without a leading `./`, and `size` bytes at `offset`.
+
+    Its headers begin at `start`, the next member's at `end`; `checksum` is the header's.
+    """
 
     name: str
     offset: int
     size: int
+    start: int
+    end: int
+    checksum: int
 
 
 class _Header(NamedTuple):
@@ -45,21 +51,24 @@ class _Header(NamedTuple):
     size: int
     kind: bytes
     prefix: bytes
+    checksum: int
 
 
-def tar_members(tar: memoryview | bytes) -> Iterator[Member]:
+def tar_members(tar: memoryview | bytes, *, whole: bool = False) -> Iterator[Member]:
     """Every plain file of a tar, in order. Folders, links and devices are passed over.
 
     Raises `TarError` for a truncated or damaged tar, a sparse member, and a name that is not UTF-8 or holds control
-    characters. What follows the two empty blocks at the end is padding.
+    characters; if it is to be `whole`, also where no empty block stands at the end, which some writers leave out. What
+    follows that block is padding.
     """
     view = memoryview(tar)
+    # Where the headers of the member begin that is being read; None between members.
+    first: int | None = None
     at = 0
     shared: dict[str, str] = {}
     own: dict[str, str] = {}
-    # Some writers leave out the empty blocks.
     while (header := _header(view, at) if at < len(view) or not at else None) is not None:
-        start = at + _BLOCK
+        start, first = at + _BLOCK, at if first is None else first
         if header.kind in _EXTENDED:
             _tell(header, view, shared, own)
             at = start + _padded(header.size)
@@ -75,13 +84,16 @@ def tar_members(tar: memoryview | bytes) -> Iterator[Member]:
         if start + length > len(view):
             there = len(view) - start
             raise TarError(f"truncated: the member at byte {at:,} has {length:,} bytes, {there:,} are there")
+        end = min(start + _padded(length), len(view))
         if plain:
             name = told.get("path") or _text(_joined(header), at)
             if not name.endswith("/"):
-                yield Member(_tidy(name), start, length)
-        at = min(start + _padded(length), len(view))
-    if own:
-        raise TarError(f"ends at byte {at:,} after a header that names a member")
+                yield Member(_tidy(name), start, length, first, end, header.checksum)
+        at, first = end, None
+    if first is not None:
+        raise TarError(f"truncated at byte {at:,}: a member should follow its extended header")
+    if whole and at == len(view):
+        raise TarError(f"ends after a member, at byte {at:,}")
 
 
 def _header(view: memoryview, at: int) -> _Header | None:
@@ -95,9 +107,10 @@ def _header(view: memoryview, at: int) -> _Header | None:
     told = checksum.strip(b"\0 ")
     # The field itself counts as eight spaces. The lower half of Adler-32 is a sum plus one, fifty times as fast.
     added = sum(checksum) - 8 * 32 + 1
-    if not told or told.strip(b"01234567") or (int(told, 8) + added) % 65521 != zlib.adler32(block) & 0xFFFF:
+    number = int(told, 8) if told and not told.strip(b"01234567") else -1
+    if number < 0 or (number + added) % 65521 != zlib.adler32(block) & 0xFFFF:
         raise TarError(f"damaged at byte {at:,}: no header of a tar stands there")
-    return _Header(at, name, _number(size, at), kind, prefix if magic.startswith(b"ustar\0") else b"")
+    return _Header(at, name, _number(size, at), kind, prefix if magic.startswith(b"ustar\0") else b"", number)
 
 
 def _tell(header: _Header, view: memoryview, shared: dict[str, str], own: dict[str, str]) -> None:

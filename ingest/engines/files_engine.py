@@ -1,7 +1,7 @@
 """Pictures that are there already: files by their paths, or bytes in a column of Parquet; no network.
 
-A request's `url` is a path (or the URL of a file on a storage of fsspec's, but not of the web), or `FILE.parquet#COLUMN/ROW`, the bytes
-in that row, counted from 0.
+A request's `url` is a path (or the URL of a file on a storage of fsspec's, but not of the web), or
+`FILE.parquet#COLUMN/ROW`, the bytes in that row, counted from 0.
 """
 
 from __future__ import annotations

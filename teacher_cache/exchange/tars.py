@@ -13,7 +13,7 @@ from pathlib import Path
 from shards import Folder, UserError, fingerprint
 from shards.fingerprint import sha256_file
 from shards.progress import Meter
-from teacher_cache.exchange.headers import members
+from shards.tar_members import tar_members
 from teacher_cache.key_index import Entry, IndexWriter, KeyIndex
 
 SOURCES = "_sources"
@@ -67,8 +67,8 @@ class IndexedTars:
             with Path(self.where(entry)).open("rb") as file:
                 file.seek(entry.start)
                 piece = file.read(entry.size)
-            for member in members(piece, whole=False):
-                data = piece[member.data : member.data + member.size]
+            for member in tar_members(piece):
+                data = piece[member.offset : member.offset + member.size]
                 if found.setdefault(_split(member.name)[1], data) != data:
                     return None
         return found
@@ -122,8 +122,10 @@ def _make_index(tars: Sequence[str], folder: Folder, name: str) -> dict[str, obj
 def _samples(path: str, number: int, seen: Callable[[bytes], None]) -> Iterator[tuple[str, Entry]]:
     """Key and place of each run of members that share a key."""
     key, start, end = None, 0, 0
-    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar:
-        for member in members(tar):
+    with Path(path).open("rb") as file:
+        # Closed with the last view of it, which an exception may hold on to.
+        tar = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        for member in tar_members(tar, whole=True):
             seen(f"{member.name} {member.size} {member.checksum}".encode())
             this = _split(member.name)[0]
             if this != key:

@@ -322,36 +322,6 @@ def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_members_of_a_tar_are_those_that_tarfile_finds(kind: str) -> None:
-    sink = io.BytesIO()
-    names = ["a.jpg", "d/e/f.txt", "x" * 90 + "/" + "y" * 90, "ü/é.json", *(["z" * 300] if kind != "ustar" else [])]
-    with tarfile.open(fileobj=sink, mode="w", format=FORMATS[kind]) as tar:
-        for name in names:
-            entry = tarfile.TarInfo(name)
-            entry.size = 7 * len(name)
-            tar.addfile(entry, io.BytesIO(bytes(entry.size)))
-            folder, link = tarfile.TarInfo("folder"), tarfile.TarInfo("link")
-            folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, name[:99]
-            tar.addfile(folder)
-            tar.addfile(link)
-    data = sink.getvalue()
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        expected = [(entry.name, entry.offset_data, entry.size) for entry in tar if entry.isfile()]
-    assert [tuple(member) for member in tar_members(data)] == expected
-    # Some writers leave out the empty blocks at the end.
-    end = expected[-1][1] + -(-expected[-1][2] // 512) * 512 + 1024
-    assert [tuple(member) for member in tar_members(data[:end])] == expected
-
-
-def test_sizes_beyond_eight_gigabytes_are_read() -> None:
-    entry = tarfile.TarInfo("large.jpg")
-    entry.size = 9 << 30
-    for kind in ("gnu", "pax"):
-        with pytest.raises(TarError, match=r"has 9,663,676,416 bytes, 0 are there"):
-            list(tar_members(entry.tobuf(FORMATS[kind])))
-
-
-@pytest.mark.parametrize("kind", FORMATS)
 def test_whatever_is_done_to_a_tar_its_members_are_within_it_or_it_is_refused(tmp_path: Path, kind: str) -> None:
     whole = write_tar(
         tmp_path / "x.tar", pairs(0, 2) | ({"z" * 200: b"z"} if kind != "ustar" else {}), kind
