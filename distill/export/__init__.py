@@ -3,7 +3,7 @@
 An export is written beside its destination, read back with the other library's own loader, compared with the original,
 given a model card, and only then renamed into place. Read `staging.py` and `compare.py` first, then one file a format;
 `encoders.py` is what torchscript and onnx share. `card.py` writes the README.md, with `lineage.py` for what the model
-began from, `left.py` for what pruning left of it, and `snippets.py` for how it is loaded.
+began from, and `snippets.py` for how it is loaded.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tars that somebody else wrote become a dataset, in place.
 
-Read `adopt.py` first; `tars.py` finds them, `samples.py` says what a sample is.
+Read `adopting.py` first; `tars.py` finds them, `samples.py` says what a sample is.
 """
 
 from typing import TYPE_CHECKING

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from distill.losses import LOSSES, Embeddings, LossShape, Targets, WeightedSum
+from distill.losses import LOSSES, WITHOUT_TEACHER, Embeddings, LossShape, Targets, WeightedSum
 
 B, DS, WIDTHS = 8, 3, (5, 3)
 WEIGHTS = {name: 0.5 + place for place, name in enumerate(LOSSES)}
@@ -154,3 +154,7 @@ def test_losses_project_the_student_alike() -> None:
         # Maps of ones, and a bias: all rows become the same one.
         (image, _), _ = other.losses[name].projected(Embeddings.of_raw(ones, ones, 1.0))
         assert torch.allclose(image, torch.full((B, 5), 5**-0.5, dtype=torch.float64))
+
+
+def test_what_is_said_of_losses_before_torch_is_loaded_is_what_their_classes_say() -> None:
+    assert {name for name, loss in LOSSES.items() if not loss.needs_teacher} == WITHOUT_TEACHER
