@@ -289,5 +289,6 @@ def spread(scores: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, dict[str
 
 
 def run_demo(settings: DemoSettings, workers: int) -> Path:
-    """Run the demo in `settings.out`; returns its page."""
-    return Demo(settings, workers).run()
+    """Run the demo in `settings.out`, when no other process is at it there; returns its page."""
+    with Folder(settings.out).alone():
+        return Demo(settings, workers).run()

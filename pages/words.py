@@ -42,9 +42,10 @@ def say_number(value: object) -> str:
 def say_ratio(one: Mapping[str, float], other: Mapping[str, float]) -> str | None:
     """How many times `other` the figure `one` is, both with `median`, `low` and `high`; None within their spread.
 
-    Where the ranges overlap a ratio would be noise, which is no news.
+    Where each median lies within the other's range a ratio would be noise, which is no news. That ranges touch at their
+    ends is not enough: 125 to 210 is not the same as 207 to 379.
     """
-    if one["low"] <= other["high"] and other["low"] <= one["high"]:
+    if one["low"] <= other["median"] <= one["high"] and other["low"] <= one["median"] <= other["high"]:
         return None
     return f"{one['median'] / other['median']:.2f}×"
 

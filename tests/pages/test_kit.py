@@ -89,8 +89,9 @@ def figure(median: float, low: float, high: float) -> dict[str, float]:
         (figure(450, 440, 460), figure(100, 90, 110), "4.50×"),
         (figure(40, 39, 41), figure(100, 90, 110), "0.40×"),
         (figure(100, 100, 100), figure(100, 100, 100), None),
+        (figure(176, 125, 210), figure(296, 207, 379), "0.59×"),
     ],
-    ids=["ranges overlap", "faster", "slower", "equal"],
+    ids=["ranges overlap", "faster", "slower", "equal", "ranges touch at their ends"],
 )
 def test_what_lies_within_the_spread_is_no_news(one: Any, other: Any, said: str | None) -> None:
     assert say_ratio(one, other) == said
