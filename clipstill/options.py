@@ -65,7 +65,7 @@ def _add_option(group: Any, path: str, flag: str, field: FieldInfo, overriding: 
     words: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
     kind, count = _leaf(field.annotation)
     if not flag.startswith("-"):
-        words |= {"nargs": "+"} if count == "any" else {"nargs": "?"} if overriding else {}
+        words |= {"nargs": "*" if overriding else "+"} if count == "any" else {"nargs": "?"} if overriding else {}
         group.add_argument(path, metavar=flag, **words)
         return
     words |= {"dest": path, "required": field.is_required() and not overriding}

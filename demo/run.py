@@ -184,7 +184,7 @@ class Demo:
 
     def _run(self, name: str, student: str, steps: int, lr: float, seed: int) -> RunSettings:
         return RunSettings(
-            shards=str(self.out / "shards" / "train"),
+            shards=(str(self.out / "shards" / "train"),),
             out=str(self.out / "runs" / name),
             student=str(_HERE / student),
             losses={"contrastive": 1.0},
@@ -205,7 +205,7 @@ class Demo:
         if kind == "baseline":
             return settings
         # The cache brings its own views: the same ones, drawn by the same policy.
-        return replace(settings, cache=str(self.out / "cache"), losses=self.settings.losses, views=1)
+        return replace(settings, cache=(str(self.out / "cache"),), losses=self.settings.losses, views=1)
 
     def _cache(self, teacher: str) -> dict[str, Any]:
         return dict(self._once("cache", lambda: self._build_cache(teacher)))

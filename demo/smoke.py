@@ -52,9 +52,10 @@ def smoke(recipe: Mapping[str, Any], given: Mapping[str, Any], start: Callable[[
         out = given.get("out") or stack.enter_context(tempfile.TemporaryDirectory(prefix="clipstill-smoke-"))
         fields = merged(merged(_lasting(recipe), _small()), {**given, "out": str(Path(out) / "run")})
         if "shards" not in fields:
-            fields["shards"] = str(_draw_dataset(Path(out) / "shards", fields))
+            drawn = str(_draw_dataset(Path(out) / "shards", fields))
+            fields["shards"] = (drawn,)
             if _needs_cache(fields):
-                fields["cache"] = str(_build_cache(Path(out), fields))
+                fields["cache"] = (str(_build_cache(drawn, Path(out), fields)),)
         settings = settings_from(fields)
         result = start(settings)
         shown = _look(settings, result)
@@ -100,7 +101,7 @@ def _sample(sets: Sequence[str], row: int) -> tuple[str, bytes, str, dict[str, A
     return f"smoke-{row:09d}", image.getvalue(), drawn.caption, dict.fromkeys(sets, others)
 
 
-def _build_cache(out: Path, fields: Mapping[str, Any]) -> Path:
+def _build_cache(shards: str, out: Path, fields: Mapping[str, Any]) -> Path:
     names = fields.get("teachers") or ("teacher",)
     texts_only = fields.get("text_tower") == "cache"
     width = _WIDTH
@@ -108,7 +109,7 @@ def _build_cache(out: Path, fields: Mapping[str, Any]) -> Path:
         width = create_student(fields["student"], 0, ("image",))[1]["model_cfg"]["embed_dim"]
     sources = ["txt" if name == "txt" else f"{name}=json:{name}*2" for name in _sets(fields)]
     build = BuildSettings(
-        shards=fields["shards"],
+        shards=shards,
         cache=str(out / "cache"),
         teachers=tuple(
             TeacherSpec(str(_make_teacher(out / "teachers", name, seed, width)), name)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
-from pydantic import Field
+from annotated_types import Ge, Gt, Lt
+from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
 from distill.losses import LOSSES, WITHOUT_TEACHER
@@ -23,6 +23,8 @@ from teacher_cache.settings import Policy
 
 Tower = Literal["image", "text"]
 Beta = Annotated[float, Ge(0), Lt(1)]
+Places = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""One place, or several."""
 
 _WARMUP = 500
 WARMUP_WITHIN = 0.1
@@ -151,23 +153,38 @@ class EvaluationSettings:
 class RunSettings:
     """A whole training run; everything in it is written to the run folder and compared on resume.
 
-    `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`; without a cache `captions` are sources as in
-    `teacher_cache.captions`. `student` as in `create_student`; `initial` as in `load_model`, by manual inheritance
-    (`clip_models.inheritance`) where it is larger. With `text_tower="cache"` the only teacher's text embeddings stand
-    in for one, frozen. `prune`: automatic inheritance. `losses` maps names of `LOSSES` to their terms, or to a weight
-    alone. A scale that is None is the teachers' own, or is learned. `batch_size` is of all processes.
+    `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`, the caches in the order of their datasets; without one
+    `captions` are sources as in `teacher_cache.captions`. `weights`: by a dataset's path, or the last part of it, how
+    many times an epoch shows its samples (1), as in `distill.data.mixture`. `student` as in `create_student`; `initial`
+    as in `load_model`, by manual inheritance (`clip_models.inheritance`) where it is larger. With `text_tower="cache"`
+    the only teacher's text embeddings stand in for one, frozen. `prune`: automatic inheritance. `losses` maps names of
+    `LOSSES` to their terms, or to a weight alone. A scale that is None is the teachers' own, or is learned.
+    `batch_size` is of all processes.
 
     How it is computed may change when a run is resumed; `micro_batches` save memory at the price of a second forward.
     `evaluation`, logs and checkpoints are for the record. `recipe`: the name of the recipe that the settings began
     with; nothing is read from it.
     """
 
-    shards: Annotated[str, option("what `clipstill ingest` wrote", flag="SHARDS")]
+    shards: Annotated[Places, option("what `clipstill ingest` wrote; several train one student", flag="SHARDS")]
     out: Annotated[str, option("the run's folder", "RUN", section="")]
     student: Annotated[str, option("a name, timm/NAME, a .json file, or a model's folder", "MODEL", section="student")]
-    cache: Annotated[str | None, option("what `clipstill cache build` wrote", "CACHE", section="data and teachers")] = (
-        None
-    )
+    cache: Annotated[
+        Places,
+        option(
+            "what `clipstill cache build` wrote; repeatable, one for each of SHARDS, in their order",
+            "CACHE",
+            section="data and teachers",
+        ),
+    ] = ()
+    weights: Annotated[
+        Mapping[str, Annotated[float, Gt(0)]],
+        option(
+            "how many times an epoch shows the samples of one of several SHARDS (1); repeatable",
+            "SHARDS=W",
+            flag="--weight",
+        ),
+    ] = field(default_factory=dict)
     teachers: Annotated[
         tuple[str, ...], option("a teacher in the cache; repeatable (its only one)", "NAME", flag="--teacher")
     ] = ()
@@ -254,13 +271,14 @@ class RunSettings:
             raise UserError("a run's length is needed, once", do="Give --steps or --epochs")
         if 0 < self.explosion <= 1:
             raise UserError(f"explosion is {self.explosion}, it must be 0 or above 1")
-        for name in ("teachers", "captions", "lock"):
+        for name in ("shards", "teachers", "captions", "lock"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise UserError(f"{name} is {', '.join(values)}, it must be without repetition")
         if self.patch_mask and "image" in self.lock:
             raise UserError("patches are masked in training, and the image tower is locked", do="Leave out one of them")
-        if self.cache is None:
+        self._check_datasets()
+        if not self.cache:
             self._check_without_cache()
         if self.prune is not None and self.evaluation is not None and self.evaluation.best is not None:
             raise UserError(
@@ -274,8 +292,37 @@ class RunSettings:
             )
         for name, term in self.terms().items():
             term.check(name)
-            if self.cache is None and name not in WITHOUT_TEACHER:
+            if not self.cache and name not in WITHOUT_TEACHER:
                 raise UserError(f"the loss {name!r} needs a teacher", where="--loss", do="Give --cache")
+
+    def _check_datasets(self) -> None:
+        if not self.shards:
+            raise UserError("shards is empty, it must be a dataset or several", do="Give SHARDS")
+        if self.cache and len(self.cache) != len(self.shards):
+            raise UserError(
+                f"{len(self.cache)} caches for {len(self.shards)} datasets",
+                where="--cache",
+                do="Give one for each, in their order",
+            )
+        if self.weights and len(self.shards) == 1:
+            raise UserError(
+                "a weight is beside other datasets', and there is one dataset", where="--weight", do="Leave it out"
+            )
+        for name in self.weights:
+            named = [place for place in self.shards if name in _names_of(place)]
+            if len(named) != 1:
+                raise UserError(
+                    f"{name} is {'none' if not named else 'more than one'} of the datasets",
+                    where="--weight",
+                    do=f"Use one of {', '.join(self.shards)}",
+                )
+
+    def weights_in_order(self) -> tuple[float, ...]:
+        """One for each of `shards`."""
+        return tuple(
+            next((weight for name, weight in self.weights.items() if name in _names_of(place)), 1.0)
+            for place in self.shards
+        )
 
     def _check_without_cache(self) -> None:
         given = {
@@ -305,7 +352,13 @@ class RunSettings:
         for name in _ELSEWHERE:
             del fields[name]
         fields["losses"] = {name: asdict(term) for name, term in self.terms().items()}
+        fields["weights"] = self.weights_in_order()
         return fields
+
+
+def _names_of(place: str) -> tuple[str, str]:
+    whole = place.rstrip("/")
+    return whole, whole.rpartition("/")[2]
 
 
 _ELSEWHERE = (

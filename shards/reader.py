@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -115,6 +116,11 @@ class Shard:
         for name in ("_tar", "_index"):
             self.__dict__.pop(name, None)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing of it has to be copied from an object store."""
+        return all(self.record.file(suffix).place(self.folder)[0].is_local for suffix in (".tar", ".index.arrow"))
+
     def fetch(self) -> None:
         """Have the files copied from an object store, so that the next use need not wait for it."""
         for suffix in (".tar", ".index.arrow"):
@@ -170,6 +176,19 @@ class Dataset:
     def content(self) -> str:
         """16 hex digits over every shard's content: equal datasets, byte for byte."""
         return fingerprint([shard.content for shard in self.shards])
+
+    @staticmethod
+    def together(datasets: Sequence[Dataset]) -> Dataset:
+        """All their shards in a row; its folder is the first one's. Keys are unique within each dataset only."""
+        first, *others = datasets
+        if not others:
+            return first
+        return Dataset(
+            first.folder,
+            " + ".join(dataset.name for dataset in datasets),
+            tuple(shard for dataset in datasets for shard in dataset.shards),
+            captioned=all(dataset.captioned for dataset in datasets),
+        )
 
     @staticmethod
     def open(url: str) -> Dataset:

@@ -88,6 +88,11 @@ class TeacherCache:
         self._leaves_out = True
 
     @property
+    def is_local(self) -> bool:
+        """Whether nothing of it has to be copied from an object store."""
+        return self.folder.is_local
+
+    @property
     def is_whole(self) -> bool:
         """Whether all samples that take part have embeddings: they do unless joined with `none`."""
         return not self.missing or self._leaves_out

@@ -79,13 +79,15 @@ def small_samples(count: int, seed: int) -> list[Sample]:
     return samples
 
 
-def write_dataset(folder: str | Path, shards: Sequence[Sequence[Sample]], name: str = "tiny") -> Dataset:
-    """A dataset with these samples in these shards."""
+def write_dataset(
+    folder: str | Path, shards: Sequence[Sequence[Sample]], name: str = "tiny", keys: str = ""
+) -> Dataset:
+    """A dataset with these samples in these shards; `keys`: what keys begin with (its name)."""
     numbers = itertools.count()
 
     def keyed(samples: Sequence[Sample]) -> Iterator[tuple[str, bytes, str, dict[str, Any]]]:
         for image, _, caption in samples:
-            yield f"{name}-{next(numbers):09d}", image, caption, {"caption": caption}
+            yield f"{keys or name}-{next(numbers):09d}", image, caption, {"caption": caption}
 
     return write_shards(folder, map(keyed, shards), name=name)
 
@@ -157,10 +159,11 @@ def make_dataset() -> MakeDataset:
         *,
         seed: int = 0,
         name: str = "tiny",
+        keys: str = "",
         samples: Sequence[Sequence[Sample]] | None = None,
     ) -> Dataset:
         chosen = samples or [small_samples(count, seed * 100 + number) for number, count in enumerate(counts)]
-        return write_dataset(folder, chosen, name)
+        return write_dataset(folder, chosen, name, keys)
 
     return make
 

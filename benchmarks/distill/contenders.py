@@ -116,10 +116,10 @@ class Contender:
 def contender(kind: Kind, student: Student, batch_size: int) -> Contender:
     """A run of this kind that has taken no step yet, and the teachers it needs, with random weights."""
     settings = RunSettings(
-        shards=student.shards,
+        shards=(student.shards,),
         out="unused",
         student=student.model,
-        cache=student.cache if kind.cached else None,
+        cache=(student.cache,) if kind.cached else (),
         teachers=TEACHERS[: kind.cached],
         views=1 if kind.cached else student.views,
         losses=kind.losses,

@@ -55,9 +55,9 @@ def measure(folder: Path, course: Course) -> dict[str, Any]:
     for dtype in ("float16", "float32"):
         cache = build(shards, folder / dtype, (TeacherSpec(teacher, "teacher"),), course.views, dtype)
         settings = RunSettings(
-            shards=shards,
+            shards=(shards,),
             out="unused",
-            cache=cache,
+            cache=(cache,),
             student=student,
             losses={"affinity": 1},
             teacher_scale=_SCALE,

@@ -48,7 +48,7 @@ def scene_material(folder: Path, samples: int, pixels: int, teacher_steps: int) 
     shards = _write(folder / "scenes", [SampleBytes(jpeg(render(one, pixels + 16), 95), one.caption) for one in drawn])
     config = architecture(folder / "teacher.json", embed_dim=64, image_size=pixels, width=128, layers=3, context=24)
     settings = RunSettings(
-        shards=shards,
+        shards=(shards,),
         out=str(folder / "teacher"),
         student=config,
         views=4,

@@ -148,7 +148,7 @@ def teach(material: Material, teaching: Teaching) -> None:
     """Train the teacher by the contrastive loss alone, then cache what it says of views and titles."""
     train(
         RunSettings(
-            shards=material.train,
+            shards=(material.train,),
             out=str(material.folder / "runs" / "teacher"),
             student=material.architecture("teacher"),
             losses={"contrastive": 1},

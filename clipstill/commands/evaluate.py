@@ -17,12 +17,13 @@ Evaluate a model by zero-shot classification and image-text retrieval.
 
 Retrieval needs only the shards, with captions; samples whose captions are equal are hits for each other, and how many
 there are is said (shared_captions). Zero-shot needs a JSON file {"classes": [...], "templates": ["a photo of a {}",
-...]} and the metadata column (kept at ingest with --keep) that holds each sample's class. Numbers are percent, as JSON.
+...]} and the metadata column (kept at ingest with --keep) that holds each sample's class. Numbers are percent, as JSON;
+of several datasets each has its own, by its path.
 """
 
 _EXAMPLE = """\
   clipstill evaluate runs/vit-s/model data/val --classes classes.json --label label
-  clipstill evaluate ViT-B-32:laion2b_s34b_b79k data/val
+  clipstill evaluate ViT-B-32:laion2b_s34b_b79k data/val data/flickr30k
 """
 
 
@@ -32,7 +33,7 @@ def add(commands: Subparsers) -> None:
 
 def _options(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help="ARCH:TAG, ARCH:/path/to/weights, or a folder")
-    parser.add_argument("shards", metavar="SHARDS", help="what `clipstill ingest` wrote")
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="what `clipstill ingest` wrote")
     parser.add_argument("--classes", metavar="FILE", help="JSON with classes and templates, for zero-shot")
     parser.add_argument("--label", metavar="COLUMN", help="the metadata column that names a sample's class")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples a forward")
@@ -47,28 +48,31 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
     refuse_absent(args.model)
-    dataset = Dataset.open(args.shards)
+    datasets = {shards: Dataset.open(shards) for shards in args.shards}
     import torch  # noqa: PLC0415 - slow: what is wrong with paths is said before
 
     from clip_models import load_model  # noqa: PLC0415
     from evaluation import SHARED, evaluate, shared_note  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = evaluate(
-        load_model(args.model, device),
-        dataset,
-        classes=classes,
-        templates=templates,
-        label_field=args.label,
-        batch_size=args.batch_size,
-        device=device,
-    )
-    show_json(_rounded(result))
-    retrieval = result["retrieval"]
-    if retrieval is None:
-        log.warning("the dataset has no captions, so there is no retrieval")
-    elif note := shared_note(retrieval[SHARED], result["samples"]):
-        log.warning("%s", note)
+    model, results = load_model(args.model, device), {}
+    for shards, dataset in datasets.items():
+        result = evaluate(
+            model,
+            dataset,
+            classes=classes,
+            templates=templates,
+            label_field=args.label,
+            batch_size=args.batch_size,
+            device=device,
+        )
+        results[shards] = _rounded(result)
+        retrieval = result["retrieval"]
+        if retrieval is None:
+            log.warning("%s has no captions, so there is no retrieval", shards)
+        elif note := shared_note(retrieval[SHARED], result["samples"]):
+            log.warning("%s: %s", shards, note)
+    show_json(results if len(results) > 1 else next(iter(results.values())))
     return 0
 
 

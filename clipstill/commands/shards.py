@@ -68,11 +68,17 @@ def add(commands: Subparsers) -> None:
     add_command(actions, "pack", _PACK, _PACK_EXAMPLE, run=run_pack, fill=_pack_options)
     add_command(actions, "ls", _LS, "  clipstill shards ls data/cc3m\n", run=run_ls, fill=_options)
     add_command(actions, "cat", _CAT, _CAT_EXAMPLE, run=run_cat, fill=_cat_options)
-    add_command(actions, "verify", _SUMMARY, "  clipstill shards verify data/cc3m\n", run=run, fill=_options)
+    add_command(
+        actions, "verify", _SUMMARY, "  clipstill shards verify data/cc3m data/cc12m\n", run=run, fill=_verify_options
+    )
 
 
 def _options(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="what `clipstill ingest`, `pack` or `adopt` wrote")
+
+
+def _verify_options(parser: Parser) -> None:
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what `clipstill ingest`, `pack` or `adopt` wrote")
 
 
 def _cat_options(parser: Parser) -> None:
@@ -168,12 +174,16 @@ def run_cat(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     from shards import verify_dataset  # noqa: PLC0415 - `--help` stays fast
 
-    report = verify_dataset(args.folder)
-    for problem in report.problems:
-        show(problem)
-    verdict = f"{len(report.problems)} problems" if report.problems else "sound"
-    size = f"{report.bytes / 1e6:.1f} MB"
-    show(f"{verdict}: {report.shards} shards, {report.rows} rows, {report.samples} samples, {size}")
-    if report.mend:
-        show(f"to mend it: {report.mend}")
-    return 1 if report.problems else 0
+    failed = False
+    for folder in args.folders:
+        report = verify_dataset(folder)
+        for problem in report.problems:
+            show(problem)
+        verdict = f"{len(report.problems)} problems" if report.problems else "sound"
+        of = f"{folder}: " if len(args.folders) > 1 else ""
+        size = f"{report.bytes / 1e6:.1f} MB"
+        show(f"{of}{verdict}: {report.shards} shards, {report.rows} rows, {report.samples} samples, {size}")
+        if report.mend:
+            show(f"to mend it: {report.mend}")
+        failed = failed or bool(report.problems)
+    return 1 if failed else 0

@@ -23,7 +23,7 @@ from distill.data.tokens import with_memory
 from distill.losses import Embeddings, Targets
 from shards import Dataset, UserError, seed64
 from teacher_cache.captions import CaptionSource
-from teacher_cache.reader import TeacherCache
+from teacher_cache.several import Cache
 from teacher_cache.views import EncodedImage, View, ViewPolicy
 
 _OPEN_SHARDS = 64
@@ -64,7 +64,7 @@ class Filler:
         tokenizer: Tokenizer | None,
         *,
         image_size: int,
-        caches: Sequence[TeacherCache],
+        caches: Sequence[Cache],
         captions: Sequence[str],
         teacher_size: int | None,
         teacher_scale: float | None,
@@ -225,7 +225,7 @@ def _pixels(shape: tuple[int, int, int, int]) -> Tensor:
     return torch.from_numpy(np.empty(shape, np.uint8))
 
 
-def _with_views(caches: Sequence[TeacherCache]) -> TeacherCache | None:
+def _with_views(caches: Sequence[Cache]) -> Cache | None:
     """The first that has views; the others' must be the same."""
     having = [cache for cache in caches if cache.views]
     for cache in having[1:]:
@@ -241,7 +241,7 @@ def _with_views(caches: Sequence[TeacherCache]) -> TeacherCache | None:
     return having[0] if having else None
 
 
-def _with_captions(caches: Sequence[TeacherCache], name: str) -> list[TeacherCache]:
+def _with_captions(caches: Sequence[Cache], name: str) -> list[Cache]:
     """Those that embedded captions `name`; all that embedded captions must have, and the same."""
     having = [cache for cache in caches if cache.captions]
     sources = [cache.caption_source(name) for cache in having]

@@ -19,9 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from clip_models import Tokenizer
 from distill.data.batch import Batch, Views
 from distill.data.collate import Filler, Part
+from distill.data.mixture import Mixture
 from distill.data.order import Order
 from shards import Dataset
-from teacher_cache.reader import TeacherCache
+from teacher_cache.several import Cache
 
 __all__ = ["Batch", "Loader", "Views"]
 
@@ -49,12 +50,12 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset,
-        order: Order,
+        order: Order | Mixture,
         views: Views,
         tokenizer: Tokenizer | None,
         *,
         image_size: int,
-        caches: Sequence[TeacherCache] = (),
+        caches: Sequence[Cache] = (),
         captions: Sequence[str] = ("txt",),
         rank: int = 0,
         ranks: int = 1,
@@ -131,23 +132,21 @@ class Loader:
 class _Copying:
     """Copies what is on an object store to this machine before it is asked for."""
 
-    def __init__(self, dataset: Dataset, caches: Sequence[TeacherCache], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, dataset: Dataset, caches: Sequence[Cache], pool: ThreadPoolExecutor) -> None:
         self._pool = pool
-        self._shards = () if dataset.folder.is_local else dataset.shards
-        self._caches = [cache for cache in caches if not cache.folder.is_local]
+        self._shards, self._caches = dataset.shards, [cache for cache in caches if not cache.is_local]
         self._asked: set[int] = set()
 
     def ask(self, places: Sequence[int]) -> None:
         """Begin to copy those of these shards that were not in the last call."""
-        if self._shards or self._caches:
-            for place in places:
-                if place not in self._asked:
-                    # What fails here fails again, and is told, when it is needed.
-                    self._pool.submit(self._copy, place)
-            self._asked = set(places)
+        for place in places:
+            if place not in self._asked and (self._caches or not self._shards[place].is_local):
+                # What fails here fails again, and is told, when it is needed.
+                self._pool.submit(self._copy, place)
+        self._asked = set(places)
 
     def _copy(self, place: int) -> None:
-        if self._shards:
+        if not self._shards[place].is_local:
             self._shards[place].fetch()
         for cache in self._caches:
             cache.fetch(place)

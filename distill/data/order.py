@@ -16,7 +16,7 @@ import numpy.typing as npt
 from shards import seed64
 
 
-def _shuffled(count: int, seed: int) -> npt.NDArray[np.int64]:
+def shuffled(count: int, seed: int) -> npt.NDArray[np.int64]:
     """A permutation of range(count), sorting by SplitMix64 hashes: the same with every numpy, unlike its generators."""
     with np.errstate(over="ignore"):
         z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
@@ -30,7 +30,7 @@ class Order:
     """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
 
     `shards`: for each, how many samples it has, or which of its rows take part. `window`: how many shards are shuffled
-    together. `samples` is how many there are in all.
+    together. `samples` is how many there are in all, of how many `shards`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Order:
     ) -> None:
         self._rows = [None if isinstance(rows, int) else rows for rows in shards]
         self._counts = np.array([rows if isinstance(rows, int) else len(rows) for rows in shards], np.int64)
-        self.samples = int(self._counts.sum())
+        self.shards, self.samples = len(self._counts), int(self._counts.sum())
         self._seed, self._window, self.batch_size = seed, window, batch_size
         self.steps_per_epoch = self.samples // batch_size
         self._plan = lru_cache(maxsize=4)(self._epoch_plan)
@@ -48,20 +48,25 @@ class Order:
         """The global batch of `step` (counted from 0 over all epochs): (batch_size, 2) of shard place and row."""
         epoch, place = divmod(step, self.steps_per_epoch)
         start = place * self.batch_size
-        return self._slice(epoch, start, start + self.batch_size)
+        return self.span(epoch, start, start + self.batch_size)
 
     def ahead(self, step: int) -> list[int]:
         """The shards that `step` and its followers read, in the order of need: those of its window and of the next."""
         epoch, place = divmod(step, self.steps_per_epoch)
+        return self.ahead_of(epoch, place * self.batch_size)
+
+    def ahead_of(self, epoch: int, position: int) -> list[int]:
+        """As `ahead`, from a position within an epoch."""
         shards, starts = self._plan(epoch)
-        block = int(np.searchsorted(starts, place * self.batch_size, side="right")) - 1
+        block = int(np.searchsorted(starts, position, side="right")) - 1
         found: list[int] = shards[block * self._window : (block + 2) * self._window].tolist()
         if (block + 1) * self._window >= len(shards):
             following, _ = self._plan(epoch + 1)
             found += following[: self._window].tolist()
         return list(dict.fromkeys(found))
 
-    def _slice(self, epoch: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+    def span(self, epoch: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The samples at positions start..stop-1 of an epoch: (stop - start, 2) of shard place and row."""
         _, starts = self._plan(epoch)
         parts = []
         while start < stop:
@@ -75,7 +80,7 @@ class Order:
 
     def _epoch_plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The shuffled shards that hold anything, and the position at which each block begins."""
-        shards = _shuffled(len(self._counts), seed64("shards", self._seed, epoch))
+        shards = shuffled(len(self._counts), seed64("shards", self._seed, epoch))
         shards = shards[self._counts[shards] > 0]
         sizes = np.add.reduceat(self._counts[shards], np.arange(0, len(shards), self._window))
         return shards, np.concatenate([[0], np.cumsum(sizes)])
@@ -88,4 +93,4 @@ class Order:
         shards, _ = self._plan(epoch)
         members = shards[block * self._window : (block + 1) * self._window]
         samples = np.concatenate([np.stack([np.full(self._counts[s], s), self._rows_of(s)], axis=1) for s in members])
-        return samples[_shuffled(len(samples), seed64("samples", self._seed, epoch, block))]
+        return samples[shuffled(len(samples), seed64("samples", self._seed, epoch, block))]

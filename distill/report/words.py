@@ -85,13 +85,21 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
 
 def _data(run: RunFolder) -> str:
     facts, settings = _object(run.facts.get("dataset")), run.settings
-    words = [str(facts.get("name") or settings.get("shards") or "")]
+    words = [str(facts.get("name") or _listed(settings.get("shards")))]
     words += [f"{say_number(facts['samples'])} samples"] if "samples" in facts else []
     words += [f"content {str(facts['content'])[:12]}"] if "content" in facts else []
-    words += [f"cache {settings['cache']}"] if settings.get("cache") else []
+    words += [share_in_words(part) for part in _objects(facts.get("parts"))]
+    words += [f"cache {_listed(settings['cache'])}"] if settings.get("cache") else []
     captions = _listed(settings.get("captions"))
     words += [f"captions {captions}"] if captions not in ("", "txt") else []
     return ", ".join(word for word in words if word)
+
+
+def share_in_words(part: Mapping[str, Any]) -> str:
+    """How much of one of several datasets an epoch shows."""
+    name, weight, samples, shown = (part[key] for key in ("name", "weight", "samples", "in_an_epoch"))
+    each = "each once" if weight == 1 else f"each {weight:g} times on average"
+    return f"of {name} an epoch shows {shown:,} of {samples:,} samples, {each}"
 
 
 def _term(name: str, term: Mapping[str, Any]) -> str:

@@ -47,9 +47,11 @@ def look_at_paths(settings: RunSettings) -> None:
     from shards import Dataset, Folder  # noqa: PLC0415
     from teacher_cache.layout import no_cache, teacher_names  # noqa: PLC0415
 
-    Dataset.open(settings.shards)
-    if settings.cache is not None and not teacher_names(Folder(settings.cache)):
-        raise no_cache(Folder(settings.cache))
+    for shards in settings.shards:
+        Dataset.open(shards)
+    for cache in settings.cache:
+        if not teacher_names(Folder(cache)):
+            raise no_cache(Folder(cache))
     if settings.evaluation is not None:
         Dataset.open(settings.evaluation.shards)
     if settings.initial is not None:

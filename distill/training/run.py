@@ -15,6 +15,7 @@ from clip_models import ModelConfig, square_side, tokenizer_for
 from clip_models.measure import tower_sizes
 from clip_models.precision import PRECISIONS
 from distill.data.loader import Batch, Loader, Views
+from distill.data.mixture import Mixture
 from distill.data.order import Order
 from distill.losses import LOSSES, LossShape, WeightedSum
 from distill.pruning.pruning import Pruning
@@ -25,11 +26,10 @@ from distill.training.ranks import Ranks
 from distill.training.schedule import learning_rate
 from distill.training.step import Gradients
 from distill.training.student import Student, make_student
-from shards import Dataset, Folder, UserError, seed64
+from shards import Dataset, UserError, seed64
 from teacher_cache.captions import CaptionSource
-from teacher_cache.layout import teacher_names
-from teacher_cache.reader import TeacherCache
 from teacher_cache.settings import Join
+from teacher_cache.several import Cache, open_caches
 from teacher_cache.views import ViewPolicy
 
 
@@ -65,14 +65,16 @@ class Run:
         self.settings = settings
         self.ranks = ranks or Ranks.join()
         self.device = self.ranks.device
-        self.dataset = Dataset.open(settings.shards)
-        _check_captioned(settings, self.dataset)
-        self.caches = _open_caches(settings, self.dataset)
+        self.datasets = [Dataset.open(shards) for shards in settings.shards]
+        for dataset in self.datasets:
+            _check_captioned(settings, dataset)
+        self.dataset = Dataset.together(self.datasets)
+        self.caches = _open_caches(settings, self.datasets)
         self.model, self.config, self.inherited = make_student(settings)
         self.model.to(self.device)
         self._sizes = tower_sizes(self.model)
         self.initial = _weights_digest(self.model) if settings.initial else None
-        self.order = Order(_rows(self.dataset, self.caches), settings.batch_size, settings.seed)
+        self.order = _order(settings, self.datasets, _rows(self.dataset, self.caches))
         _check_batch(settings, self.ranks, self.order)
         self.steps = settings.steps or max(1, round((settings.epochs or 0.0) * self.order.steps_per_epoch))
         self.hooks = _hooks(settings, self.model, self.config, self.steps)
@@ -156,7 +158,8 @@ class Run:
         settings = self.settings.identity()
         if not caches:
             settings["captions"] = [CaptionSource.parse(source).identity() for source in self.settings.captions]
-        found = {"settings": settings, "steps": self.steps, "data": self.dataset.content, "caches": caches}
+        data = [dataset.content for dataset in self.datasets]
+        found = {"settings": settings, "steps": self.steps, "data": data, "caches": caches}
         whole: dict[str, Any] = json.loads(json.dumps({**found, "student": self.config, "initial": self.initial}))
         return whole
 
@@ -174,7 +177,12 @@ class Run:
         ]
         return {
             "student": {"name": self.settings.student, "parameters": self._sizes},
-            "dataset": {"name": self.dataset.name, "samples": len(self.dataset), "content": self.dataset.content},
+            "dataset": {
+                "name": self.dataset.name,
+                "samples": len(self.dataset),
+                "content": self.dataset.content,
+                "parts": self._shares(),
+            },
             "teachers": teachers,
             "steps": self.steps,
             "warmup": self.settings.optimiser.warmup_steps(self.steps),
@@ -182,6 +190,16 @@ class Run:
             "device": self.device.type,
             "processes": self.ranks.size,
         }
+
+    def _shares(self) -> list[dict[str, Any]]:
+        """Of several datasets how many samples each has, and how many an epoch shows."""
+        if not isinstance(self.order, Mixture):
+            return []
+        weights = self.settings.weights_in_order()
+        return [
+            {"name": dataset.name, "samples": len(dataset), "weight": weight, "in_an_epoch": share}
+            for dataset, weight, share in zip(self.datasets, weights, self.order.shares, strict=True)
+        ]
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | StepHook]:
         """All that steps change, by its file in a checkpoint."""
@@ -280,22 +298,17 @@ def _check_captioned(settings: RunSettings, dataset: Dataset) -> None:
     if own and not dataset.captioned:
         raise UserError(
             "this dataset has no captions: its list had none, and a student learns from images with captions",
-            where=settings.shards,
+            where=str(dataset.folder),
             do="Give captions made elsewhere: `clipstill cache build --captions table:PATH.parquet#COLUMN`, then "
             "--cache CACHE --captions table-COLUMN",
         )
 
 
-def _open_caches(settings: RunSettings, dataset: Dataset) -> list[TeacherCache]:
-    if settings.cache is None:
+def _open_caches(settings: RunSettings, datasets: list[Dataset]) -> list[Cache]:
+    if not settings.cache:
         return []
     join = Join(policy=settings.join, limit=settings.join_limit)
-    names = settings.teachers or teacher_names(Folder(settings.cache))
-    if len(names) > 1 and not settings.teachers:
-        raise UserError(
-            f"several teachers: {', '.join(names)}", where=settings.cache, do="Choose with --teacher NAME, repeatable"
-        )
-    caches = [TeacherCache.open(settings.cache, dataset, name, join) for name in names or (None,)]
+    caches = open_caches(settings.cache, datasets, settings.teachers, join)
     for cache in caches:
         for captions in settings.captions:
             if cache.views or captions not in cache.captions:
@@ -309,7 +322,7 @@ def _open_caches(settings: RunSettings, dataset: Dataset) -> list[TeacherCache]:
     return caches
 
 
-def _rows(dataset: Dataset, caches: list[TeacherCache]) -> list[int | np.ndarray]:
+def _rows(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:
     """For each shard how many samples take part, or which."""
     lacking = [cache.kept for cache in caches if cache.missing]
     if not lacking:
@@ -320,11 +333,26 @@ def _rows(dataset: Dataset, caches: list[TeacherCache]) -> list[int | np.ndarray
     return list(rows)
 
 
-def _check_batch(settings: RunSettings, ranks: Ranks, order: Order) -> None:
+def _order(settings: RunSettings, datasets: list[Dataset], rows: list[int | np.ndarray]) -> Order | Mixture:
+    if len(datasets) == 1:
+        return Order(rows, settings.batch_size, settings.seed)
+    orders = []
+    for number, dataset in enumerate(datasets):
+        own, rows = rows[: len(dataset.shards)], rows[len(dataset.shards) :]
+        orders.append(Order(own, settings.batch_size, seed64("dataset", settings.seed, number)))
+    mixture = Mixture(orders, settings.weights_in_order(), settings.seed)
+    for shards, weight, share in zip(settings.shards, settings.weights_in_order(), mixture.shares, strict=True):
+        if not share:
+            told = f"with the weight {weight:g} no epoch shows a sample of {shards}"
+            raise UserError(told, where="--weight", do="Raise it, or leave the dataset out")
+    return mixture
+
+
+def _check_batch(settings: RunSettings, ranks: Ranks, order: Order | Mixture) -> None:
     if not order.steps_per_epoch:
         raise UserError(
             f"{order.samples} samples do not fill one batch of {settings.batch_size}",
-            where=settings.shards,
+            where=", ".join(settings.shards),
             do="Use a smaller --batch-size",
         )
     if settings.batch_size % (ranks.size * settings.micro_batches):

@@ -27,6 +27,7 @@ from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
 from clip_models.precision import PRECISIONS
 from distill.report import write_run_page
+from distill.report.words import share_in_words
 from distill.run_folder import BEGINNINGS, RunFiles
 from distill.settings import EvaluationSettings, RunSettings
 from distill.training.checkpoint import Checkpoints
@@ -138,6 +139,8 @@ class _Training:
         elif self.ranks.first:
             facts = {**self.run.facts(), "versions": _versions()}
             self._say_warmup(facts["warmup"])
+            for part in facts["dataset"]["parts"]:
+                log.info("%s", share_in_words(part))
             if self.run.device.type == "cpu" and not _has_instructions_for(self.settings.precision):
                 log.warning(
                     "this CPU computes %s several times slower than fp32: give --precision fp32",

@@ -82,6 +82,34 @@ def world(
     return World(root, dataset, settings.shards, settings.cache, teacher, student)
 
 
+@dataclass(frozen=True)
+class Second:
+    """23 samples in three shards, with keys of the world's but none of its images, and a cache by its teacher."""
+
+    dataset: Dataset
+    shards: str
+    cache: str
+
+
+@pytest.fixture(scope="session")
+def second(world: World, make_dataset: Callable[..., Dataset]) -> Second:
+    from teacher_cache import ViewPolicy  # noqa: PLC0415
+    from teacher_cache.building import BuildSettings, TeacherSpec, build_cache  # noqa: PLC0415
+
+    root = world.root / "second"
+    dataset = make_dataset(root / "shards", (4, 13, 6), seed=7, name="second", keys="tiny")
+    settings = BuildSettings(
+        shards=str(dataset.folder),
+        cache=str(root / "cache"),
+        teachers=(TeacherSpec(world.teacher, "teach"),),
+        batch_size=64,
+        views=3,
+        policy=ViewPolicy(scale=(0.5, 1.0), flip=0.5),
+    )
+    build_cache(settings, InProcess())
+    return Second(dataset, settings.shards, settings.cache)
+
+
 @pytest.fixture(scope="session")
 def rich(world: World, save_teacher: Callable[..., str]) -> str:
     """A cache of the world's samples: teachers `teach` and, 24 wide like the student, `other`; captions `txt` and

@@ -135,7 +135,7 @@ def test_a_batch_of_which_no_teacher_knows_a_sample_is_trained_on(part: Any, tmp
 
 def test_joins_without_a_cache_are_refused(part: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="something here joins shards with a cache, and there is no cache"):
-        part.settings(tmp_path, cache=None, join="skip")
+        part.settings(tmp_path, cache=(), join="skip")
 
 
 def test_samples_that_one_of_two_teachers_lacks_are_skipped(part: Any, tmp_path: Path) -> None:

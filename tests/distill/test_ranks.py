@@ -30,6 +30,7 @@ CASES = (
     "losses",
     "micro-batches",
     "teachers and captions",
+    "two datasets",
     "untaught",
     "untaught in micro-batches",
     "text from the cache",
@@ -65,12 +66,19 @@ def at_size(settings: RunSettings, out: Path) -> RunSettings:
 
 @pytest.fixture(scope="module")
 def ran(
-    world: Any, part: Any, rich: str, save_student: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+    *,
+    world: Any,
+    second: Any,
+    part: Any,
+    rich: str,
+    save_student: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Ran:
     root = tmp_path_factory.mktemp("ranks")
     biased = save_student(root / "biased.json", custom_text=True, init_logit_bias=-3.0)
     settings = world.settings
     several: dict[str, Any] = {"cache": rich, "teachers": ("teach", "other"), "captions": ("txt", "json-key")}
+    two: dict[str, Any] = {"shards": (world.shards, second.shards), "cache": (world.cache, second.cache)}
     texts: dict[str, Any] = {"cache": rich, "text_tower": "cache"}
     prune = PruneSettings(target=0.9, ramp=0, lr=0.5)
     masks: dict[str, Any] = {**several, "prune": prune, "losses": {"affinity": 1.0, "fd": 9.0}}
@@ -78,6 +86,7 @@ def ran(
         "losses": {"losses": EVERY_LOSS},
         "micro-batches": {"losses": EVERY_LOSS, "micro_batches": 2},
         "teachers and captions": {**several, "losses": {"reinforcement": 0.7, "fd": 9.0, "crd": 1.0}},
+        "two datasets": {**two, "losses": {"affinity": 1.0, "fd": 9.0}},
         "text from the cache": {**texts, "teachers": ("other",), "losses": {"contrastive": 1.0, "affinity": 1.0}},
         "text from a teacher of texts": {**texts, "teachers": ("texts",)},
         # A bias that no loss looks at.
@@ -99,9 +108,11 @@ def ran(
 
     pruning = replace(cases["under masks"], micro_batches=2, prune=PruneSettings(target=0.5, ramp=4, lr=0.7))
 
-    # A whole run, and one that a single process begins.
+    # A whole run, of two datasets, and one that a single process begins.
     whole = settings(
         root / "1" / "whole",
+        **two,
+        weights={second.shards: 0.5},
         batch_size=8,
         losses={"affinity": 1.0, "fd": 5.0},
         checkpoint_every=3,

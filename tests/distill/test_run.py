@@ -86,7 +86,7 @@ def test_targets_are_the_caches_rows_at_the_teachers_or_the_pinned_scale(world: 
         (target,) = batch.targets.teachers["txt"]
         assert target.logit_scale == pytest.approx(expected, rel=1e-6)
         assert np.array_equal(target.text.numpy(), cache.text(np.array([where[key] for key in batch.keys])))
-    plain = Run(world.settings(tmp_path, cache=None))
+    plain = Run(world.settings(tmp_path, cache=()))
     assert plain.loader.batch(0).targets.teachers == {}
 
 
@@ -130,7 +130,7 @@ def test_the_loss_is_the_sum_over_terms_of_means_over_captions_and_teachers(
 
 def test_plain_training_takes_several_captions_without_a_cache(world: Any, rich: str, tmp_path: Path) -> None:
     """The same texts, in the same turns, as a run from a cache that holds them: else the two could not be compared."""
-    plain = world.settings(tmp_path, cache=None, captions=("txt", "json:key"))
+    plain = world.settings(tmp_path, cache=(), captions=("txt", "json:key"))
     cached = world.settings(
         tmp_path, cache=rich, teachers=("teach",), captions=("txt", "json-key"), losses={"contrastive": 1.0}
     )
@@ -146,8 +146,8 @@ def test_plain_training_takes_several_captions_without_a_cache(world: Any, rich:
     # The crops are drawn, or those of the cache; the captions' part of the log has the same names.
     assert set(values[0]) == set(values[1])
     with pytest.raises(UserError, match=r"no captions can be read from this.*Write txt, json:FIELD"):
-        world.settings(tmp_path, cache=None, captions=("json-key",))
-    assert Run(plain).identity() != Run(world.settings(tmp_path, cache=None)).identity()
+        world.settings(tmp_path, cache=(), captions=("json-key",))
+    assert Run(plain).identity() != Run(world.settings(tmp_path, cache=())).identity()
 
 
 def test_several_teachers_are_chosen_by_an_option_that_is_there(world: Any, rich: str, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_distillation_brings_the_student_to_the_teacher(world: Any, tmp_path: Pa
 
 
 def test_training_without_a_teacher_is_plain_clip(world: Any, tmp_path: Path) -> None:
-    settings = world.settings(tmp_path / "plain", cache=None, views=3, log_every=1, steps=4)
+    settings = world.settings(tmp_path / "plain", cache=(), views=3, log_every=1, steps=4)
     train(settings)
     (line, *_) = read_log(tmp_path / "plain" / "log.jsonl")
     assert set(line) == {"step", "loss", "contrastive", "grad_norm", "logit_scale", "lr", "measured"}

@@ -20,7 +20,7 @@ def settings(**changes: Any) -> RunSettings:
     ("changes", "message"),
     [
         ({"losses": {"affinty": 1.0}}, "there is no loss 'affinty'.*contrastive, affinity, crd, fd"),
-        ({"losses": {"affinity": 1.0}, "cache": None}, "'affinity' needs a teacher.*--cache"),
+        ({"losses": {"affinity": 1.0}, "cache": ()}, "'affinity' needs a teacher.*--cache"),
         ({"steps": None}, "length is needed, once"),
         ({"epochs": 2.0}, "length is needed, once"),
         ({"steps": 0}, "steps is 0, it must be a whole number, at least 1"),
@@ -42,7 +42,7 @@ def settings(**changes: Any) -> RunSettings:
         ({"text_tower": "none"}, "text_tower is 'none'"),
         ({"captions": ()}, r"captions is \(\), it must be a list of \(a text\), at least 1"),
         ({"join": "drop"}, "'drop'"),
-        ({"cache": None, "losses": {"contrastive": 1}, "captions": ("json-x",)}, "json-x: no captions can be read"),
+        ({"cache": (), "losses": {"contrastive": 1}, "captions": ("json-x",)}, "json-x: no captions can be read"),
         ({"out": "s3://bucket/run"}, "s3://bucket/run: a run's folder must be on a local disk"),
         ({"losses": {"affinity": 0.0}}, r"the weight of affinity is 0\.0, it must be positive"),
         ({"losses": {"affinity": LossTerm(weight=((0.5, 1.0), (0.2, 2.0)))}}, "points of ascending 0 to 1"),
@@ -51,7 +51,7 @@ def settings(**changes: Any) -> RunSettings:
         ({"losses": {"gd": LossTerm(options={"from": "reference"})}}, "gd has no option 'from'.*It takes form"),
         ({"losses": {"gd": LossTerm(options={"form": "other"})}}, "gd's form is 'other'.*intended or reference"),
         *(
-            ({"cache": None, "losses": {"contrastive": 1}, **change}, rf"something here .*{what}.* there is no cache")
+            ({"cache": (), "losses": {"contrastive": 1}, **change}, rf"something here .*{what}.* there is no cache")
             for change, what in (
                 ({"join": "skip"}, "joins"),
                 ({"teacher_scale": 9.0}, "scale"),
@@ -101,7 +101,7 @@ def test_the_loss_defaults_to_what_there_is() -> None:
         return {name: term.weight for name, term in settings(**changes).terms().items()}
 
     assert weights() == {"affinity": 1.0}
-    assert weights(cache=None) == {"contrastive": 1.0}
+    assert weights(cache=()) == {"contrastive": 1.0}
     # Affinities to a text tower that does not learn would be those of its own images.
     assert weights(text_tower="cache") == {"contrastive": 1.0}
     assert weights(losses={"contrastive": 0.5}) == {"contrastive": 0.5}

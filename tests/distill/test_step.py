@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "a pinned scale": {"student_scale": 20.0, "losses": {"contrastive": 1.0, "fd": 3.0}},
     "a locked tower": {"lock": ("text",)},
-    "no cache": {"cache": None},
+    "no cache": {"cache": ()},
 }
 
 

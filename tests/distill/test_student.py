@@ -127,7 +127,7 @@ def test_a_run_starts_from_given_weights(world: Any, tmp_path: Path, save_studen
     assert math.exp(pinned.logit_scale) == pytest.approx(50)
     assert "logit_scale" not in {row.student for row in rows}
     # A tower alone takes its part.
-    image = make_student(world.settings(tmp_path, cache=None, initial=made))[0].visual.state_dict()
+    image = make_student(world.settings(tmp_path, cache=(), initial=made))[0].visual.state_dict()
     assert all(torch.equal(value, given[f"visual.{name}"]) for name, value in image.items())
 
     wide = save_student(tmp_path / "wide.json", width=48)

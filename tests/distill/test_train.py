@@ -355,7 +355,7 @@ def begun(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         ({"optimiser": {"lr": 1e-3}}, r"settings\.optimiser\.lr was 0\.003, now 0\.001"),
         ({"optimiser": {"ema": 0.9}}, r"settings\.optimiser\.ema was null, now 0\.9"),
         ({"optimiser": {"betas": (0.9, 0.9)}}, r"settings\.optimiser\.betas was \[0\.9, 0\.98\], now \[0\.9, 0\.9\]"),
-        ({"cache": None, "losses": {"contrastive": 1}}, r"caches was \[.*\], now \[\]"),
+        ({"cache": (), "losses": {"contrastive": 1}}, r"caches was \[.*\], now \[\]"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(
