@@ -26,7 +26,8 @@ _MOST_PIXELS = 1_000_000_000
 _HOST = re.compile(r"https?://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)", re.IGNORECASE)
 _SIDEWAYS = 5
 """From this turn on (of EXIF's eight) a picture's height is its width."""
-_LABELS = {"label", "labels", "class", "classes", "category"}
+_SEVERAL = {"labels", "classes", "categories"}
+_LABELS = {"label", "class", "category", *_SEVERAL}
 ASPECT_SCALE = 1000
 NUMBERS = ("width", "height", "shorter", "aspect", "bytes", "words", "characters", "captions")
 """What is counted of each sample. `aspect` is width by height, in thousandths."""
@@ -134,9 +135,20 @@ def _words(meta: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if isinstance(value, str) and (host := _HOST.match(value)):
                 yield "host", host[1].lower()
         elif _is_counted(name):
-            for word in texts_of(value) or ([str(value)] if isinstance(value, str | int) else []):
-                if word.strip():
+            for word in dict.fromkeys(_listed(name, value)):
+                if word:
                     yield name, word
+
+
+def _listed(name: str, value: Any) -> list[str]:
+    """What a column says of a sample: one word, a list of them, or several between commas (CC3M's `labels`)."""
+    if isinstance(value, list):
+        return [str(word).strip() for word in value if isinstance(word, str | int)]
+    if texts := texts_of(value):
+        return [word.strip() for word in texts]
+    several = isinstance(value, str) and name.lower() in _SEVERAL
+    words = value.split(",") if several else [str(value)] if isinstance(value, str | int) else []
+    return [word.strip() for word in words]
 
 
 @lru_cache(1000)

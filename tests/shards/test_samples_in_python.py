@@ -57,6 +57,11 @@ def test_every_way_to_a_sample_gives_the_same(dataset: Dataset) -> None:
     assert 3 not in dataset
 
 
+def test_a_caption_that_was_given_twice_is_there_twice(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "set", [("a", picture(0), ["same", "same"], {})], name="own")
+    assert dataset["a"].captions == ("same", "same")
+
+
 def test_what_is_not_there_is_said(dataset: Dataset) -> None:
     with pytest.raises(UserError, match="no sample 'k11'; the first of 11 is 'k0'"):
         dataset["k11"]

@@ -164,6 +164,26 @@ def test_what_several_datasets_have_in_common(written: Path, tmp_path: Path) -> 
     assert "captions: none" in "\n".join(lines_of(figures))
 
 
+def test_columns_of_labels(tmp_path: Path) -> None:
+    """One word, a number, a list, its JSON, or several between commas: each sample counts once for each."""
+    told: list[dict[str, Any]] = [
+        {"labels": "a cat, mat,a cat", "license_url": "https://l.example/1", "class": 3},
+        {"labels": ["mat", 7], "license_url": "", "class": 0},
+        {"labels": '["mat", "a, b"]', "license_url": None, "class": "a, b"},
+    ]
+    given = [(f"k{number}", image(number, 8, 8), "c", fields) for number, fields in enumerate(told)]
+    write_dataset(tmp_path / "set", given, name="own")
+    (found,) = figures_of([str(tmp_path / "set")]).datasets
+    counts = {
+        column: {word: count.samples for word, count in words.most_common(9)} for column, words in found.columns.items()
+    }
+    assert counts == {
+        "labels": {"mat": 3, "a cat": 1, "7": 1, "a, b": 1},
+        "license_url": {"https://l.example/1": 1},
+        "class": {"3": 1, "0": 1, "a, b": 1},
+    }
+
+
 def adopted(tmp_path: Path, members: dict[str, bytes], *options: str) -> Figures:
     """The figures of a dataset that was adopted from one tar."""
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
