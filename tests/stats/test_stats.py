@@ -160,7 +160,7 @@ def test_what_several_datasets_have_in_common(written: Path, tmp_path: Path) -> 
     assert figures.images.shared_samples.tolist() == [[7, 3, 0], [3, 4, 1], [0, 1, 1]]
     assert "own and other have 2 images and 2 captions in common" in list(lines_of(figures))
     text = text_of(page_of(figures))
-    assert "own, other 2 2 a = z0 b = z1" in text
+    assert "own, other 2 3 of own, 3 of other 2 a = z0 b = z1" in text
     assert "captions: none" in "\n".join(lines_of(figures))
 
 
