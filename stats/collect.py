@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +28,8 @@ from stats.shard import ASPECT_SCALE, NUMBERS, OWN_WORDS, Cell, ShardFigures, pi
 _SHEET = 24
 _GROUPS = 12
 _PICTURED = 6
+_AT_ONCE = 10_000
+"""So many samples of a shard are read before they are counted away."""
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -125,12 +126,11 @@ def figures_of(urls: Sequence[str]) -> Figures:
         Meter("shards stats", sum(len(dataset.shards) for dataset in opened), unit="shards") as meter,
     ):
         for number, (dataset, into) in enumerate(zip(opened, found, strict=True)):
-            for place, figures in enumerate(_read(dataset, _SHEET if len(opened) == 1 else _SHEET // 2)):
+            for piece, figures in _read(dataset, _SHEET if len(opened) == 1 else _SHEET // 2):
                 into.add(figures)
-                rows_of_all = np.arange(len(figures.keys))
-                images.add(number, figures.images, place, rows_of_all)
-                captions.add(number, figures.texts, place, figures.text_rows)
-                meter.advance(1, items=len(figures.keys))
+                images.add(number, figures.images, piece.place, np.array(piece.rows))
+                captions.add(number, figures.texts, piece.place, figures.text_rows + piece.rows.start)
+                meter.advance(int(piece.is_last), items=len(piece.rows))
         repeated = images.found(_GROUPS), captions.found(_GROUPS)
     for number, (dataset, into) in enumerate(zip(opened, found, strict=True)):
         into.images = tuple(_same(dataset, repeated[0].largest[number], _PICTURED))
@@ -144,25 +144,42 @@ def _named(datasets: Sequence[Dataset]) -> list[str]:
     return [name if names.count(name) == 1 else str(one.folder) for name, one in zip(names, datasets, strict=True)]
 
 
-def _read(dataset: Dataset, cells: int) -> Iterator[ShardFigures]:
-    """The figures of every shard, in order."""
+@dataclass(frozen=True)
+class _Piece:
+    """Neighbouring rows of a shard, which is at `place` in its dataset: somebody's tar may have millions."""
+
+    place: int
+    shard: Shard
+    rows: range
+
+    @property
+    def is_last(self) -> bool:
+        return self.rows.stop == self.shard.count
+
+
+def _pieces(dataset: Dataset) -> Iterator[_Piece]:
+    for place, shard in enumerate(dataset.shards):
+        for start in range(0, shard.count, _AT_ONCE) or [0]:
+            yield _Piece(place, shard, range(start, min(start + _AT_ONCE, shard.count)))
+
+
+def _read(dataset: Dataset, cells: int) -> Iterator[tuple[_Piece, ShardFigures]]:
+    """The figures of every piece, in order."""
     shown: dict[int, set[int]] = {}
     for place, row in drawn([shard.count for shard in dataset.shards], dataset.name, cells):
         shown.setdefault(place, set()).add(row)
-    read = partial(_read_one, captioned=dataset.captioned)
-    wanted = ((shard, shown.get(place, set())) for place, shard in enumerate(dataset.shards))
+
+    def read(piece: _Piece) -> tuple[_Piece, ShardFigures]:
+        of = read_shard(piece.shard, piece.rows, shown.get(piece.place, ()), captioned=dataset.captioned)
+        return piece, of
+
     with warnings.catch_warnings():
         # Here, not where images are opened: changing the filters is not safe in threads.
         warnings.simplefilter("ignore")
-        yield from _ahead(read, wanted)
-
-
-def _read_one(item: tuple[Shard, set[int]], *, captioned: bool) -> ShardFigures:
-    shard, shown = item
-    try:
-        return read_shard(shard, shown, captioned=captioned)
-    finally:
-        shard.release()
+        for piece, figures in _ahead(read, _pieces(dataset)):
+            yield piece, figures
+            if piece.is_last:
+                piece.shard.release()
 
 
 def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

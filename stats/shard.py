@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass
 class ShardFigures:
-    """What is counted of one shard.
+    """What is counted of some samples of a shard, whose rows are counted from the first of them.
 
     `numbers`: name → values and the rows they are of, both (n,). `words`: one of `OWN_WORDS`, or the name of a metadata
     column → word → its samples. `images` has 16 bytes for each sample, `texts` for each caption
@@ -63,13 +63,14 @@ class ShardFigures:
     cells: list[Cell] = field(default_factory=list)
 
 
-def read_shard(shard: Shard, shown: Container[int], *, captioned: bool) -> ShardFigures:
-    """Read every sample of a shard; those at the rows `shown` become cells."""
-    found = ShardFigures(keys=list(shard.keys))
+def read_shard(shard: Shard, rows: range, shown: Container[int], *, captioned: bool) -> ShardFigures:
+    """Read neighbouring samples of a shard; those at the rows `shown` become cells."""
+    found = ShardFigures(keys=shard.keys[rows.start : rows.stop])
     values: dict[str, list[tuple[int, int]]] = {name: [] for name in NUMBERS}
     images, texts, text_rows = [], [], []
     for row, key in enumerate(found.keys):
-        image, meta, caption = shard.image_bytes(row), shard.meta(row), shard.caption(row)
+        at = rows[row]
+        image, meta, caption = shard.image_bytes(at), shard.meta(at), shard.caption(at)
         images.append(hashlib.sha256(image).digest()[:16])
         values["bytes"].append((row, len(image)))
         words = [("format", kind_of(image)), *_words(meta)]
@@ -94,11 +95,11 @@ def read_shard(shard: Shard, shown: Container[int], *, captioned: bool) -> Shard
                 found.empty.add(1, [key])
         for name, word in words:
             found.words.setdefault(name, {}).setdefault(word, Count()).add(1, [key])
-        if row in shown:
+        if at in shown:
             found.cells.append(Cell(key, picture_of(image), text))
     for name, pairs in values.items():
-        rows, numbers = np.array(pairs, np.int64).reshape(-1, 2).T
-        found.numbers[name] = numbers, rows
+        places, numbers = np.array(pairs, np.int64).reshape(-1, 2).T
+        found.numbers[name] = numbers, places
     found.images, found.texts, found.text_rows = b"".join(images), b"".join(texts), np.array(text_rows, np.int64)
     return found
 

@@ -22,6 +22,7 @@ from PIL import Image
 from clipstill.main import main
 from shards import Dataset, Folder, write_dataset
 from shards.dataset import DatasetPlan, Stage
+from shards.samples import write_shards
 from stats import Figures, figures_of, lines_of, page_of
 from stats.ledgers import count_rows
 
@@ -63,7 +64,9 @@ def written(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_what_was_put_in_is_counted(written: Path) -> None:
+@pytest.mark.parametrize("at_once", [2, 10_000])
+def test_what_was_put_in_is_counted(written: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("stats.collect._AT_ONCE", at_once)
     (found,) = figures_of([str(written)]).datasets
     assert (found.samples, found.shards, found.rows, found.captioned) == (7, 3, 7, True)
     assert found.bytes == sum(path.stat().st_size for path in written.glob("*.tar"))
@@ -104,9 +107,12 @@ def test_what_was_put_in_is_counted(written: Path) -> None:
     }
 
 
-def test_images_and_captions_that_are_there_twice(written: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 10_000])
+def test_images_and_captions_that_are_there_twice(written: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("stats.collect._AT_ONCE", at_once)
     figures = figures_of([str(written)])
     (found,) = figures.datasets
+    assert len(found.cells) == 7
     assert [(same.size, same.keys) for same in found.images] == [(2, ("a", "c"))]
     assert [(same.size, same.keys, same.cell.caption) for same in found.captions] == [(3, ("a", "c", "e"), "a dog")]
     assert (figures.images.repeats.tolist(), figures.images.distinct.tolist()) == ([1], [6])
@@ -279,6 +285,13 @@ def test_the_contact_sheet_is_a_draw_that_repeats(tmp_path: Path) -> None:
     assert one == other
     assert len({cell.key for cell in one}) == 24
     assert all(cell.caption == f"caption {cell.key[1:]}" for cell in one)
+
+
+def test_shards_without_samples_are_no_trouble(tmp_path: Path) -> None:
+    own = [[("a", image(0, 8, 8), "", {})], [], [("b", image(1, 8, 8), "", {})], []]
+    write_shards(tmp_path / "set", own, name="own")
+    (found,) = figures_of([str(tmp_path / "set")]).datasets
+    assert (found.samples, found.shards, len(found.measures["bytes"]), found.captioned) == (2, 4, 2, False)
 
 
 @pytest.mark.parametrize(
