@@ -10,8 +10,9 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,17 @@ from shards.storage import Folder
 if TYPE_CHECKING:
     from shards.key_index import KeyIndex
     from shards.side_table import ArrowTable, SideTable
+
+_ANCESTORS = b"clipstill.ancestors"
+"""In a selection's index: content and number of samples of each shard of which a column `row_N` has the rows."""
+
+
+class Ancestor(NamedTuple):
+    """A shard that samples were selected from: its content, its samples, and (n,) the row of each sample there."""
+
+    content: str
+    samples: int
+    rows: npt.NDArray[np.int64]
 
 
 def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
@@ -97,9 +109,12 @@ class Shard:
     def _tar(self) -> mmap.mmap:
         return self._map(".tar")
 
+    def _table(self) -> pa.Table:
+        return pa.ipc.open_file(pa.py_buffer(self._map(".index.arrow"))).read_all()
+
     @cached_property
     def _index(self) -> dict[str, Any]:
-        table = pa.ipc.open_file(pa.py_buffer(self._map(".index.arrow"))).read_all()
+        table = self._table()
         columns = {name: table[name].to_numpy() for name in table.column_names if name != "key"}
         return {"key": table["key"].to_pylist(), **columns}
 
@@ -117,6 +132,33 @@ class Shard:
         if not was_mapped:
             self.__dict__.pop("_index", None)
         return digest
+
+    @property
+    def ancestors(self) -> list[Ancestor]:
+        """Of a selection's shard the one that its samples were selected from, that one's own, and so on."""
+        if not self.record.parent:
+            return []
+        table = self._table()
+        told = json.loads((table.schema.metadata or {}).get(_ANCESTORS, b"[]"))
+        return [
+            Ancestor(content, count, table[f"row_{number}"].to_numpy()) for number, (content, count) in enumerate(told)
+        ]
+
+    def selected_index(self, rows: npt.NDArray[np.int64]) -> pa.Table:
+        """The index of these of its samples, for a shard whose ancestor this one is."""
+        ancestors = [Ancestor(self.content, self.count, np.arange(self.count)), *self.ancestors]
+        table = self._table()
+        own = [name for name in table.column_names if not name.startswith("row_")]
+        index = table.select(own).take(pa.array(rows))
+        for number, ancestor in enumerate(ancestors):
+            index = index.append_column(f"row_{number}", pa.array(ancestor.rows[rows], pa.int64()))
+        told = json.dumps([(ancestor.content, ancestor.samples) for ancestor in ancestors])
+        return index.replace_schema_metadata({_ANCESTORS: told.encode()})
+
+    def tar_elsewhere(self) -> FileEntry:
+        """Its tar, as a record in another folder names it."""
+        entry = self.record.file(".tar")
+        return entry if entry.at else replace(entry, at=f"{self.folder}/{entry.name}")
 
     def release(self) -> None:
         """Let go of the mapped files; the next use maps them again. Safe while other threads read."""
@@ -172,13 +214,13 @@ class Shard:
 
     @property
     def is_adopted(self) -> bool:
-        """Whether its tar is somebody else's."""
-        return self.record.file(".tar").at is not None
+        """Whether its samples are as somebody else wrote them."""
+        return "label" in self._index
 
     def meta(self, row: int) -> dict[str, Any]:
         """The metadata of a sample: key, url, sizes, and the columns kept from the input; an adopted one's own."""
         data: dict[str, Any] = json.loads(self._part("json", row)) if self._has("json", row) else {}
-        if "label" in self._index:
+        if self.is_adopted:
             data["key"] = self.keys[row]
             if self._index["label"][row] >= 0:
                 data["label"] = int(self._index["label"][row])
@@ -323,7 +365,9 @@ class Dataset:
         missing = plan.missing(names)
         if missing:
             shown = ", ".join(f"{shard:05d}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            made = "`clipstill shards adopt`" if plan.stages[0].adopted else "`clipstill ingest`"
+            first = plan.stages[0]
+            made = "adopt" if first.adopted else first.made_of[0] if first.made_of else ""
+            made = f"`clipstill shards {made}`" if made else "`clipstill ingest`"
             again = "`clipstill ingest retry`" if plan.stage_of(missing[0]).is_retry else f"{made} command"
             raise UserError(
                 f"{len(missing)} of {len(plan.wanted)} shards are missing ({shown})",

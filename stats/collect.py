@@ -48,7 +48,7 @@ class Same:
 class OfDataset:
     """What is said of one dataset. `name` tells it from the others; `place` is how a command line names it.
 
-    `rows` of its ledgers, of which those in `refused` are no samples, by status and cause. `bytes` of its tars.
+    `rows` of its ledgers, of which those in `refused` are no samples, by status and cause.
     `measures` by name, of the samples of which each is known; `words` by column. `images` and `captions`: those that
     several samples have.
     """
@@ -57,7 +57,6 @@ class OfDataset:
     place: str
     samples: int
     shards: int
-    bytes: int
     captioned: bool
     rows: int
     refused: Words
@@ -117,8 +116,7 @@ def figures_of(urls: Sequence[str]) -> Figures:
     for dataset, name, url in zip(opened, named, urls, strict=True):
         records = {shard.id: shard.record for shard in dataset.shards}
         rows, refused = count_rows(DatasetPlan.read(dataset.folder), records)
-        size = sum(record.file(".tar").bytes for record in records.values())
-        of = (len(dataset), len(dataset.shards), size, dataset.captioned, rows, refused)
+        of = (len(dataset), len(dataset.shards), dataset.captioned, rows, refused)
         found.append(OfDataset(name, shlex.quote(url), *of))
     with (
         Repeats(len(opened)) as images,

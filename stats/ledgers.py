@@ -15,7 +15,8 @@ from shards.dataset import DatasetPlan
 from stats.measures import KEYS, Words
 
 SAMPLE = "success"
-_COLUMNS = ("key", "status", "error_class")
+_CAUSES = ("error_class", "reason")
+"""The second one of selections."""
 
 
 def count_rows(plan: DatasetPlan, records: Mapping[int, ShardRecord]) -> tuple[int, Words]:
@@ -27,7 +28,7 @@ def count_rows(plan: DatasetPlan, records: Mapping[int, ShardRecord]) -> tuple[i
     rows = 0
     retried = {shard for stage in plan.retries for shard in stage.numbers}
     seen = np.zeros(plan.rows if retried else 0, bool)
-    for shard in sorted(records, reverse=True):
+    for shard in sorted(records, reverse=bool(retried)):
         ledger = _read(plan, f"{shard:05d}.parquet")
         if retried:
             # A key is the dataset's name, "-" and the row's number.
@@ -36,30 +37,29 @@ def count_rows(plan: DatasetPlan, records: Mapping[int, ShardRecord]) -> tuple[i
             seen[numbers] = True
         rows += len(ledger)
         others = ledger.filter(pc.not_equal(ledger["status"], SAMPLE))
-        groups = others.group_by(["status", "error_class"]).aggregate([([], "count_all")])
+        groups = others.group_by(["status", "cause"]).aggregate([([], "count_all")])
         for group in groups.to_pylist():
-            cause = group["error_class"]
+            cause = group["cause"]
             same = pc.equal(others["status"], group["status"])
-            same = pc.and_(same, pc.is_null(others["error_class"]) if cause is None else _is(others, cause))
+            same = pc.and_(same, pc.is_null(others["cause"]) if cause is None else _is(others, cause))
             keys = others.filter(same)["key"].slice(0, KEYS).to_pylist()
             causes.add(f"{group['status']}{f': {cause}' if cause else ''}", group["count_all"], keys)
     return rows, causes
 
 
 def _is(rows: pa.Table, cause: str) -> pa.ChunkedArray:
-    return pc.fill_null(pc.equal(rows["error_class"], cause), False)
+    return pc.fill_null(pc.equal(rows["cause"], cause), False)
 
 
 def _read(plan: DatasetPlan, name: str) -> pa.Table:
-    """Its columns that are counted; those that are not there are empty."""
+    """Key, status, and the cause, null where there is none."""
     try:
         folder = plan.folder
         file = pq.ParquetFile(folder.path / name if folder.is_local else io.BytesIO(folder.read(name)))
-        table = file.read([column for column in _COLUMNS if column in file.schema_arrow.names])
+        table = file.read([name for name in ("key", "status", *_CAUSES) if name in file.schema_arrow.names])
     except FileNotFoundError:
         raise UserError(f"{name} is missing", where=str(plan.folder), do="Restore it: `verify` names all") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{name} cannot be read ({error})", where=str(plan.folder), do="Run `verify`") from None
-    if "error_class" not in table.column_names:
-        table = table.append_column("error_class", pa.nulls(len(table), pa.string()))
-    return table
+    cause = next((table[name] for name in _CAUSES if name in table.column_names), pa.nulls(len(table), pa.string()))
+    return table.select(["key", "status"]).append_column("cause", cause)

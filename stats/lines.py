@@ -14,8 +14,8 @@ _SHOWN = 3
 def lines_of(figures: Figures) -> Iterator[str]:
     """What stands at the top of the page, in plain text."""
     for number, dataset in enumerate(figures.datasets):
-        size = said_size(dataset.bytes)
-        yield f"{dataset.name}: {dataset.samples:,} samples in {_many(dataset.shards, 'shard')}, {size} in tars"
+        size = said_size(dataset.measures["bytes"].total)
+        yield f"{dataset.name}: {dataset.samples:,} samples in {_many(dataset.shards, 'shard')}, {size} of images"
         yield from (f"  {line}" for line in _of_dataset(figures, number, dataset))
     for pair in figures.pairs:
         names = " and ".join(figures.datasets[number].name for number in (pair.one, pair.other))

@@ -69,7 +69,7 @@ def test_what_was_put_in_is_counted(written: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("stats.collect._AT_ONCE", at_once)
     (found,) = figures_of([str(written)]).datasets
     assert (found.samples, found.shards, found.rows, found.captioned) == (7, 3, 7, True)
-    assert found.bytes == sum(path.stat().st_size for path in written.glob("*.tar"))
+    assert found.measures["bytes"].total == sum(len(sample.image_bytes) for sample in Dataset.open(written))
     expected = {
         "width": [40, 20, 40, 30, 64, 32, 32],
         "height": [20, 40, 20, 30, 32, 32, 32],
@@ -257,6 +257,26 @@ def test_rows_that_did_not_become_samples(tmp_path: Path, capsys: pytest.Capture
     assert (found.rows, found.samples) == (7, 4)
     assert main(["shards", "stats", str(tmp_path / "set")]) == 0
     assert "  rows: 3 of 7 rows are no samples (" in capsys.readouterr().out
+
+
+def test_a_selection_is_a_dataset_like_any_other(written: Path, tmp_path: Path) -> None:
+    """Also in Python: its samples' captions are those of what they were selected from."""
+    rule = ["--where", "short_side < 30"]
+    assert main(["shards", "filter", str(written), *rule, "--out", str(tmp_path / "some")]) == 0
+    (found,) = figures_of([str(tmp_path / "some")]).datasets
+    assert (found.samples, found.rows) == (3, 7)
+    ((reason, left_out),) = found.refused.most_common(9)
+    assert reason.startswith("left_out: ")
+    assert (left_out.samples, left_out.keys) == (4, ["d", "e", "f"])
+    assert [(same.size, same.keys) for same in found.images] == [(2, ("a", "c"))]
+    some = Dataset.open(tmp_path / "some")
+    assert [(sample.key, sample.captions) for sample in some] == [
+        ("a", ("a dog", "ein Hund", "un chien")),
+        ("b", ("a cat on a mat",)),
+        ("c", ("a dog",)),
+    ]
+    assert some["c"].image_bytes == image(0, 40, 20)
+    assert "d" not in some
 
 
 def test_a_row_that_was_fetched_again_counts_as_it_ended(tmp_path: Path) -> None:
