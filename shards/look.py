@@ -36,13 +36,7 @@ class Found:
 def shard_lines(dataset: Dataset) -> Iterator[ShardLine]:
     """Every shard, in order."""
     for shard in dataset.shards:
-        yield ShardLine(shard.id, shard.count, shard.record.file(".tar").bytes, tar_of(shard))
-
-
-def tar_of(shard: Shard) -> str:
-    """The path or URL of a shard's tar."""
-    folder, name = shard.record.file(".tar").place(shard.folder)
-    return f"{folder}/{name}"
+        yield ShardLine(shard.id, shard.count, shard.record.file(".tar").bytes, shard.tar)
 
 
 def find(dataset: Dataset, key: str) -> tuple[Shard, int]:
@@ -62,4 +56,4 @@ def describe(shard: Shard, row: int) -> Found:
     """What there is to know of a sample."""
     (offset, size), *_ = shard.places(row)
     meta, caption = shard.meta(row), shard.caption(row)
-    return Found(shard.keys[row], shard.id, row, tar_of(shard), offset, size, caption, meta)
+    return Found(shard.keys[row], shard.id, row, shard.tar, offset, size, caption, meta)

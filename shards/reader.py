@@ -166,6 +166,12 @@ class Shard:
             self.__dict__.pop(name, None)
 
     @property
+    def tar(self) -> str:
+        """The path or URL of its tar."""
+        folder, name = self.record.file(".tar").place(self.folder)
+        return f"{folder}/{name}"
+
+    @property
     def is_local(self) -> bool:
         """Whether nothing of it has to be copied from an object store."""
         return all(self.record.file(suffix).place(self.folder)[0].is_local for suffix in (".tar", ".index.arrow"))

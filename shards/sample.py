@@ -78,7 +78,7 @@ class Sample:
         except Exception as error:  # noqa: BLE001 - decoders raise anything; none of it is an image
             raise UserError(
                 f"the image of {self.key} does not decode ({one_line(str(error))})",
-                where=str(self._shard.folder),
+                where=self._shard.tar,
                 do="`clipstill shards verify` names all that do not",
             ) from None
 

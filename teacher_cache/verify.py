@@ -75,11 +75,14 @@ def verify_cache(
     files = 0
     with Meter("cache verify", len(opened.layers) * len(dataset.shards), unit="files") as meter:
         for layer in opened.layers:
-            records = opened.records(layer.name)
-            for shard in dataset.shards:
-                record = records.get(shard.id)
-                found = ["missing"] if record is None else _check_file(opened, layer, shard, record)
-                problems += [f"{layer.name}/{shard.id:05d}.arrow: {problem}" for problem in found]
+            joined = opened.joined(layer.name)
+            for place, shard in enumerate(dataset.shards):
+                selected = joined.places[place] if shard.record.parent else None
+                # A selection's rows are in the file of what they were selected from.
+                number = shard.id if selected is None or not len(selected) else int(selected[0, 0])
+                record = joined.records.get(number)
+                found = ["missing"] if record is None else _check_file(opened, layer, shard, record, selected)
+                problems += [f"{layer.name}/{number:05d}.arrow: {problem}" for problem in found]
                 files += 1
                 shard.release()
                 meter.advance(1, items=shard.count)
@@ -138,7 +141,9 @@ def _load(opened: TeacherCache, spec: str | None) -> Teacher:
     return model
 
 
-def _check_file(opened: TeacherCache, layer: LayerFacts, shard: Shard, record: ShardRecord) -> list[str]:
+def _check_file(
+    opened: TeacherCache, layer: LayerFacts, shard: Shard, record: ShardRecord, rows: npt.NDArray[np.int32] | None
+) -> list[str]:
     place = opened.folder.child(layer.name)
     entry = record.file(".arrow")
     size = place.size(entry.name)
@@ -153,9 +158,12 @@ def _check_file(opened: TeacherCache, layer: LayerFacts, shard: Shard, record: S
     except UserError as error:
         return [error.problem.removeprefix(f"{entry.name} ")]
     keys = file.keys
-    if layer.settings["precision"] and keys != shard.keys:
+    if rows is not None:
+        if [keys[row] for row in rows[:, 1].tolist()] != shard.keys:
+            return ["its keys are not those that the selection names"]
+    elif layer.settings["precision"] and keys != shard.keys:
         return ["its keys are not the shard's"]
-    if not set(keys) <= set(shard.keys):
+    elif not set(keys) <= set(shard.keys):
         return ["it has keys that the shard has not"]
     problems: list[str] = []
     for place_of, index in enumerate(layer.columns):

@@ -123,7 +123,7 @@ class Columns:
         except OSError as error:
             raise UserError(
                 f"the image of {self.shard.keys[row]} has no header ({error})",
-                where=f"{self.shard.folder}/{self.shard.id:05d}.tar",
+                where=self.shard.tar,
                 do="Run `clipstill shards verify`",
             ) from None
 

@@ -259,7 +259,7 @@ def _near_hashes(columns: Columns) -> Hashes:
         except RefusedError as error:
             raise UserError(
                 f"the image of {shard.keys[row]} does not decode ({error})",
-                where=f"{shard.folder}/{shard.id:05d}",
+                where=shard.tar,
                 do="Run `clipstill shards verify`",
             ) from None
     return found

@@ -25,7 +25,9 @@ class FilterSettings:
     tables: Annotated[
         tuple[str, ...],
         option(
-            "Parquet with a column key and others to judge by, such as a cache's scores.parquet; repeatable", "FILE"
+            "Parquet with a column key and others to judge by, such as a cache's scores.parquet; repeatable",
+            "FILE",
+            flag="--table",
         ),
     ] = ()
     keys: Annotated[

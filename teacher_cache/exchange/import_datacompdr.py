@@ -206,7 +206,7 @@ class DataCompDR:
         if names and all(name is None for name in names):
             raise UserError(
                 f"no sample has {self.key_column!r} in its JSON",
-                where=f"{shard.folder}/{shard.id:05d}.tar",
+                where=shard.tar,
                 do="Ingest with --format datacomp, or --keep the column; or join by another one",
             )
         # A sample without a name is in no tar.
