@@ -73,7 +73,7 @@ def _overview(figures: Figures) -> list[dict[str, Any]]:
     rows: list[tuple[str, str, Callable[[int, OfDataset], str]]] = [
         ("samples", "samples", lambda _, one: f"{one.samples:,}"),
         ("shards", "shards", lambda _, one: f"{one.shards:,}"),
-        ("bytes", "of images", lambda _, one: said_size(one.measures["bytes"].total)),
+        ("bytes", "bytes of images", lambda _, one: said_size(one.measures["bytes"].total)),
         ("refused", "rows that are no samples", lambda _, one: f"{one.refused.samples:,} of {one.rows:,}"),
         ("median", "the median image, px", lambda _, one: _median(one)),
         ("file", "the median file", lambda _, one: said_size(one.measures["bytes"].percentile(50)[0])),
