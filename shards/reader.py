@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,12 @@ from shards.dataset import DatasetPlan
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
 from shards.record import FileEntry, ShardRecord, published_records, read_records
+from shards.sample import OpenShards, Sample, texts_of
 from shards.storage import Folder
+
+if TYPE_CHECKING:
+    from shards.key_index import KeyIndex
+    from shards.side_table import ArrowTable, SideTable
 
 _ANCESTORS = b"clipstill.ancestors"
 """In a selection's index: content and number of samples of each shard of which a column `row_N` has the rows."""
@@ -203,10 +208,25 @@ class Shard:
         told: str | None = self._index["caption"][row]
         return told or ""
 
+    def captions(self, row: int) -> list[str]:
+        """All captions of a sample, `caption` first: the metadata's field `captions` has the others."""
+        return self.all_captions(self.caption(row), self.meta(row))
+
+    def all_captions(self, caption: str, meta: Mapping[str, Any]) -> list[str]:
+        """As `captions`, from what was read of the sample."""
+        others = texts_of(meta.get("captions"))
+        # In datasets of ours the field has those after the first; others write all of them there.
+        return others if self.is_adopted and others[:1] == [caption] else [caption, *others]
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether its samples are as somebody else wrote them."""
+        return "label" in self._index
+
     def meta(self, row: int) -> dict[str, Any]:
         """The metadata of a sample: key, url, sizes, and the columns kept from the input; an adopted one's own."""
         data: dict[str, Any] = json.loads(self._part("json", row)) if self._has("json", row) else {}
-        if "label" in self._index:
+        if self.is_adopted:
             data["key"] = self.keys[row]
             if self._index["label"][row] >= 0:
                 data["label"] = int(self._index["label"][row])
@@ -214,13 +234,111 @@ class Shard:
 
 
 class Dataset:
-    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty."""
+    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty.
 
-    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...], *, captioned: bool = True) -> None:
+    `for sample in dataset` goes through all of it in order; `dataset[key]` is a sample by its key, `dataset.at(place)`
+    by its place in that order.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        shards: tuple[Shard, ...],
+        *,
+        captioned: bool = True,
+        tables: tuple[SideTable, ...] = (),
+    ) -> None:
         self.folder, self.name, self.shards, self.captioned = folder, name, shards, captioned
+        self._tables, self._opened = tables, OpenShards()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_keys"}
 
     def __len__(self) -> int:
-        return sum(shard.count for shard in self.shards)
+        return int(self._ends[-1]) if self.shards else 0
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return np.cumsum([shard.count for shard in self.shards])
+
+    def __iter__(self) -> Iterator[Sample]:
+        for shard in self.shards:
+            yield from self._samples(shard, range(shard.count))
+
+    def at(self, place: int) -> Sample:
+        """The sample at a place in the dataset's order, from 0; -1 is the last. Raises `UserError` past its ends."""
+        number = place + len(self) if place < 0 else place
+        if not 0 <= number < len(self):
+            raise UserError(f"no sample at {place}: there are {len(self):,}", where=str(self.folder))
+        at = int(np.searchsorted(self._ends, number, side="right"))
+        (sample,) = self._samples(self.shards[at], [number - int(self._ends[at]) + self.shards[at].count])
+        return sample
+
+    def __getitem__(self, key: str) -> Sample:
+        """The sample of a key. The first look-up reads every index once, and leaves 36 bytes a sample in a file in
+        `$TMPDIR` that vanishes with the process, and next to nothing in memory.
+
+        Raises `UserError` if there is none, or if several datasets were put together and two have it.
+        """
+        found = self._keys.find(key)
+        if not found:
+            raise self.unknown(key)
+        if len(found) > 1:
+            raise UserError(f"{len(found)} samples have the key {key!r}", where=self.name, do="Look in one dataset")
+        (sample,) = self._samples(self.shards[found[0].file], [found[0].start])
+        return sample
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and bool(self._keys.find(key))
+
+    @cached_property
+    def _keys(self) -> KeyIndex:
+        """Where every key is: which of the shards, and which row."""
+        from shards.key_index import IndexWriter  # noqa: PLC0415 - few need it
+
+        with IndexWriter() as writer:
+            for place, shard in enumerate(self.shards):
+                writer.add(shard.keys, place, np.arange(shard.count))
+                shard.release()
+            return writer.index()
+
+    def _samples(self, shard: Shard, rows: Sequence[int]) -> Iterator[Sample]:
+        keys = self._opened.use(shard).keys if self._tables else []
+        found = [table.rows([keys[row] for row in rows]) for table in self._tables]
+        for number, row in enumerate(rows):
+            told: dict[str, Any] = {}
+            absent: list[str] = []
+            for table, values in zip(self._tables, found, strict=True):
+                told |= values[number] or {}
+                absent += table.columns if values[number] is None else ()
+            yield Sample(shard, row, self._opened, told, absent)
+
+    def unknown(self, key: str) -> UserError:
+        """What to say where no sample has a key."""
+        first = next(shard.keys[0] for shard in self.shards if shard.count)
+        return UserError(
+            f"no sample {key!r}; the first of {len(self):,} is {first!r}",
+            where=str(self.folder),
+            do="The NNNNN.parquet files name every row, and why it is no sample if it is none",
+        )
+
+    def with_columns(self, table: str | os.PathLike[str] | ArrowTable) -> Dataset:
+        """The same samples with columns of a table beside them, by its column `key`: a Parquet file's path, or a table
+        of Arrow or pandas.
+
+        They are fields of `meta`, in place of the sample's own; `caption` (a text) and `captions` (a list) are its
+        captions too. Nothing is written, and the files of the dataset stay as they are.
+        Raises `UserError` for a table without keys, with a key twice, or with no key of this dataset at all.
+        """
+        from shards.side_table import SideTable  # noqa: PLC0415 - few need it
+
+        beside = SideTable.of(table)
+        if not any(beside.has_any(self._opened.use(shard).keys) for shard in self.shards):
+            raise UserError(
+                "no key of the table is one of the dataset's", where=str(self.folder), do="Compare the keys"
+            )
+        return Dataset(self.folder, self.name, self.shards, captioned=self.captioned, tables=(*self._tables, beside))
 
     @property
     def content(self) -> str:
@@ -241,7 +359,7 @@ class Dataset:
         )
 
     @staticmethod
-    def open(url: str) -> Dataset:
+    def open(url: str | os.PathLike[str]) -> Dataset:
         """Open the dataset at `url`.
 
         Raises `UserError` if there is none, if shards are missing, or if it holds no sample at all.
