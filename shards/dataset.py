@@ -28,6 +28,8 @@ SCHEMA_VERSION = 1
 
 _MOST_SHARDS = 1 << 22
 """That a stage may name: of more it is the number that is damaged, and a list of them would fill the memory."""
+_MOST_ROWS = 1 << 24
+"""Of a shard, likewise."""
 _Count = Annotated[int, Field(ge=0)]
 _Shards = Annotated[int, Field(ge=0, le=_MOST_SHARDS)]
 _AS_WRITTEN = ConfigDict(extra="forbid")
@@ -268,6 +270,8 @@ def _read(folder: Folder, name: str) -> Stage | None:
         if lacks := expected - facts.keys():
             raise ValueError(f"it has no {min(lacks)!r}")
         stage = parsed(Stage, text)
+        if stage.rows > stage.shards * _MOST_ROWS:
+            raise ValueError(f"{stage.rows} rows in {stage.shards} shards")
     except (ValueError, RecursionError) as error:
         do = "Restore it" if is_round else "Give the folder that `clipstill ingest` wrote"
         told = " ".join(str(error).split())

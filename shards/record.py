@@ -52,7 +52,7 @@ class FileEntry:
     name: str
     bytes: _Count
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    at: str | None = None
+    at: Annotated[str, Field(pattern="^/|://")] | None = None
     modified: int | None = None
 
     def place(self, folder: Folder) -> tuple[Folder, str]:

@@ -25,6 +25,7 @@ from shards.fingerprint import sha256_file
 from teacher_cache.key_index import IndexWriter, KeyIndex
 
 _BATCH = 1 << 16
+_UNREADABLE = (OSError, pa.ArrowException)
 
 
 class CaptionTable:
@@ -37,7 +38,7 @@ class CaptionTable:
         """Raises `UserError` if the file or one of the columns is not there."""
         try:
             schema = pq.read_schema(self.path)
-        except (OSError, pa.ArrowInvalid) as error:
+        except _UNREADABLE as error:
             raise UserError(
                 f"not readable as Parquet ({error})", where=self.path, do="Give a Parquet file with a column `key`"
             ) from None
@@ -79,7 +80,7 @@ class CaptionTable:
                 sink.close()
                 file.flush()
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, pa.ArrowInvalid) as error:
+        except _UNREADABLE as error:
             raise UserError(
                 f"it cannot be unpacked ({error})",
                 where=self.path,
@@ -91,6 +92,7 @@ class CaptionTable:
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(_BATCH, columns=columns):
+                batch.validate(full=True)
                 keys = batch["key"].cast(pa.large_string())
                 plain = batch.set_column(batch.schema.get_field_index("key"), "key", keys)
                 yield plain.filter(keys.is_valid()) if keys.null_count else plain

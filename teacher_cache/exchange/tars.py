@@ -68,6 +68,8 @@ class IndexedTars:
                 file.seek(entry.start)
                 piece = file.read(entry.size)
             for member in tar_members(piece):
+                if member.link:
+                    continue
                 data = piece[member.offset : member.offset + member.size]
                 if found.setdefault(_split(member.name)[1], data) != data:
                     return None
