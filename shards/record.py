@@ -52,7 +52,7 @@ class FileEntry:
     name: str
     bytes: _Count
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    at: Annotated[str, Field(pattern="^/|://")] | None = None
+    at: str | None = None
     modified: int | None = None
 
     def place(self, folder: Folder) -> tuple[Folder, str]:
@@ -104,7 +104,11 @@ class ShardRecord:
     @staticmethod
     def from_json(text: str | bytes) -> ShardRecord:
         """Raises `ValueError` for what is no record."""
-        return parsed(ShardRecord, text)
+        record = parsed(ShardRecord, text)
+        for file in record.files:
+            if file.at is not None and not (file.at.startswith("/") or "://" in file.at):
+                raise ValueError(f"{file.name} lies at {file.at!r}, which is no whole path")
+        return record
 
 
 class RecordName(NamedTuple):

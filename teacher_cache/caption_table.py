@@ -25,7 +25,7 @@ from shards.fingerprint import sha256_file
 from teacher_cache.key_index import IndexWriter, KeyIndex
 
 _BATCH = 1 << 16
-_UNREADABLE = (OSError, pa.ArrowException)
+_UNREADABLE = (OSError, EOFError, pa.ArrowException, UnicodeDecodeError)
 
 
 class CaptionTable:
@@ -91,11 +91,16 @@ class CaptionTable:
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.path) as file:
+            read = 0
             for batch in file.iter_batches(_BATCH, columns=columns):
                 batch.validate(full=True)
+                read += batch.num_rows
                 keys = batch["key"].cast(pa.large_string())
                 plain = batch.set_column(batch.schema.get_field_index("key"), "key", keys)
                 yield plain.filter(keys.is_valid()) if keys.null_count else plain
+            if read != file.metadata.num_rows:
+                # Columns of different lengths are read as far as the shortest.
+                raise EOFError(f"it has {read} rows instead of {file.metadata.num_rows}")
 
     def _refuse_repeated(self, index: KeyIndex) -> None:
         entry = index.repeated()

@@ -265,11 +265,16 @@ def _ledger(folder: Folder, name: str) -> Iterator[pa.Table]:
     if absent := [column for column in _COLUMNS if column not in file.schema_arrow.names]:
         raise UserError(f"{name} has no column {absent[0]}", where=str(folder), do="Ingest it again to get a report")
     batches = file.iter_batches(columns=_COLUMNS)
+    read = 0
     while True:
         with reading(folder, name):
             batch = next(batches, None)
             if batch is not None:
                 _check(batch)
+                read += batch.num_rows
+            elif read != file.metadata.num_rows:
+                # Columns of different lengths are read as far as the shortest.
+                raise ValueError(f"it has {read} rows instead of {file.metadata.num_rows}")
         if batch is None:
             return
         yield pa.Table.from_batches([batch])
