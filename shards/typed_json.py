@@ -17,15 +17,18 @@ def parsed(kind: type[T], text: str | bytes) -> T:
     Raises `ValueError` with one line for what is no JSON, or has a value of another type. Whether the text may name
     anything else is for `kind.__pydantic_config__` to say.
     """
-    adapter = _adapter(kind)
+    known: Any = kind
+    adapter: TypeAdapter[T] = _adapter(known)
     try:
         try:
-            return adapter.validate_json(text, strict=True)
+            found: T = adapter.validate_json(text, strict=True)
+            return found
         except ValidationError as error:
             # It takes no half of a surrogate pair, which is what a path's byte that is no UTF-8 becomes.
             if "surrogate" not in str(error):
                 raise
-        return adapter.validate_python(json.loads(text))
+        found = adapter.validate_python(json.loads(text))
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -35,5 +38,5 @@ def parsed(kind: type[T], text: str | bytes) -> T:
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

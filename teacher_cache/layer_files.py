@@ -215,14 +215,16 @@ def _rows_at(lowest: LayerFile, addresses: npt.NDArray[np.int64]) -> Values:
 def _schema(layer: LayerFacts, width: int) -> pa.Schema:
     """The columns of a layer's file."""
     wanted = {"key": pa.string()}
+    settings = layer.settings
+    packed = ViewPolicy.from_identity(settings["policy"]).dtype.itemsize if layer.kind == "views" else 0
     for index in layer.columns:
         name = layer.column(index)
         wanted[name] = pa.list_(arrow_type(layer.dtype), width)
         if layer.dtype == "int8":
             wanted[f"{name}_scale"] = pa.float32()
         if layer.kind == "views":
-            wanted[f"params_{index:03d}"] = pa.binary(ViewPolicy.from_identity(layer.settings["policy"]).dtype.itemsize)
-        elif layer.settings["source"]["kind"] == "table":
+            wanted[f"params_{index:03d}"] = pa.binary(packed)
+        elif settings["source"]["kind"] == "table":
             wanted[f"text_{index:03d}"] = pa.string()
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in wanted.items()])
 
