@@ -18,6 +18,7 @@ from PIL import Image
 
 from shards.arrow_files import refuse_other_columns
 from shards.dataset import DatasetPlan
+from shards.errors import UserError
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
 from shards.progress import Meter
@@ -234,13 +235,14 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
     if absent or problems:
         return _Found(keys, [], absent + problems, absent)
     shard = Shard(folder, record)
-    return _Found(keys, shard.keys, _check_tar(shard) + _check_ledger(shard, kept), [])
+    try:
+        return _Found(keys, shard.keys, _check_tar(shard) + _check_ledger(shard, kept), [])
+    except UserError as error:
+        return _Found(keys, [], [error.problem], [])
 
 
 def _check_tar(shard: Shard) -> list[str]:
     problems: list[str] = []
-    if len(shard.keys) != shard.count:
-        problems.append(f"the index has {len(shard.keys)} rows, the record says {shard.count}")
     if len(set(shard.keys)) != len(shard.keys):
         problems.append("the index names a key twice")
     entry = shard.record.file(".tar")
