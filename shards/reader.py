@@ -6,6 +6,7 @@ memory; nothing is scanned. Files on an object store are copied once to a local 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -19,12 +20,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards import copies
+from shards.arrow_files import read_arrow, refuse_other_columns
 from shards.dataset import DatasetPlan
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
 from shards.record import FileEntry, ShardRecord, published_records, read_records
 from shards.sample import OpenShards, Sample, texts_of
 from shards.storage import Folder
+from shards.writer import INDEX_SCHEMA
+
+_INDEX = pa.schema([field.with_nullable(False) for field in INDEX_SCHEMA])
+_ADOPTED = pa.schema([pa.field("caption", pa.string()), pa.field("label", pa.int64(), nullable=False)])
+"""What the index of an adopted tar has besides."""
 
 if TYPE_CHECKING:
     from shards.key_index import KeyIndex
@@ -54,6 +61,8 @@ def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
         if held is None or seen is None or seen.st_size != entry.bytes:
             state = "is missing" if seen is None else f"has {seen.st_size} bytes"
             wrong = f"{name} {state}, its record says {entry.bytes}"
+        elif not entry.bytes:
+            wrong = f"{name} is empty"  # and cannot be mapped
         elif entry.modified not in (None, seen.st_mtime_ns):
             wrong = f"{name} was written to since it was adopted"
         else:
@@ -110,7 +119,19 @@ class Shard:
         return self._map(".tar")
 
     def _table(self) -> pa.Table:
-        return pa.ipc.open_file(pa.py_buffer(self._map(".index.arrow"))).read_all()
+        entry = self.record.file(".index.arrow")
+        mapped = self._map(".index.arrow")
+        try:
+            # A thousandth of what reading its images costs, and a flipped bit would hand out other bytes as images.
+            if (got := hashlib.sha256(mapped).hexdigest()) != entry.sha256:
+                raise ValueError(f"hashes to {got[:16]}..., its record says {entry.sha256[:16]}...")
+            table = read_arrow(mapped)
+            _check_places(table, self.record)
+        except ValueError as error:
+            raise UserError(
+                f"{entry.name} {error}", where=str(self.folder), do="Run the command that made it again"
+            ) from None
+        return table
 
     @cached_property
     def _index(self) -> dict[str, Any]:
@@ -231,6 +252,21 @@ class Shard:
             if self._index["label"][row] >= 0:
                 data["label"] = int(self._index["label"][row])
         return data
+
+
+def _check_places(table: pa.Table, record: ShardRecord) -> None:
+    """Raises `ValueError` for an index that does not fit its record and tar."""
+    refuse_other_columns(table, _INDEX)
+    is_adopted = record.file(".tar").at is not None and not record.parent
+    if "label" in table.column_names or is_adopted:
+        refuse_other_columns(table, _ADOPTED)
+    if table.num_rows != record.count:
+        raise ValueError(f"has {table.num_rows} rows, its record says {record.count}")
+    most = record.file(".tar").bytes
+    for part in ("image", "text", "json"):
+        start, size = (table[f"{part}_{what}"].to_numpy() for what in ("offset", "size"))
+        if ((start < 0) | (start > most) | (size < -1) | (size > most - start)).any():
+            raise ValueError(f"has places of {part}s beyond the tar's {most} bytes")
 
 
 class Dataset:

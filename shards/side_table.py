@@ -22,6 +22,8 @@ from shards.errors import UserError
 from shards.key_index import IndexWriter, KeyIndex
 
 _BATCH = 1 << 16
+_UNREADABLE = (OSError, EOFError, pa.ArrowException, UnicodeDecodeError)
+"""What damaged Parquet makes of its reader."""
 KEY = "key"
 _INDEX_OF_PANDAS = "__index_level_"
 
@@ -66,8 +68,8 @@ class SideTable:
         """
         columns = _check(schema_of(path), columns, path)
         try:
-            return _indexed(columns, _parquet(path, columns), path, on_disk=True)
-        except (OSError, pa.ArrowInvalid) as error:
+            return _indexed(columns, _keyed(_parquet(path, columns)), path, on_disk=True)
+        except _UNREADABLE as error:
             raise UserError(
                 f"it cannot be unpacked ({error})",
                 where=path,
@@ -95,7 +97,7 @@ def schema_of(path: str) -> pa.Schema:
     """Which columns a Parquet file has. Raises `UserError` if it is none."""
     try:
         return pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"not readable as Parquet ({error})", where=path, do="Give a Parquet file with a column `key`"
         ) from None
@@ -116,7 +118,14 @@ def _check(schema: pa.Schema, columns: Sequence[str] | None, where: str) -> list
 
 def _parquet(path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
-        yield from _keyed(file.iter_batches(_BATCH, columns=[KEY, *columns]))
+        read = 0
+        for batch in file.iter_batches(_BATCH, columns=[KEY, *columns]):
+            batch.validate(full=True)
+            read += batch.num_rows
+            yield batch
+        if read != file.metadata.num_rows:
+            # Columns of different lengths are read as far as the shortest.
+            raise EOFError(f"it has {read} rows instead of {file.metadata.num_rows}")
 
 
 def _keyed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

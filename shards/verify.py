@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from shards.arrow_files import refuse_other_columns
 from shards.dataset import DatasetPlan
+from shards.errors import UserError
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
 from shards.progress import Meter
@@ -24,6 +26,8 @@ from shards.reader import Shard
 from shards.record import RECORDS, ShardRecord, published_records, read_records
 from shards.storage import Folder
 from shards.tar_members import Member, TarError, tar_members
+
+_LEDGER = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("key", "status")])
 
 
 @dataclass(frozen=True)
@@ -217,25 +221,28 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
         if got != file.sha256:
             problems.append(f"{file.at or file.name} hashes to {got[:16]}..., the record says {file.sha256[:16]}...")
     name = f"{record.shard:05d}.parquet"
-    ledger = None
+    keys: list[str] | None = None
+    kept: list[str] = []
     try:
         # All of it: its pages carry checksums. It has times in it, so the record does not name its hash.
         ledger = pq.read_table(io.BytesIO(folder.read(name)), page_checksum_verification=True)
+        refuse_other_columns(ledger, _LEDGER)
         keys, kept = ledger["key"].to_pylist(), ledger.filter(pc.equal(ledger["status"], "success"))["key"].to_pylist()
     except FileNotFoundError:
         problems.append(f"{name} is missing")
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         problems.append(f"{name} cannot be read ({error})")
     if absent or problems:
-        return _Found(None if ledger is None else keys, [], absent + problems, absent)
+        return _Found(keys, [], absent + problems, absent)
     shard = Shard(folder, record)
-    return _Found(keys, shard.keys, _check_tar(shard) + _check_ledger(shard, kept), [])
+    try:
+        return _Found(keys, shard.keys, _check_tar(shard) + _check_ledger(shard, kept), [])
+    except UserError as error:
+        return _Found(keys, [], [error.problem], [])
 
 
 def _check_tar(shard: Shard) -> list[str]:
     problems: list[str] = []
-    if len(shard.keys) != shard.count:
-        problems.append(f"the index has {len(shard.keys)} rows, the record says {shard.count}")
     if len(set(shard.keys)) != len(shard.keys):
         problems.append("the index names a key twice")
     entry = shard.record.file(".tar")
@@ -276,7 +283,7 @@ def _check_own(shard: Shard, members: list[Member]) -> list[str]:
 
 def _check_adopted(shard: Shard, members: list[Member]) -> list[str]:
     """A tar of somebody else's: each part of the index is one whole member of the sample's name."""
-    names = {(member.offset, member.size): member.name for member in members}
+    names = {(member.offset, member.size): member.name for member in members if not member.link}
     _, _, tar = (shard.record.file(".tar").at or "").rpartition("/")
     problems = []
     for row, key in enumerate(shard.keys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from shards.fingerprint import sha256_file
 from shards.key_index import Entry, IndexWriter, KeyIndex
 from shards.progress import Meter
 from shards.tar_members import tar_members
+from shards.typed_json import parsed
 
 SOURCES = "_sources"
 """The folder in a cache where indices lie."""
@@ -68,6 +69,8 @@ class IndexedTars:
                 file.seek(entry.start)
                 piece = file.read(entry.size)
             for member in tar_members(piece):
+                if member.link:
+                    continue
                 data = piece[member.offset : member.offset + member.size]
                 if found.setdefault(_split(member.name)[1], data) != data:
                     return None
@@ -90,14 +93,30 @@ def index_tars(tars: Sequence[str], cache: Folder) -> IndexedTars:
         stats.append([Path(tar).name, stat.st_size, stat.st_mtime_ns])
     folder = cache.child(SOURCES)
     name = fingerprint(stats)
+    facts = _known_index(folder, name) or _make_index(tars, folder, name)
+    return IndexedTars(tuple(tars), folder, f"{name}.arrow", facts.sha256, facts.rows, facts.content)
+
+
+@dataclass(frozen=True)
+class _IndexFacts:
+    """Of an index: the hash of its file, and what `IndexedTars` says of the tars."""
+
+    sha256: str
+    rows: int
+    content: str
+    tars: tuple[str, ...]
+
+
+def _known_index(folder: Folder, name: str) -> _IndexFacts | None:
+    """The index that an earlier run left, None if there is none that is whole."""
     try:
-        facts = json.loads(folder.read(f"{name}.json"))
-    except FileNotFoundError:
-        facts = _make_index(tars, folder, name)
-    return IndexedTars(tuple(tars), folder, f"{name}.arrow", facts["sha256"], facts["rows"], facts["content"])
+        facts = parsed(_IndexFacts, folder.read(f"{name}.json"))
+        return facts if sha256_file(folder.fetch(f"{name}.arrow", facts.sha256)) == facts.sha256 else None
+    except (FileNotFoundError, ValueError):
+        return None
 
 
-def _make_index(tars: Sequence[str], folder: Folder, name: str) -> dict[str, object]:
+def _make_index(tars: Sequence[str], folder: Folder, name: str) -> _IndexFacts:
     digest = sha256()
     with Meter("index", len(tars), unit="tars") as meter, IndexWriter() as writer:
         for number, tar in enumerate(tars):
@@ -114,8 +133,8 @@ def _make_index(tars: Sequence[str], folder: Folder, name: str) -> dict[str, obj
         with folder.staged(f"{name}.arrow") as path:
             writer.write(path)
             index = sha256_file(path)
-    facts = {"sha256": index, "rows": writer.rows, "content": digest.hexdigest()[:16]}
-    folder.publish(f"{name}.json", json.dumps({**facts, "tars": list(tars)}, indent=1).encode())
+    facts = _IndexFacts(index, writer.rows, digest.hexdigest()[:16], tuple(tars))
+    folder.publish(f"{name}.json", json.dumps(asdict(facts), indent=1).encode())
     return facts
 
 

@@ -151,14 +151,17 @@ def test_a_sample_that_cannot_be_used_is_refused_with_its_reason(tmp_path: Path)
         ("list.jpg", picture(7)),
         ("list.txt", text),
         ("list.json", b"[1]"),
+        ("half.jpg", picture(9)),
+        ("half.json", b'{"caption": "cut at \\ud83d"}'),
         ("class.jpg", picture(8)),
         ("class.txt", text),
         ("class.cls", b"cat"),
     ]
     found = adopted(tmp_path / "out", write_tar(tmp_path / "x.tar", members))
-    assert (found.rows, found.refused.total()) == (10, 9)
+    assert (found.rows, found.refused.total()) == (11, 10)
     assert found.refused == {
-        **dict.fromkeys(["no_image", "no_caption", "several_images", "member_twice", "empty_image", "bad_caption"], 1),
+        **dict.fromkeys(["no_image", "no_caption", "several_images", "member_twice", "empty_image"], 1),
+        "bad_caption": 2,
         "bad_metadata": 2,
         "bad_label": 1,
     }
@@ -169,11 +172,35 @@ def test_a_sample_that_cannot_be_used_is_refused_with_its_reason(tmp_path: Path)
         "twice": "two members are called twice.txt",
         "empty": "its image is empty",
         "latin": "its caption is not UTF-8",
+        "half": "its caption is not UTF-8",
         "json": "its metadata is no JSON",
         "list": "its metadata is no JSON object",
         "class": "its label b'cat' is no number",
     }
     assert Dataset.open(str(tmp_path / "out")).shards[0].keys == ["fine"]
+
+
+def test_a_sample_with_a_link_is_refused_by_its_name(tmp_path: Path) -> None:
+    """GNU tar stores the second of two names of one file as a link to the first."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for key in ("a", "b", "c"):
+            for extension, data in {"jpg": picture(1), "txt": b"a caption"}.items():
+                entry = tarfile.TarInfo(f"{key}.{extension}")
+                entry.size = len(data)
+                if key == "b" or (key, extension) == ("c", "txt"):
+                    entry.size, entry.type, entry.linkname = 0, tarfile.LNKTYPE, f"a.{extension}"
+                tar.addfile(entry, io.BytesIO(data))
+        entry = tarfile.TarInfo("latest")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "a.jpg"
+        tar.addfile(entry)
+    found = adopted(tmp_path / "out", tmp_path / "x.tar")
+    assert (found.refused, found.others) == ({"link": 2}, {"latest": 1})
+    assert refusals(tmp_path / "out") == {
+        "b": "b.jpg is a link, which is not followed",
+        "c": "c.txt is a link, which is not followed",
+    }
+    assert Dataset.open(str(tmp_path / "out")).shards[0].keys == ["a"]
+    assert verify_dataset(str(tmp_path / "out")).problems == ()
 
 
 def test_images_alone_are_a_dataset_without_captions(tmp_path: Path) -> None:
