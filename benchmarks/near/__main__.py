@@ -67,20 +67,16 @@ def exactness(sizes: Sizes) -> dict[str, bool]:
 
 
 def _by_every_pair(hashes: np.ndarray, distance: int) -> np.ndarray:
-    """The first of each hash's group: the lowest place that its neighbours know of, until nobody knows better."""
-    pairs = []
-    for start in range(0, len(hashes), 500):
-        rows, others = np.nonzero(np.bitwise_count(hashes[start : start + 500, None] ^ hashes) <= distance)
-        pairs.append(np.stack([rows + start, others]))
-    rows, others = np.concatenate(pairs, axis=1)
-    group = np.arange(len(hashes))
-    while True:
-        lower = group.copy()
-        np.minimum.at(lower, rows, group[others])
-        lower = lower[lower]
-        if (lower == group).all():
-            return group
-        group = lower
+    """The first of each hash's group, each hash compared with all."""
+    group = np.full(len(hashes), -1)
+    for first in range(len(hashes)):
+        reached = [first] if group[first] < 0 else []
+        group[reached] = first
+        while reached:
+            near = (np.bitwise_count(hashes ^ hashes[reached.pop()]) <= distance) & (group < 0)
+            group[near] = first
+            reached += np.flatnonzero(near).tolist()
+    return group
 
 
 def copies(sizes: Sizes) -> dict[str, Any]:

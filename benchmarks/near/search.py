@@ -9,18 +9,15 @@ import time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from shards.near import near_groups
-
-Hashes = npt.NDArray[np.uint64]
+from shards.near import Hashes, Places, near_groups
 
 KINDS = ("random", "alike", "blank")
 _PLANTED = 0.02
 """The share of the hashes that are copies, each of another hash with as many bits turned as are searched for."""
 
 
-def made(kind: str, count: int, distance: int) -> tuple[Hashes, Hashes, Hashes]:
+def made(kind: str, count: int, distance: int) -> tuple[Hashes, Places, Places]:
     """Hashes, and of the planted pairs the places of both.
 
     `random`: no two near each other but by plan. `alike`: a thousand scenes and a tenth of all bits turned, which
