@@ -22,7 +22,7 @@ from pictures.opening import UnforeseeableError, open_image
 from pictures.refusal import RefusedError
 
 NEAR = 4
-"""Bits. pHashes differ in an even number of bits, having as many ones as zeros."""
+"""Bits. Nearly all pHashes differ in an even number, having as many ones as zeros."""
 _BITS = 64
 _SIDE, _PIXELS_EACH = 32, 4
 """What the hash is made of, and how many pixels across a JPEG must have left for each of it when it is reduced."""
