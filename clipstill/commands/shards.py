@@ -148,6 +148,9 @@ def _options(parser: Parser) -> None:
 
 def _verify_options(parser: Parser) -> None:
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what `clipstill ingest`, `pack` or `adopt` wrote")
+    parser.add_argument(
+        "--no-decode", dest="decode", action="store_false", help="hash and read everything, but decode no image"
+    )
 
 
 def _cat_options(parser: Parser) -> None:
@@ -363,13 +366,15 @@ def run(args: argparse.Namespace) -> int:
 
     failed = False
     for folder in args.folders:
-        report = verify_dataset(folder)
+        report = verify_dataset(folder, decode=args.decode)
         for problem in report.problems:
             show(problem)
         verdict = f"{len(report.problems)} problems" if report.problems else "sound"
         of = f"{folder}: " if len(args.folders) > 1 else ""
         size = f"{report.bytes / 1e6:.1f} MB"
         show(f"{of}{verdict}: {report.shards} shards, {report.rows} rows, {report.samples} samples, {size}")
+        if report.captionless:
+            show(f"{report.captionless} samples have an empty caption")
         if report.mend:
             show(f"to mend it: {report.mend}")
         failed = failed or bool(report.problems)
