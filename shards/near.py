@@ -66,7 +66,7 @@ def near_groups(hashes: Hashes, distance: int = NEAR) -> Places:
     """(n,) for each of n hashes the place of the first one in its group.
 
     A group is what pairs that differ in at most `distance` bits connect, be it over others. Every pair is found. Memory
-    is about 100 B a hash. Time grows with the pairs that agree in some blocks; equal hashes count once.
+    is about 150 B a hash. Time grows with the pairs that agree in some blocks; equal hashes count once.
     """
     if not 0 <= distance < _BITS // 2:
         raise ValueError(f"{distance} bits: from 0 to {_BITS // 2 - 1} can be searched for")
