@@ -72,7 +72,7 @@ def add(commands: Subparsers) -> None:
     example = "  clipstill cache verify data/cc3m --cache data/cc3m-cache --rows 256\n"
     add_command(actions, "verify", _VERIFY, example, run=run_verify, fill=_verify_options)
     example = "  clipstill cache report data/cc3m --cache data/cc3m-cache\n"
-    add_command(actions, "report", _REPORT, example, run=run_report, fill=_cache_options)
+    add_command(actions, "report", _REPORT, example, run=run_report, fill=_report_options)
     exchange.add(actions)
 
 
@@ -86,6 +86,17 @@ def _cache_options(parser: Parser) -> None:
         help="what `clipstill cache build` wrote; repeatable, one for each of SHARDS, in their order",
     )
     parser.add_argument("--teacher-name", metavar="NAME", help="only this teacher (default: every one in the cache)")
+
+
+def _report_options(parser: Parser) -> None:
+    _cache_options(parser)
+    parser.add_argument(
+        "--clusters",
+        type=int,
+        default=0,
+        metavar="K",
+        help="also cut the images into K clusters: a column of scores.parquet, to balance by",
+    )
 
 
 def _verify_options(parser: Parser) -> None:
@@ -281,11 +292,13 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
+    if args.clusters < 0:
+        raise UserError(f"{args.clusters} clusters", where="--clusters", do="Ask for 1 at least")
     found = _caches(args)
     from teacher_cache.report import report_cache  # noqa: PLC0415 - brings torch
 
     for shards, cache, name in found:
-        made = report_cache(shards, cache, teacher_name=name)
+        made = report_cache(shards, cache, teacher_name=name, clusters=args.clusters)
         score = "" if made.score_mean is None else f", mean CLIP score {made.score_mean:.3f}"
         has_images = made.exact is not None
         near = f", {made.duplicates} near duplicates (cosine above {made.threshold:.5g})" if has_images else ""
