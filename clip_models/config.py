@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -93,14 +92,3 @@ def check_preprocess_cfg(chosen: Any, where: str) -> None:
         value = chosen.get(name)
         if value is not None and value not in known:
             raise UserError(f"preprocess_cfg has {name} {value!r}", where=where, do=f"It is one of {', '.join(known)}")
-
-
-def unknown_architecture(name: str, where: str, hint: str) -> UserError:
-    close = _closest(name, open_clip.list_models())
-    do = f"The closest are {', '.join(close)}. {hint}" if close else hint
-    return UserError(f"open_clip knows no architecture {name!r}", where=where, do=do)
-
-
-def _closest(name: str, known: Iterable[str]) -> list[str]:
-    by_lower = {item.lower(): item for item in known}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
