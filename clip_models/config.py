@@ -8,12 +8,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import open_clip
 from open_clip import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from clip_models.spec import CONFIG_NAME, WEIGHTS_NAME
 from shards.errors import UserError
+from shards.text import read_text
 
 ModelConfig = dict[str, Any]
 """The content of an `open_clip_config.json`: `{"model_cfg": {...}, "preprocess_cfg": {...}}`.
@@ -48,10 +48,8 @@ def preprocess_cfg(model_cfg: dict[str, Any], chosen: dict[str, Any]) -> dict[st
 
 def read_json(path: Path, do: str) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("there is no such file", where=str(path), do=do) from None
-    except (OSError, ValueError) as error:
+        data = json.loads(read_text(path, do))
+    except ValueError as error:
         raise UserError(f"not readable as JSON: {error}", where=str(path), do=do) from error
     if not isinstance(data, dict):
         raise UserError(f"it holds a {type(data).__name__}, not an object", where=str(path), do=do)

@@ -85,7 +85,7 @@ def _unknown_student(name: str) -> UserError:
             do=f"Run the recipe {name.lower()}-prune, and give that run's model folder",
         )
     hint = f"If timm has an image model of this name, give {TIMM}{name}; a .json file works too, and a model's folder"
-    return _unknown_architecture(name, "student", hint)
+    return _unknown_architecture(name, "", hint)
 
 
 def _unknown_architecture(name: str, where: str, hint: str) -> UserError:

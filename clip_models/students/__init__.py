@@ -9,15 +9,12 @@ mobilenetv3_small_100: open_clip asks timm how many features there are, is told 
 timm's own classifier, which has a bias of 512 more numbers.
 """
 
-
-
 import open_clip
 
 from clip_models.spec import STUDENTS
 from clip_models.students import mixer  # noqa: F401 - registers with timm
 from clip_models.students.any_timm import timm_student
 from clip_models.students.image_tower import ImageTower
-
 
 open_clip.add_model_config(STUDENTS)
 

@@ -11,7 +11,6 @@ import torch
 from clip_models.spec import TIMM
 from shards.errors import UserError
 
-
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 384, "heads": 6, "layers": 12}
 
 

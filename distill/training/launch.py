@@ -47,8 +47,8 @@ def look_at_paths(settings: RunSettings) -> None:
 
     Training looks closer: samples may be missing from a cache.
     """
-    from shards import Dataset, Folder  # noqa: PLC0415
     from distill.run_folder import BEGINNINGS  # noqa: PLC0415
+    from shards import Dataset, Folder  # noqa: PLC0415
     from shards.places import refuse_other_things  # noqa: PLC0415
     from teacher_cache.layout import no_cache, teacher_names  # noqa: PLC0415
 

@@ -15,7 +15,9 @@ from clipstill.main import build_parser, main
         (["ingst", "list.txt"], "'ingst' is not known; did you mean ingest?"),
         (["xyz"], "'xyz' is not known; there are ingest, "),
         (["distill", "d", "--epoch", "3"], "there is no option --epoch; did you mean --epochs?"),
-        (["distill", "d", "--epoch=3"], "there is no option --epoch; did you mean --epochs?"),
+        (["distill", "d", "--epoch=3"], "there is no option --epoch; did you mean --epochs? See `clipstill distill "),
+        (["distill", "d", "--bogus"], "there is no option --bogus. See `clipstill distill --help`"),
+        (["ingest", "l", "--engine", "files"], "'files' is not known; there are clipstill, img2dataset. See"),
         (
             ["cache", "build", "d", "--teachr", "x", "--out", "o"],
             "there is no option --teachr; did you mean --teacher?",
