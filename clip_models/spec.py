@@ -84,7 +84,7 @@ def _unknown_student(name: str) -> UserError:
             where=name,
             do=f"Run the recipe {name.lower()}-prune, and give that run's model folder",
         )
-    hint = f"If timm has an image model of this name, give {TIMM}{name}; a .json file works too, and a model's folder"
+    hint = f"The path of a .json file works too, a model's folder, and {TIMM}{name} if timm has such an image model"
     return _unknown_architecture(name, "", hint)
 
 

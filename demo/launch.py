@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from demo.settings import DemoSettings
 from shards import Folder, UserError
 from shards.places import refuse_other_things
 from teacher_cache.teachers.load import refuse_spec
@@ -18,24 +18,6 @@ if TYPE_CHECKING:
 
 _BEGINNINGS = {"settings.json", "port.json"}
 """What a demo writes first into its `results/`, which others have too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoSettings:
-    """The size of the demo. `teacher` is a spec as in `load_teacher`; None trains one from scratch."""
-
-    out: str
-    teacher: str | None = None
-    train_rows: int = 6000
-    held_out_rows: int = 1000
-    shard_size: int = 500
-    pixels: int = 64
-    views: int = 4
-    teacher_steps: int = 400
-    student_steps: int = 160
-    batch_size: int = 64
-    seeds: tuple[int, ...] = (0, 1, 2)
-    losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "fd": 1000.0, "contrastive": 1.0})
 
 
 def run_demo(settings: DemoSettings, workers: int) -> Path:

@@ -29,11 +29,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from clip_models import load_model
-from demo.launch import DemoSettings
 from demo.page import write_page
 from demo.pool import run_side_by_side
 from demo.scenes import CLASSES, TEMPLATES
 from demo.server import HOST, SceneServer, free_port, list_rows
+from demo.settings import DemoSettings
 from demo.speed import measure_steps
 from demo.table import print_tables
 from distill.export import FORMATS

@@ -108,7 +108,7 @@ AMONG_DATA = {
     "evaluate ViT-B-32:openai data --classes nowhere.json": "nowhere.json: there is no such file. Give",
     "evaluate ViT-B-32:openai data --classes pics/one.txt": "pics/one.txt: not readable as JSON (Expecting value",
     "export nowhere --out o": "open_clip knows no architecture 'nowhere'",
-    "ingest retry pics/one.txt": "pics/one.txt: no dataset here (there is no dataset.json): this is a file, not a folder",
+    "ingest retry pics/one.txt": "pics/one.txt: no dataset here (there is no dataset.json): this is a file, not a",
     "shards ls pics/one.txt": "pics/one.txt: no dataset here (there is no dataset.json): this is a file, not a folder",
 }
 """Wrong places, names and counts beside a dataset of 12 samples → what is said of each."""

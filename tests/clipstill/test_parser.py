@@ -47,4 +47,4 @@ def test_what_can_be_repeated_adds_up() -> None:
 
 def test_words_after_two_dashes_are_no_options() -> None:
     args = build_parser().parse_args(["distill", "--epochs", "3", "--", "--epochs"])
-    assert (args.epochs, args.shards) == (3.0, "--epochs")
+    assert (args.epochs, args.shards) == (3.0, ["--epochs"])
