@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from clip_models.published import PUBLISHED  # noqa: PLC0415
 
     heads = ["", "image", "text", "all", "MACs", "published: image", "text", "MACs", "IN-1k", "data", "from"]
-    _refuse_unknown(args.models)
+    # Of what pruning finds there are no models, but there is what was published.
+    _refuse_unknown([name for name in args.models if _published(name) is None])
     lines, more = [], []
     for name in args.models or [row.name for row in PUBLISHED]:
         row = _published(name)
