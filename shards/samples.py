@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -48,7 +49,8 @@ def write_dataset(
     Samples of other datasets are taken as they are, with the columns that were put beside them.
 
     `clipstill shards verify` proves it, `cache build` and `distill` take it. Each image is decoded once, to be sure
-    that it can be. What is interrupted is no dataset: the same call then begins again. Memory grows by the keys.
+    that it can be. A sample that is refused leaves nothing; what is interrupted is no dataset, and the same call then
+    begins again. Memory grows by the keys.
 
     Raises:
         UserError: a sample that cannot be one, no samples at all, or a folder that holds other things.
@@ -67,19 +69,23 @@ def write_shards(folder: str | os.PathLike[str], shards: Iterable[Iterable[Given
         _refuse_other_things(place)
         stage = Stage(name=name, captioned=False, whole=False)
         publish_planning(place, stage)
-        for record in published_records(place).values():
-            place.child(RECORDS).delete(str(record))
+        _remove_records(place)
         keys = set[str]()
-        for number, samples in enumerate(shards):
-            publication = Publication(Spec(number, place, fingerprint([name, number])))
-            made, captioned = _write_shard(publication, samples, keys)
-            stage = replace(
-                stage, shards=number + 1, rows=stage.rows + made.count, captioned=stage.captioned or captioned
-            )
-        _remove_older(place, stage)
-        if not stage.rows:
+        try:
+            for number, samples in enumerate(shards):
+                publication = Publication(Spec(number, place, fingerprint([name, number])))
+                made, captioned = _write_shard(publication, samples, keys)
+                stage = replace(
+                    stage, shards=number + 1, rows=stage.rows + made.count, captioned=stage.captioned or captioned
+                )
+            if not stage.rows:
+                raise UserError("there are no samples to write", where=str(place))
+        except UserError:
+            _remove_records(place)
+            _remove_shards(place, 0)
             place.delete(PLANNING)
-            raise UserError("there are no samples to write", where=str(place))
+            raise
+        _remove_shards(place, stage.shards)
         publish_whole(place, stage)
         place.sweep()
     return Dataset.open(place.url)
@@ -168,9 +174,17 @@ def _fields(key: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> d
     return found
 
 
-def _remove_older(place: Folder, stage: Stage) -> None:
-    """Remove what an attempt has left that was interrupted, and had more shards."""
+def _remove_records(place: Folder) -> None:
+    for record in published_records(place).values():
+        place.child(RECORDS).delete(str(record))
+    if place.is_local:
+        with contextlib.suppress(OSError):  # there is none
+            (place.path / RECORDS).rmdir()
+
+
+def _remove_shards(place: Folder, first: int) -> None:
+    """Remove the files of this shard and of those after it, which an attempt has left that did not come to its end."""
     for name in place.names():
         found = _OF_A_SHARD.fullmatch(name)
-        if found is not None and int(found[1]) >= stage.shards:
+        if found is not None and int(found[1]) >= first:
             place.delete(name)

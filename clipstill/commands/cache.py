@@ -153,8 +153,9 @@ def _settings_options(parser: Parser) -> None:
 
 def _settings(args: argparse.Namespace, caches: Sequence[str]) -> list[BuildSettings]:
     """For each dataset the settings; what they name is looked at, before anything slow is imported."""
-    from shards import Dataset  # noqa: PLC0415
+    from shards import Dataset, Folder  # noqa: PLC0415
     from teacher_cache.building.settings import BuildSettings, TeacherSpec  # noqa: PLC0415
+    from teacher_cache.layout import refuse_no_cache  # noqa: PLC0415
     from teacher_cache.teachers.load import refuse_spec  # noqa: PLC0415
 
     names: list[str] = args.teacher_name or [""] * len(args.teacher)
@@ -178,6 +179,8 @@ def _settings(args: argparse.Namespace, caches: Sequence[str]) -> list[BuildSett
         Dataset.open(settings.shards)
     for teacher in found[0].teachers:
         refuse_spec(teacher.spec)
+    for settings in found if any(caches) else ():
+        refuse_no_cache(Folder(settings.cache), [teacher.name for teacher in settings.teachers])
     return found
 
 
@@ -264,7 +267,11 @@ def _plan(args: argparse.Namespace, settings: BuildSettings) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> int:
+    from teacher_cache.teachers.load import refuse_spec  # noqa: PLC0415
+
     found = _caches(args)
+    if args.teacher is not None:
+        refuse_spec(args.teacher)
     from teacher_cache.verify import verify_cache  # noqa: PLC0415 - brings torch
 
     failed = False

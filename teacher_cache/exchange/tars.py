@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -77,22 +78,31 @@ class IndexedTars:
         return found
 
 
+def look_at(tars: Sequence[str]) -> list[list[str | int]]:
+    """Name, bytes and time of each tar. Raises `UserError` if there is none, or one is no file."""
+    if not tars:
+        raise UserError("no tars were given", do="Name the tars that were downloaded")
+    stats: list[list[str | int]] = []
+    for tar in tars:
+        path = Path(tar)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", where=tar, do="Check the path") from None
+        if path.is_dir():
+            told = "this is a folder, and tars are wanted"
+            raise UserError(told, where=tar, do=f"Give those in it: {shlex.quote(str(path / '*.tar'))}")
+        stats.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return stats
+
+
 def index_tars(tars: Sequence[str], cache: Folder) -> IndexedTars:
     """Index the tars, or take up the index that an earlier run left in `cache` for the very same files.
 
     Only headers are read. Raises `UserError` if a file is missing, truncated or no tar.
     """
-    if not tars:
-        raise UserError("no tars were given", do="Name the tars that were downloaded")
-    stats = []
-    for tar in tars:
-        try:
-            stat = Path(tar).stat()
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", where=tar, do="Check the path") from None
-        stats.append([Path(tar).name, stat.st_size, stat.st_mtime_ns])
     folder = cache.child(SOURCES)
-    name = fingerprint(stats)
+    name = fingerprint(look_at(tars))
     facts = _known_index(folder, name) or _make_index(tars, folder, name)
     return IndexedTars(tuple(tars), folder, f"{name}.arrow", facts.sha256, facts.rows, facts.content)
 

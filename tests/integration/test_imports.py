@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "teacher_cache.views",
     },
     "evaluation": {"clip_models", "shards"},
-    "clip_models": {"shards.errors", "shards.lazy", "shards.settings", "shards.storage"},
+    "clip_models": {"shards.errors", "shards.lazy", "shards.settings", "shards.storage", "shards.text"},
     "pages": {"shards"},
     "pictures": set(),
     "shards": {"pictures"},

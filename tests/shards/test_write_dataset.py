@@ -96,14 +96,30 @@ def test_verify_sees_what_is_damaged_in_it(tmp_path: Path, damage_image: Callabl
         (("x", picture(0), [None], {}), "no text"),
     ],
 )
-def test_a_sample_that_cannot_be_one_is_named_and_nothing_is_a_dataset(tmp_path: Path, bad: Any, says: str) -> None:
+def test_a_sample_that_cannot_be_one_is_named_and_nothing_is_left(tmp_path: Path, bad: Any, says: str) -> None:
     out = tmp_path / "set"
     with pytest.raises(UserError, match=re.escape(says)):
         write_dataset(out, [*samples(2), bad], name="own", shard_size=1)
+    assert not out.exists()
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _stopping(count: int) -> Iterator[Sample]:
+    yield from samples(count)
+    raise _StoppedError
+
+
+def test_what_was_interrupted_is_no_dataset_and_is_written_again(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    with pytest.raises(_StoppedError):
+        write_dataset(out, _stopping(3), name="own", shard_size=1)
     for use in (Dataset.open, verify_dataset):
         with pytest.raises(UserError, match=r"did not come to an end.*Write it again"):
             use(str(out))
-    # Mended, the same call makes it whole; of the shards that it has no more, nothing is left.
+    # The same call makes it whole; of the shards that it has no more, nothing is left.
     write_dataset(out, samples(1), name="own")
     assert verify_dataset(str(out)).problems == ()
     write_dataset(tmp_path / "whole", samples(1), name="own")
