@@ -107,7 +107,7 @@ class _StoppedError(Exception):
     pass
 
 
-def _stopping(count: int) -> Iterator[Sample]:
+def _stopping(count: int) -> Iterator[Given]:
     yield from samples(count)
     raise _StoppedError
 
