@@ -254,7 +254,8 @@ def _check(settings: SourceSettings) -> None:
 def _check_types(path: str, schema: pa.Schema, chosen: Chosen) -> None:
     for name in chosen.texts:
         kind = schema.field(name).type
-        if pa.types.is_nested(kind) and not (name == chosen.caption and is_list_of_text(kind)):
+        none = pa.types.is_nested(kind) or (name == chosen.caption and pa.types.is_boolean(kind))
+        if none and not (name == chosen.caption and is_list_of_text(kind)):
             raise UserError(f"column {name!r} is no text but {kind}", where=path, do="Name another column")
 
 
