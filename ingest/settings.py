@@ -36,7 +36,9 @@ class SourceSettings:
     column has paths, relative ones below `root` (the list's own folder unless given), or in Parquet the images' bytes.
     """
 
-    paths: Annotated[tuple[str, ...], option("metadata files; folders, globs and URLs are fine", flag="FILE", path=True)]
+    paths: Annotated[
+        tuple[str, ...], option("metadata files; folders, globs and URLs are fine", flag="FILE", path=True)
+    ]
     format: Annotated[str, Known(LAYOUTS), option("a published list's, or a kind of file; auto: by the ending")] = (
         "auto"
     )

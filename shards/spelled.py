@@ -6,8 +6,6 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
-from pydantic.fields import FieldInfo
-
 from shards.errors import UserError
 from shards.settings import Spelling, fields_of, flag_of, nested, spelling_of
 from shards.storage import Folder
@@ -27,7 +25,7 @@ def words_of(settings: Any, *, without: Collection[str] = ()) -> list[str]:
         if nested(field) is not None:
             flagged += words_of(value)
         elif flag_of(name, field).startswith("-"):
-            flagged += _option(flag_of(name, field), value, spelling, field)
+            flagged += _option(flag_of(name, field), value, spelling)
         else:
             placed += _texts(value, spelling)
     return [*placed, *flagged]
@@ -56,7 +54,7 @@ def _chosen(settings: Any) -> dict[str, Any]:
     return chosen
 
 
-def _option(flag: str, value: Any, spelling: Spelling, field: FieldInfo) -> list[str]:
+def _option(flag: str, value: Any, spelling: Spelling) -> list[str]:
     if spelling.off is not None and not value:
         return [spelling.off[0]]
     if isinstance(value, bool) and not spelling.words:

@@ -33,7 +33,11 @@ class FilterSettings:
     ] = ()
     keys: Annotated[
         str | None,
-        option("keep these alone: keys, a line each or a Parquet's column key, or DataComp's uids as .npy", "FILE", path=True),
+        option(
+            "keep these alone: keys, a line each or a Parquet's column key, or DataComp's uids as .npy",
+            "FILE",
+            path=True,
+        ),
     ] = None
     where: Annotated[
         tuple[str, ...],
@@ -45,7 +49,11 @@ class FilterSettings:
     ] = ()
     unlike: Annotated[
         tuple[str, ...],
-        option("leave out the images of this dataset, an evaluation's, and near copies of them; repeatable", "SHARDS", path=True),
+        option(
+            "leave out the images of this dataset, an evaluation's, and near copies of them; repeatable",
+            "SHARDS",
+            path=True,
+        ),
     ] = ()
     unique: Annotated[
         Unique | None,

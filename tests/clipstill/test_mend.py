@@ -48,9 +48,11 @@ def mend(out: Path, capsys: pytest.CaptureFixture[str], in_shell: InShell, folde
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, of a name that a shell would take apart."""
     place = tmp_path / NAMES
     place.mkdir()
+    monkeypatch.chdir(place)
     return place
 
 
@@ -61,9 +63,7 @@ def test_packed(
     capsys: pytest.CaptureFixture[str],
     in_shell: InShell,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(place)
     for number in range(7):
         (place / "pictures" / "a class").mkdir(parents=True, exist_ok=True)
         (place / "pictures" / "a class" / f"{number}.jpg").write_bytes(jpeg(number))
@@ -88,9 +88,8 @@ def test_packed(
 
 
 def test_adopted_selected_and_materialized(
-    place: Path, capsys: pytest.CaptureFixture[str], in_shell: InShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, capsys: pytest.CaptureFixture[str], in_shell: InShell, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(place)
     for tar in range(3):
         with tarfile.open(place / f"{tar}.tar", "w") as sink:
             for number in range(4):
