@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import plan
+from ingest.command import retry_command_of
 from ingest.fetched import may_pass
 from ingest.ledger import read_ledger
 from ingest.run import ROWS_A_SECOND, IngestReport, refuse_early, run_planned
@@ -118,6 +119,7 @@ def _next_round(folder: Folder, settings: IngestSettings) -> Stage | None:
             rows=sum(part.rows for part in parts),
             parts=parts,
             witnesses=tuple(sorted(witnesses.values())),
+            command=retry_command_of(settings),
             allowed=tuple(sorted(settings.network.allow_addresses)),
         ),
     )

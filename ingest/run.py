@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest import plan
+from ingest.advice import advice_on
 from ingest.faces import COLUMN
 from ingest.fetch import Fetcher, make_room
 from ingest.folders import LIST
@@ -29,18 +30,6 @@ _ROW_BYTES = 100
 ROWS_A_SECOND = 350.0
 """That one core fetches and stores (two: 700, benchmarks/results/ingest.json). Hosts that answer slowly, or not at all,
 are waited for here as on Ray, by connections enough for so few rows."""
-_HELP = {
-    "filtered_where": "No row meets all conditions: check their spelling",
-    "blocked_address": "If the machines are yours, give `--allow-address ADDRESS` to `clipstill ingest retry`",
-    "bad_url": "Only http and https are fetched, and no local files: check --url-column",
-    "no_file": "Check the paths; relative ones are below --root, or else the list's own folder",
-    "bad_row": "Check --format, --columns, --quoted and --encoding",
-    "no_caption": "Check --caption-column, or take images alone with --no-captions",
-    "dns": "Check the network and its resolver",
-    "connect": "Check the network, then `ingest retry OUT`",
-    "opt_out": "Their owners forbid it",
-    "robots_txt": "Their owners forbid it",
-}
 
 
 @dataclass(frozen=True)
@@ -66,8 +55,11 @@ def refuse_nothing(out: str, reports: Sequence[IngestReport]) -> None:
     for record in records:
         counts.update({name: int(count) for name, count in record.stats.items()})
     failed = {name.removeprefix("failed."): count for name, count in counts.items() if name.startswith("failed.")}
+    # What it is a duplicate of came to nothing for a cause of its own.
+    failed.pop("duplicate", None)
     cause, count = max(failed.items(), key=lambda item: item[1])
-    do = _HELP.get(cause, "error_message in the ledgers says more of each")
+    shard = next(record.shard for record in records if record.stats.get(f"failed.{cause}"))
+    do = advice_on(Folder(out), cause, shard)
     rows = "its one row became no sample" if counts["rows"] == 1 else f"none of {counts['rows']} rows became a sample"
     raise IncompleteError(f"{out}: {rows}: {count} {'is' if count == 1 else 'are'} {cause}. {do}")
 

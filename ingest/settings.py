@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -37,7 +38,9 @@ class SourceSettings:
     column has paths, relative ones below `root` (the list's own folder unless given), or in Parquet the images' bytes.
     """
 
-    paths: Annotated[tuple[str, ...], option("metadata files; folders, globs and URLs are fine", flag="FILE")]
+    paths: Annotated[
+        tuple[str, ...], option("metadata files; folders, globs and URLs are fine", flag="FILE", path=True)
+    ]
     format: Annotated[str, Known(LAYOUTS), option("a published list's, or a kind of file; auto: by the ending")] = (
         "auto"
     )
@@ -51,7 +54,7 @@ class SourceSettings:
         tuple[str, ...],
         option("fetch only rows that meet it, as in 'similarity >= 0.3'; may be given more than once", "CONDITION"),
     ] = ()
-    subset: Annotated[str | None, option("yfcc15m: the list of the photos to take", "FILE")] = None
+    subset: Annotated[str | None, option("yfcc15m: the list of the photos to take", "FILE", path=True)] = None
     columns: Annotated[
         tuple[str, ...],
         option("what the columns of a CSV or TSV are called that has no header", "A,B", split=True),
@@ -61,6 +64,11 @@ class SourceSettings:
     captions: Annotated[bool, option("take images alone: no column holds captions")] = True
     files: bool = False
     root: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.root is not None and "://" not in self.root:
+            # It decides which files are meant, wherever the same is asked for again.
+            object.__setattr__(self, "root", str(Path(self.root).expanduser().absolute()))
 
 
 @settings
@@ -143,7 +151,7 @@ class NetworkSettings:
     ] = OPT_OUTS
     robots_txt: Annotated[bool, option("ask each host's robots.txt first")] = False
     user_agent: Annotated[str, option("what to say who we are", "TEXT")] = USER_AGENT
-    ca_file: Annotated[str | None, option("certificates to trust instead of the usual ones", "PEM")] = None
+    ca_file: Annotated[str | None, option("certificates to trust instead of the usual ones", "PEM", path=True)] = None
     proxy: Annotated[
         str | None,
         option(

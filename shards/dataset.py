@@ -77,6 +77,8 @@ class Stage:
         witnesses: of a retry, URLs that answered before.
         allowed: of a retry, the addresses that were allowed.
         adopted: of a dataset of somebody else's tars, the patterns that name them.
+        command: the words of the command that makes it again, without the dataset's own folder; empty of a dataset that
+            a script wrote.
         made_of: of a dataset made of datasets, how (`select`, `split`, `materialize`), and what decided its samples.
         whole: whether all of it is planned.
     """
@@ -96,6 +98,7 @@ class Stage:
     allowed: tuple[str, ...] = ()
     adopted: tuple[str, ...] = ()
     made_of: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
     whole: bool = True
 
     @property
@@ -108,7 +111,7 @@ class Stage:
         return range(self.first, self.first + self.shards)
 
 
-_IN_DATASET = {"schema", "settings", "inputs", "name", "captioned", "fingerprint", "shards", "rows", "parts"}
+_IN_DATASET = {"schema", "settings", "command", "inputs", "name", "captioned", "fingerprint", "shards", "rows", "parts"}
 _IN_WRITTEN = {"schema", "name", "captioned", "shards", "rows"}
 _IN_PLANNING = _IN_DATASET | {"round", "first", "row"}
 _IN_GROWN = _IN_PLANNING - {"schema", "settings", "name", "round"}
@@ -227,7 +230,7 @@ def publish_planning(folder: Folder, stage: Stage) -> None:
 def publish_whole(folder: Folder, stage: Stage) -> Stage:
     """Publish a stage that is whole, in the place that it keeps, and return it."""
     if stage.round is None:
-        written = _IN_WRITTEN | {name for name in ("adopted", "made_of") if getattr(stage, name)}
+        written = _IN_WRITTEN | {name for name in ("adopted", "made_of", "command") if getattr(stage, name)}
         folder.publish(DATASET, _text(stage, written if stage.settings is None else _IN_DATASET))
     else:
         text = _text(stage, _IN_RETRY if stage.is_retry else _IN_GROWN)

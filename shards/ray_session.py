@@ -191,10 +191,7 @@ class RaySession:
             cause = cause.__cause__ or cause.__context__
         shown = one_line(str(error))[:300]
         if "uthenticat" in text:
-            return UserError(
-                f"the Ray cluster at {where} asks for its token, and was given none or another",
-                do="Set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token or $RAY_AUTH_TOKEN",
-            )
+            return _told_of_token(text, where)
         if "ersion mismatch" in text:
             return UserError(
                 f"the Ray cluster at {where} has other versions than this machine ({shown})",
@@ -213,6 +210,25 @@ class RaySession:
         return UserError(
             f"cannot join Ray at {where} ({shown})", do="Check the address, or leave it out to start Ray here"
         )
+
+
+def _told_of_token(text: str, where: str) -> UserError:
+    """What `text`, which is about a token, says of the one that this process has, or has not."""
+    token = "in ~/.ray/auth_token or $RAY_AUTH_TOKEN"
+    if "no authentication token was found" in text:
+        # Said here, before the cluster was asked anything.
+        return UserError(
+            f"RAY_AUTH_MODE=token has Ray use a token, and there is none {token}",
+            do=f"Unset it if the Ray at {where} asks for none; else have its token there",
+        )
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return UserError(
+            f"the Ray cluster at {where} refuses the token that it was given", do=f"Have the cluster's own {token}"
+        )
+    return UserError(
+        f"the Ray cluster at {where} asks for its token, and was given none",
+        do=f"Set RAY_AUTH_MODE=token, and have the cluster's token {token}",
+    )
 
 
 _sessions: list[RaySession] = []

@@ -38,7 +38,8 @@ class Spelling:
     `flag`: the option (of a field `per_host`, `--per-host`; of a switch that is on, `--no-NAME`). `metavar`: what its
     value is called. `split`: several values in one word, with commas. `none`: the word "none" is None. `words`: what
     its values are called. `off`: a second option and its help, which takes the empty value. `default`: the default in
-    words, where the help text does not say it. `section`: the heading of this option and those after it.
+    words, where the help text does not say it. `section`: the heading of this option and those after it. `path`: each
+    value is a path or a URL.
     """
 
     flag: str = ""
@@ -49,6 +50,7 @@ class Spelling:
     off: tuple[str, str] | None = None
     default: bool = True
     section: str | None = None
+    path: bool = False
 
 
 _SPELLED = frozenset(field.name for field in fields(Spelling))

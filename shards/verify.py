@@ -68,6 +68,7 @@ def verify_dataset(url: str, *, decode: bool = True) -> Report:
     wanted = sum(stage.rows for stage in plan.stages)
     expected = _Rows(plan, wanted, unmade)
     rows = samples = size = captionless = 0
+    lost_tars = False
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         Meter("verify", len(records), unit="shards") as meter,
@@ -82,6 +83,7 @@ def verify_dataset(url: str, *, decode: bool = True) -> Report:
             at = next((f" ({file.at})" for file in record.files if file.at), "")
             problems += [f"shard {record.shard:05d}{at}: {problem}" for problem in told]
             captionless += found.captionless
+            lost_tars = lost_tars or found.lost_tar
             # Ingest itself looks at what is there and how large it is; what is wrong inside, only who reads it sees.
             if len(told) > len(found.absent):
                 damaged.add(record.shard)
@@ -94,7 +96,7 @@ def verify_dataset(url: str, *, decode: bool = True) -> Report:
     if not problems and rows != wanted:
         problems.append(f"the ledgers hold {rows} rows, the plan {wanted}")
         damaged |= {plan.stages[0].shards - 1, max(plan.wanted)}
-    mend = _mend(plan, unmade, damaged) if problems else ""
+    mend = _mend(plan, unmade, damaged, lost_tars=lost_tars) if problems else ""
     return Report(len(records), rows, samples, size, tuple(problems), mend, captionless if plan.captioned else 0)
 
 
@@ -173,28 +175,29 @@ class _Rows:
         return held
 
 
-def _mend(plan: DatasetPlan, unmade: set[int], damaged: set[int]) -> str:
-    """The command that makes again what is missing, and what must go before, so that it is seen to be."""
+def _mend(plan: DatasetPlan, unmade: set[int], damaged: set[int], *, lost_tars: bool) -> str:
+    """The line for a shell that makes again what is missing, once what is damaged is gone.
+
+    `lost_tars`: whether tars are not as they were that lie elsewhere.
+    """
     folder = plan.folder
-    if plan.stages[0].adopted:
-        patterns = " ".join(map(shlex.quote, plan.stages[0].adopted))
-        records = ", ".join(f"{RECORDS}/{shard:05d}.*" for shard in sorted(damaged)[:5])
-        first = f"remove {records} in {folder}; then " if damaged else ""
-        return f"{first}clipstill shards adopt {patterns} --out {shlex.quote(folder.url)} (with the options it had)"
-    if plan.stages[0].settings is None:
-        return f"restore the files from where they came: {folder} was not made by `clipstill ingest`, which could again"
-    out = shlex.quote(folder.url)
-    numbers = ",".join(f"{shard:05d}" for shard in sorted(damaged))
-    records = f"{out}/{RECORDS}/{f'{{{numbers}}}' if len(damaged) > 1 else numbers}.*"
-    again = [f"rm {records}"] if damaged and folder.is_local else [f"delete {records}"] if damaged else []
-    retried = {plan.stage_of(shard).is_retry for shard in unmade | damaged if shard <= max(plan.wanted)}
-    if False in retried:
-        names = [file.name for file in plan.lists[-1].inputs]
-        inputs = " ".join(map(shlex.quote, names[:3])) + (" ..." if len(names) > 3 else "")
-        again.append(f"clipstill ingest {inputs} --name {plan.name} --out {out} (with the options it had)")
-    if True in retried:
-        again.append(f"clipstill ingest retry {out}")
-    return "; then ".join(again)
+    made_of = plan.stages[0].made_of
+    if lost_tars and made_of:
+        # The dataset that a selection was made of, and its content, come last. Its tars are that one's to mend.
+        return shlex.join(["clipstill", "shards", "verify", made_of[-2]])
+    if not plan.stages[0].command:
+        return f"restore the files from where they came: {folder} does not say which command made it"
+    records = [f"{shlex.quote(f'{folder}/{RECORDS}')}/{shard:05d}.*" for shard in sorted(damaged)]
+    steps = [f"rm {' '.join(records)}"] if records and folder.is_local else []
+    stages = {plan.stage_of(shard).round for shard in unmade | damaged if shard <= max(plan.wanted)}
+    hit = [stage for stage in plan.stages if stage.round in stages]
+    if any(not stage.is_retry for stage in hit):
+        out = folder.url.rpartition("/")[0] if made_of[:1] == ("split",) else folder.url
+        steps.append(shlex.join([*plan.lists[-1].command, "--out", out]))
+    if hit and hit[-1].is_retry:
+        steps.append(shlex.join([*hit[-1].command[:3], folder.url, *hit[-1].command[3:]]))
+    before = "" if folder.is_local or not records else f"delete {' '.join(records)}, then: "
+    return before + " && ".join(steps)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ class _Found:
     """Of one shard: the keys in its ledger, None if it cannot be read; those of its samples; what is wrong.
 
     `absent` are the problems that a look at names and sizes shows. `captionless`: how many captions are empty.
+    `lost_tar`: whether a problem is of a tar elsewhere.
     """
 
     ledger: list[str] | None
@@ -209,15 +213,18 @@ class _Found:
     problems: list[str]
     absent: list[str]
     captionless: int = 0
+    lost_tar: bool = False
 
 
 def _check(folder: Folder, record: ShardRecord, *, decode: bool) -> _Found:
     problems: list[str] = []
     absent: list[str] = []
+    lost_tar = False
     for file in record.files:
         where, own_name = file.place(folder)
         size = where.size(own_name)
         if size != file.bytes:
+            lost_tar = lost_tar or bool(file.at)
             state = "is missing" if size is None else f"has {size} bytes"
             absent.append(f"{file.at or file.name} {state}, the record says {file.bytes}")
             continue
@@ -227,6 +234,7 @@ def _check(folder: Folder, record: ShardRecord, *, decode: bool) -> _Found:
             problems.append(str(error))
             continue
         if got != file.sha256:
+            lost_tar = lost_tar or bool(file.at)
             problems.append(f"{file.at or file.name} hashes to {got[:16]}..., the record says {file.sha256[:16]}...")
     name = f"{record.shard:05d}.parquet"
     keys: list[str] | None = None
@@ -241,7 +249,7 @@ def _check(folder: Folder, record: ShardRecord, *, decode: bool) -> _Found:
     except (OSError, pa.ArrowException, ValueError) as error:
         problems.append(f"{name} cannot be read ({error})")
     if absent or problems:
-        return _Found(keys, [], absent + problems, absent)
+        return _Found(keys, [], absent + problems, absent, lost_tar=lost_tar)
     shard = Shard(folder, record)
     try:
         found = _check_tar(shard, decode=decode) + _check_ledger(shard, kept)

@@ -142,6 +142,22 @@ def parse_line() -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
+def in_shell() -> Callable[[str, Path], str]:
+    """Run a line in a folder as a user would who copies it; returns what it prints."""
+
+    def run(line: str, folder: Path) -> str:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def one_thread() -> None:
     """Torch computes on one thread."""
     import torch  # noqa: PLC0415 - after the environment above

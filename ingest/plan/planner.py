@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ingest.command import command_of
 from ingest.ledger import read_ledger
 from ingest.plan.ahead import StoppedError
 from ingest.plan.inputs import Hashing, fingerprint_of, has_grown, is_as_it_was
@@ -162,6 +163,7 @@ class Planner:
             settings=identity,
             inputs=inputs,
             name=self._settings.name,
+            command=command_of(self._settings),
             captioned=before[0].captioned if before else self.source.captioned,
             fingerprint=fingerprint_of(identity, inputs, before[-1].fingerprint if before else None),
             round=f"{len(all_stages):03d}" if before else None,

@@ -7,13 +7,13 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingest.advice import LOCAL_PATH, PACK
 from ingest.settings import SourceSettings
 from shards import UserError
 
 _ENOUGH, _SENSE = 100, 0.01
 """From so many rows on, the share that must have a URL for the columns to be the right ones."""
 _URL = r"^(?i:https?:)?//"
-_PATH = r"(?i)^(file:|/|\./|\.\./|~/|[a-z]:\\|[^:?&\s]*\.(jpe?g|png|webp|gif|bmp|tiff?)$)"
 
 
 class Sense:
@@ -40,7 +40,7 @@ class Sense:
         counts = self._counts
         faults = table["fault"].drop_null()
         counts["faults"] += len(faults)
-        paths = table["url"].filter(pc.match_substring_regex(table["url"], _PATH))
+        paths = table["url"].filter(pc.match_substring_regex(table["url"], LOCAL_PATH))
         counts["paths"] += len(paths)
         counts["swapped"] += (
             pc.sum(pc.match_substring_regex(table["caption"].filter(table["fault"].is_null()), _URL)).as_py() or 0
@@ -59,13 +59,13 @@ class Sense:
         if not rows:
             raise UserError("the input has no rows", where=where)
         if rows >= _ENOUGH and counts["urls"] < _SENSE * rows:
-            problem, do = self._cause()
+            problem, do = self._cause("--column" if source.files else "--url-column")
             what = "a path" if source.files else "a URL"
             raise UserError(f"{counts['urls']} of {rows} rows have {what}: {problem}", where=where, do=do)
         if conditions and not counts["met"]:
             raise UserError(f"no row of {rows} meets {conditions}", where=where, do="Check the condition's spelling")
 
-    def _cause(self) -> tuple[str, str]:
+    def _cause(self, column: str) -> tuple[str, str]:
         """Why next to no row has a URL, and what to do about it."""
         counts = self._counts
         most = 0.5 * (counts["rows"] - counts["urls"])
@@ -75,11 +75,11 @@ class Sense:
         if counts["swapped"] > most:
             return (
                 "the captions are URLs, so the columns are swapped",
-                "Check --format, --url-column and --caption-column",
+                f"Check --format, {column} and --caption-column",
             )
         if counts["paths"] > most:
             problem = f"{counts['paths']} name local files, such as {self._first_path!r}, and nothing was to be fetched"
-            return problem, "`clipstill shards pack` makes shards of files"
+            return problem, PACK
         if counts["nothing"] > most:
-            return "the others have nothing there", "Check --format and the column's name"
-        return "the others begin with neither http nor //", "Check --format and --url-column"
+            return "the others have nothing there", f"Check --format and {column}"
+        return "the others begin with neither http nor //", f"Check --format and {column}"

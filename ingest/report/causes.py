@@ -35,7 +35,9 @@ _WORDS: dict[str, Cause] = {
         "Its message has the line. If there are many, the list may need --encoding, --quoted or another --format.",
     ),
     "bad_url": Cause(
-        LIST, "No http(s) URL: empty, a local path, or without a host.", "If there are many, look at --url-column."
+        LIST,
+        "No http(s) URL: empty, a local path, or without a host.",
+        "If there are many, look at --url-column (of `shards pack`: --column).",
     ),
     "bad_boxes": Cause(
         LIST,

@@ -15,8 +15,7 @@ from shards import UserError
 from shards.conditions import Condition
 
 _URL = re.compile(r"\s*\"?https?://", re.IGNORECASE)
-_DO = "Name the right ones with --url-column, --caption-column, --hash-column, --keep and --where"
-
+_DO = "Name the right ones with {}, --caption-column, --hash-column, --keep and --where"
 
 FILE_COLUMNS = ("filepath", "file_path", "path", "image_path", "file_name", "filename", "image", "jpg", "jpeg", "img")
 """What columns of files, or of images themselves, are called: OpenCLIP's first."""
@@ -63,8 +62,9 @@ def choose_columns(
     """
 
     have = schema.names
+    name_them = _DO.format("--column" if source.files else "--url-column")
 
-    def need(names: Sequence[str], do: str = _DO) -> str:
+    def need(names: Sequence[str], do: str = name_them) -> str:
         found = _find(path, have, names)
         if found is None:
             wanted = " or ".join(map(repr, names))
@@ -82,7 +82,7 @@ def choose_columns(
         url, image = None, url
     caption = None
     if source.captions:
-        do = f"{_DO}; --no-captions takes images alone"
+        do = f"{name_them}; --no-captions takes images alone"
         titles = (*layout.caption, "title") if source.files else layout.caption
         caption = need([source.caption_column] if source.caption_column else titles, do)
     digest = need([source.hash_column]) if source.hash_column else _find(path, have, layout.digest)

@@ -28,10 +28,11 @@ def kind_of(path: str) -> str | None:
     return next((kind for kind, facts in KINDS.items() if name.endswith(facts.endings) and facts.endings), None)
 
 
-def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[str]:
+def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool], *, packing: bool = False) -> list[str]:
     """The input files that `paths` name: globs expanded and sorted, of folders every file that `belongs`, sorted.
 
-    In folders, what begins with "." or "_" is left aside. Raises `UserError` for a path that names no file.
+    In folders, what begins with "." or "_" is left aside. `packing`: they are lists of files, not of URLs. Raises
+    `UserError` for a path that names no file.
     """
     found: list[str] = []
     for path in paths:
@@ -43,7 +44,7 @@ def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool]) -> list[st
             elif kind == "directory":
                 files = [file for file in sorted(fs.find(plain)) if _is_data(file, plain)]
                 matches = [file for file in files if belongs(file)]
-                refuse_folder(path, files, matches)
+                refuse_folder(path, [file.removeprefix(plain) for file in files], matches, packing=packing)
             elif kind is not None:
                 raise UserError("this is no file: it can be read only once", where=path, do="Write it to a file first")
             else:
@@ -136,6 +137,13 @@ def open_raw(path: str) -> Iterator[pa.NativeFile]:
     else:
         with fs.open(plain, "rb") as remote, pa.PythonFile(remote, "r") as wrapped, _noted(path, wrapped):
             yield wrapped
+
+
+def head_of(path: str) -> bytes:
+    """The first bytes of a file as they are, enough to know its kind."""
+    with fsspec.open(path, "rb") as file:
+        head: bytes = file.read(512)
+    return head
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """JSON objects, one a line or in one array. Values that are no text become JSON text; a name that is absent is null.
 
+A caption may be a text, several in a list, or a number; NaN, which is how a missing one is often written, is null.
+
 Of an array that is broken somewhere, the next row is the next object that follows another one after a comma.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -46,7 +49,7 @@ class JsonReader(FileReader):
         return text_schema(names)
 
     def blocks(self, path: str, chosen: Chosen) -> Iterator[Block]:
-        rows = self._rows(path)
+        rows = self._rows(path, chosen.caption)
         while batch := list(islice(rows, _ROWS)):
             faults = {place: row for place, row in enumerate(batch) if isinstance(row, Fault)}
             arrays = [
@@ -55,24 +58,26 @@ class JsonReader(FileReader):
             ]
             yield Block(pa.table(arrays, text_schema(chosen.all)), faults)
 
-    def _rows(self, path: str) -> Iterator[_Row | Fault]:
+    def _rows(self, path: str, caption: str | None = None) -> Iterator[_Row | Fault]:
+        """Objects and what is none; with the name of the `caption`, those whose caption is none are faults too."""
         head = next(read_blocks(path, self._encoding, _ENDS), b"")
-        return self._in_array(path) if head.lstrip().startswith(b"[") else self._in_lines(path)
+        is_array = head.lstrip().startswith(b"[")
+        return self._in_array(path, caption) if is_array else self._in_lines(path, caption)
 
-    def _in_lines(self, path: str) -> Iterator[_Row | Fault]:
+    def _in_lines(self, path: str, caption: str | None) -> Iterator[_Row | Fault]:
         for lines in read_lines(path, self._encoding):
             for place, text in enumerate(lines.texts.to_pylist()):
                 is_stray = lines.stray is not None and lines.stray[place]
-                row = stray(self._encoding) if is_stray else _parse(text)
+                row = stray(self._encoding) if is_stray else _captioned(_parse(text), caption)
                 yield Fault(text, f"line {lines.numbers[place]}: {row}") if isinstance(row, str) else row
 
-    def _in_array(self, path: str) -> Iterator[_Row | Fault]:
+    def _in_array(self, path: str, caption: str | None) -> Iterator[_Row | Fault]:
         for number, (raw, row) in enumerate(_Array(read_blocks(path, self._encoding, _ENDS)).items(), 1):
-            why = stray(self._encoding) if STRAY.search(raw) else row if isinstance(row, str) else None
-            if why is not None or isinstance(row, str):
-                yield Fault(readable(raw).rstrip(), f"item {number}: {why}")
+            found = stray(self._encoding) if STRAY.search(raw) else _captioned(row, caption)
+            if isinstance(found, str):
+                yield Fault(readable(raw).rstrip(), f"item {number}: {found}")
             else:
-                yield row
+                yield found
 
 
 class _Array:
@@ -159,6 +164,30 @@ def _why(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"no JSON ({error.msg}, at character {error.colno})"
     return "JSON that is nested too deeply" if isinstance(error, RecursionError) else f"no JSON ({error})"
+
+
+def _captioned(row: _Row | str, name: str | None) -> _Row | str:
+    """An object with its caption as text, texts, a number or null; or why it has none."""
+    if isinstance(row, str) or name is None:
+        return row
+    value = row.get(name)
+    if value is None or isinstance(value, str):
+        return row
+    items = [None if _is_nan(item) else item for item in (value if isinstance(value, list) else [value])]
+    kinds = (str,) if isinstance(value, list) else (int, float)
+    for item in items:
+        if item is not None and (not isinstance(item, kinds) or isinstance(item, bool)):
+            of = "a list with " if isinstance(value, list) else ""
+            return f"the caption {name!r} is {of}{_KINDS[type(item)]}, no text"
+    return row | {name: items if isinstance(value, list) else items[0]}
+
+
+_KINDS = {bool: "true or false", dict: "an object", list: "a list", int: "a number", float: "a number"}
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether it is a number that says nothing: NaN, or an infinite one."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _text(value: Any) -> str | None:

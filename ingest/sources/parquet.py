@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.sources.columns import Chosen
@@ -54,6 +55,10 @@ class ParquetReader(FileReader):
         bad = np.zeros(batch.num_rows, np.bool_)
         for name, values in zip(batch.schema.names, batch.columns, strict=True):
             columns[name], unsound = self._sound(values, is_text=name in chosen.texts)
+            if name == chosen.caption and pa.types.is_floating(columns[name].type):
+                # NaN is how a missing one is written where a column of numbers is all that is left.
+                finite = pc.is_finite(columns[name].cast(pa.float64()))
+                columns[name] = pc.if_else(finite, columns[name], pa.scalar(None, columns[name].type))
             assert len(columns[name]) == len(unsound) == batch.num_rows
             bad |= unsound
         if not bad.any():
@@ -136,4 +141,4 @@ def _shown(value: pa.Array) -> str:
     if _is_string(value.type) or _is_bytes(value.type):
         (raw,) = value.cast(pa.large_binary()).to_pylist()
         return (raw or b"").decode(errors="replace")
-    return str(value[0]) if _is_valid(value) else "\ufffd"
+    return "" if value.null_count else str(value[0]) if _is_valid(value) else "\ufffd"

@@ -18,8 +18,8 @@ from ingest.settings import SourceSettings
 from ingest.sources.captions import is_list_of_text, several
 from ingest.sources.columns import Chosen, Wanted, choose_columns
 from ingest.sources.delimited import TsvReader
-from ingest.sources.files import explained, find_inputs, kind_of, look_at_input, read_so_far
-from ingest.sources.mistaken import refuse_file, refuse_ledger
+from ingest.sources.files import explained, find_inputs, head_of, kind_of, look_at_input, read_so_far
+from ingest.sources.mistaken import refuse_content, refuse_file, refuse_ledger
 from ingest.sources.parquet import ParquetReader
 from ingest.sources.quoted import QuotedReader
 from ingest.sources.reader import Block, Reader
@@ -59,10 +59,11 @@ class Source:
 
     def __init__(self, settings: SourceSettings) -> None:
         _check(settings)
+        self._packing = settings.files
         self._layout = LAYOUTS[settings.format]
         conditions = [Condition.parse(text) for text in settings.where]
         subset = find_inputs([settings.subset], lambda _: False) if settings.subset else []
-        found = find_inputs(settings.paths, self._belongs)
+        found = find_inputs(settings.paths, self._belongs, packing=settings.files)
         self.paths = [path for path in found if path not in subset]
         self.inputs = [*self.paths, *subset]
         self._kind = self._only_kind()
@@ -164,7 +165,7 @@ class Source:
         kinds = [self._layout.kind or kind_of(path) for path in self.paths]
         for path, kind in zip(self.paths, kinds, strict=True):
             if kind is None:
-                refuse_file(path)
+                refuse_file(path, packing=self._packing)
                 raise UserError("cannot tell the format from the file's ending", where=path, do="Give --format")
             if kind != kinds[0]:
                 raise UserError(
@@ -174,7 +175,14 @@ class Source:
 
     def _schema_of(self, path: str) -> pa.Schema:
         with _explained(path, self._kind):
-            return self._reader.schema(path)
+            if path.startswith("file:"):
+                refuse_content(path, head_of(path), self._kind, packing=self._packing)
+            try:
+                return self._reader.schema(path)
+            except UserError:
+                # Elsewhere looking takes a request, and most files are lists.
+                refuse_content(path, head_of(path), self._kind, packing=self._packing)
+                raise
 
     def _kept_fields(self, schemas: dict[str, pa.Schema]) -> list[pa.Field]:
         merged = pa.schema([])
@@ -257,7 +265,8 @@ def _check(settings: SourceSettings) -> None:
 def _check_types(path: str, schema: pa.Schema, chosen: Chosen) -> None:
     for name in chosen.texts:
         kind = schema.field(name).type
-        if pa.types.is_nested(kind) and not (name == chosen.caption and is_list_of_text(kind)):
+        none = pa.types.is_nested(kind) or (name == chosen.caption and pa.types.is_boolean(kind))
+        if none and not (name == chosen.caption and is_list_of_text(kind)):
             raise UserError(f"column {name!r} is no text but {kind}", where=path, do="Name another column")
 
 

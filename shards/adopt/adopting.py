@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from shards.publication import Publication
 from shards.reader import Shard
 from shards.record import RECORDS, FileEntry, ShardRecord, compact, published_records
 from shards.runner import Executor, Summary, run_shards
+from shards.spelled import words_of
 from shards.storage import Folder
 from shards.tar_members import TarError, tar_members
 from shards.task import Spec
@@ -180,7 +181,14 @@ def adopt(settings: AdoptSettings, tars: Sequence[Tar], executor: Executor) -> A
     _refuse_doubles(folder, tars, shards)
     _withdraw_others(folder, len(tars))
     rows = int(summary.stats["rows"])
-    stage = Stage(name=name, captioned=settings.captions, shards=len(tars), rows=rows, adopted=tuple(settings.patterns))
+    stage = Stage(
+        name=name,
+        captioned=settings.captions,
+        shards=len(tars),
+        rows=rows,
+        adopted=tuple(settings.patterns),
+        command=("clipstill", "shards", "adopt", *words_of(replace(settings, name=name), without={"out"})),
+    )
     publish_whole(folder, stage)
     return Adopted(summary, len(tars), rows, _counted(summary, _FAILED), _counted(summary, _OTHER))
 

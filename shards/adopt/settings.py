@@ -19,7 +19,7 @@ class AdoptSettings:
     """
 
     patterns: Annotated[
-        tuple[str, ...], option("tars: paths or URLs with {000..123} or *, or folders of them", flag="TAR")
+        tuple[str, ...], option("tars: paths or URLs with {000..123} or *, or folders of them", flag="TAR", path=True)
     ]
     out: Annotated[str, option("where the index goes; no image is copied", "FOLDER")]
     name: Annotated[str | None, option("of the dataset (default: the last part of --out)")] = None

@@ -26,6 +26,7 @@ from shards.reader import Dataset, Shard
 from shards.record import RECORDS, ShardRecord, compact, published_records
 from shards.runner import Executor, Summary, run_shards
 from shards.selection.columns import digests_of
+from shards.spelled import absolute
 from shards.storage import Folder
 from shards.task import Spec
 
@@ -139,6 +140,10 @@ def materialize(
         shards=count,
         rows=samples,
         made_of=made_of,
+        command=(
+            *("clipstill", "shards", "materialize", *map(absolute, urls)),
+            *("--shard-size", str(shard_size), "--name", own, *(["--name-keys"] if named else [])),
+        ),
     )
     if folder.exists(DATASET) and DatasetPlan.read(folder).stages[0].made_of != made_of:
         raise UserError("there is a dataset of another origin", where=str(folder), do="Give another --out")

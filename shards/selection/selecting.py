@@ -28,6 +28,7 @@ from shards.record import RECORDS, compact, published_records, read_records
 from shards.selection.judging import Judging
 from shards.selection.settings import FilterSettings
 from shards.side_table import SideTable
+from shards.spelled import absolute, words_of
 from shards.storage import Folder
 from shards.task import Spec
 
@@ -57,7 +58,7 @@ def select(settings: FilterSettings) -> Selected:
         return standing
     judging = Judging(dataset, [SideTable.read(url) for url in settings.tables])
     judging.apply(settings)
-    return _publish(folder, judging, rules)
+    return _publish(folder, judging, rules, ["filter", *words_of(settings, without={"out"})])
 
 
 def split(url: str, parts: Mapping[str, float], out: str, seed: int = 0) -> list[Selected]:
@@ -70,6 +71,8 @@ def split(url: str, parts: Mapping[str, float], out: str, seed: int = 0) -> list
         raise UserError(f"the parts are {told or 'none'}", where="--part", do="Give shares above 0, of 1 in all")
     dataset = Dataset.open(url)
     place = Judging(dataset, ()).key_hashes(seed, "split").astype(np.float64) / 2.0**64
+    command = ["split", absolute(url), *(word for name in parts for word in ("--part", f"{name}={parts[name]}"))]
+    command += ["--seed", str(seed)] if seed else []
     made, start = [], 0.0
     for name, share in parts.items():
         folder, rules = Folder(out).child(name), ("split", f"{start:g} to {start + share:g}, seed {seed}")
@@ -77,7 +80,7 @@ def split(url: str, parts: Mapping[str, float], out: str, seed: int = 0) -> list
         if standing is None:
             judging = Judging(dataset, ())
             judging.keep_only((start <= place) & (place < start + share), "in another part")
-            standing = _publish(folder, judging, rules)
+            standing = _publish(folder, judging, rules, command)
         made.append(standing)
         start += share
     return made
@@ -123,7 +126,7 @@ def _standing(folder: Folder, dataset: Dataset, rules: tuple[str, ...]) -> Selec
     return Selected(folder.url, sum(record.count for record in records), stage.rows, reasons)
 
 
-def _publish(folder: Folder, judging: Judging, rules: tuple[str, ...]) -> Selected:
+def _publish(folder: Folder, judging: Judging, rules: tuple[str, ...], command: Sequence[str]) -> Selected:
     dataset = judging.dataset
     name = check_dataset_name(folder.url.rstrip("/").rpartition("/")[2].lower())
     kept = int((judging.codes == 0).sum())
@@ -136,6 +139,7 @@ def _publish(folder: Folder, judging: Judging, rules: tuple[str, ...]) -> Select
             shards=len(dataset.shards),
             rows=len(dataset),
             made_of=(*rules, dataset.folder.url, dataset.content),
+            command=("clipstill", "shards", *command),
             whole=False,
         )
         publish_planning(folder, stage)

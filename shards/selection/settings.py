@@ -20,7 +20,7 @@ class FilterSettings:
     is `COLUMN=AMOUNT`, an amount a number of samples or, with %, a share.
     """
 
-    shards: Annotated[str, option("a dataset", flag="SHARDS")]
+    shards: Annotated[str, option("a dataset", flag="SHARDS", path=True)]
     out: Annotated[str, option("where the selection goes; no image is copied", "FOLDER")]
     tables: Annotated[
         tuple[str, ...],
@@ -28,11 +28,16 @@ class FilterSettings:
             "Parquet with a column key and others to judge by, such as a cache's scores.parquet; repeatable",
             "FILE",
             flag="--table",
+            path=True,
         ),
     ] = ()
     keys: Annotated[
         str | None,
-        option("keep these alone: keys, a line each or a Parquet's column key, or DataComp's uids as .npy", "FILE"),
+        option(
+            "keep these alone: keys, a line each or a Parquet's column key, or DataComp's uids as .npy",
+            "FILE",
+            path=True,
+        ),
     ] = None
     where: Annotated[
         tuple[str, ...],
@@ -44,7 +49,11 @@ class FilterSettings:
     ] = ()
     unlike: Annotated[
         tuple[str, ...],
-        option("leave out the images of this dataset, an evaluation's, and near copies of them; repeatable", "SHARDS"),
+        option(
+            "leave out the images of this dataset, an evaluation's, and near copies of them; repeatable",
+            "SHARDS",
+            path=True,
+        ),
     ] = ()
     unique: Annotated[
         Unique | None,

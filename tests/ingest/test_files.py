@@ -117,6 +117,42 @@ def test_other_lists_and_another_root(tmp_path: Path) -> None:
     assert captions(tmp_path) == {f"set-00000000{n}": f"one {n}" for n in range(3)}
 
 
+def test_what_is_no_caption_is_none_of_a_sample(tmp_path: Path) -> None:
+    """NaN is how pandas writes a missing caption; objects and booleans are no captions either."""
+    for number in range(9):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    said = ["NaN", "null", "Infinity", '{"a": 1}', "true", '["a", false]', '["a", NaN]', "7", '"nan"']
+    lines = [f'{{"path": "{number}.jpg", "caption": {text}}}\n' for number, text in enumerate(said)]
+    (tmp_path / "list.jsonl").write_text("".join(lines))
+    packed(tmp_path, tmp_path / "list.jsonl")
+    assert captions(tmp_path) == {"set-000000006": "a", "set-000000007": "7", "set-000000008": "nan"}
+    none = ("no_caption", "the caption is empty")
+    assert ledger(tmp_path) == {
+        **{f"set-00000000{number}": none for number in (0, 1, 2)},
+        "set-000000003": ("bad_row", "line 4: the caption 'caption' is an object, no text"),
+        "set-000000004": ("bad_row", "line 5: the caption 'caption' is true or false, no text"),
+        "set-000000005": ("bad_row", "line 6: the caption 'caption' is a list with true or false, no text"),
+    }
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_nan_in_a_column_of_numbers_is_no_caption(tmp_path: Path, kind: pa.DataType) -> None:
+    column = pa.array(np.array([np.nan, 2.5, np.inf], kind.to_pandas_dtype()), kind)
+    path = [str(tmp_path / f"{number}.jpg") for number in range(3)]
+    for number, name in enumerate(path):
+        Path(name).write_bytes(jpeg(number))
+    pq.write_table(pa.table({"path": path, "caption": column}), tmp_path / "list.parquet")
+    assert packed(tmp_path, tmp_path / "list.parquet").failed == {"no_caption": 2}
+    assert captions(tmp_path) == {"set-000000001": "2.5"}
+
+
+@pytest.mark.parametrize("column", [[True, False], [{"a": 1}, {"a": 2}], [[1.0], [2.0]]])
+def test_a_column_that_can_hold_no_captions_is_refused(tmp_path: Path, column: list[object]) -> None:
+    pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"], "caption": column}), tmp_path / "list.parquet")
+    with pytest.raises(UserError, match=r"column .caption. is no text but (bool|struct|list)"):
+        packed(tmp_path, tmp_path / "list.parquet")
+
+
 def test_a_second_run_makes_nothing_and_a_retry_makes_what_came_since(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("filepath,caption\na.jpg,one\nb.jpg,two\n")
     (tmp_path / "a.jpg").write_bytes(jpeg(1))

@@ -95,7 +95,7 @@ def test_the_plan_is_the_same_bytes_each_time(tmp_path: Path, snapshot: Callable
     before = snapshot(outs[0])
     stage, facts = make_plan(settings(tmp_path, path, out=outs[0])), json.loads(before["dataset.json"])
     assert list(facts) == [
-        *("schema", "settings", "inputs", "name", "captioned", "fingerprint", "shards", "rows", "parts")
+        *("schema", "settings", "inputs", "name", "captioned", "fingerprint", "shards", "rows", "parts", "command")
     ]
     assert facts["schema"] == 1
     (known,) = facts["inputs"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from clipstill.main import main
 
@@ -42,13 +45,37 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
     (tmp_path / "broken.tsv.gz").write_bytes(gzip.compress(GOOD.encode() * 9000)[:-20])
     (tmp_path / "file").write_text("in the way")
+    for name in ("run/settings.json", "run/log.jsonl", "run/model/open_clip_config.json", "cache/t/teacher.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "notes.md").write_text("no list")
+    for kind, name in (("JPEG", "jpeg.csv"), ("PNG", "png.parquet"), ("WEBP", "webp.tsv"), ("GIF", "gif.json")):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, kind)
+    with tarfile.open(tmp_path / "tar.csv", "w") as sink:
+        sink.add(tmp_path / "file", "a.jpg")
+    with zipfile.ZipFile(tmp_path / "sheet.csv", "w") as archive:
+        archive.write(tmp_path / "file", "a.xml")
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "parquet.csv")
     return tmp_path
 
 
 REFUSALS: dict[str, tuple[str, str]] = {
     "no such file": ("nothing.tsv --format cc3m", "nothing.tsv: no such input file"),
     "no such glob": ("*.nothing --format cc3m", "*.nothing: no such input file"),
-    "a folder without lists": ("nothing --format cc3m", "nothing"),
+    "an empty folder": ("nothing --format cc3m", "nothing: this folder is empty. Give a list of URLs"),
+    "a folder without lists": ("odd", "odd: this folder has no list in it: notes.md"),
+    "a run": ("run", "run: this is a run of `clipstill distill`, not a list. Give a list of URLs"),
+    "a model": ("run/model", "run/model: this is a model, not a list"),
+    "a cache": ("cache", "cache/t: this is a teacher cache, not a list"),
+    "a JPEG called CSV": ("jpeg.csv", "jpeg.csv: this is a picture, not a list. Give a list of URLs"),
+    "a JPEG of a published list": ("jpeg.csv --format cc3m", "jpeg.csv: this is a picture, not a list"),
+    "a PNG called Parquet": ("png.parquet", "png.parquet: this is a picture, not a list"),
+    "a WebP called TSV": ("webp.tsv", "webp.tsv: this is a picture, not a list"),
+    "a GIF called JSON": ("gif.json", "gif.json: this is a picture, not a list"),
+    "a tar called CSV": ("tar.csv", "this is a tar, not a list. `clipstill shards adopt"),
+    "a sheet called CSV": ("sheet.csv", "this is a zip archive, as spreadsheets are too"),
+    "Parquet called CSV": ("parquet.csv", "this is Parquet, not csv. Give --format parquet"),
     "an unknown scheme": ("nope://x.tsv --format cc3m", "Protocol not known"),
     "an unknown ending": ("file", "cannot tell the format from the file's ending"),
     "an empty input": ("empty.tsv --format cc3m", "no rows"),
@@ -132,6 +159,52 @@ def test_each_is_one_line_and_status_two(inputs: Path, capfd: pytest.CaptureFixt
     assert line.startswith("clipstill: error: ")
     assert saying in line
     assert not (inputs / "out" / "_records").exists()
+
+
+OF_PACK: dict[str, tuple[str, str]] = {
+    "a missing column": ("headed.csv", "Name the right ones with --column, --caption-column"),
+    "a dataset of ours": ("ours", "this is a dataset that clipstill made, not a list. Every later command takes it"),
+    "a picture": ("pictures/a.jpg", "this is a picture, not a list. Give a list of files, or a folder of pictures"),
+    "an empty folder": ("nothing", "this folder is empty. Give a list of files, or a folder of pictures"),
+    "a run": ("run", "this is a run of `clipstill distill`, not a list. Give a list of files"),
+    "img2dataset's shards": ("theirs", "`clipstill shards adopt theirs --out DATASET` makes a dataset of it"),
+    "swapped columns": ("none.csv", "0 of 100 rows have a path: the others have nothing there. Check --format and --c"),
+}
+
+
+@pytest.mark.parametrize("name", OF_PACK)
+def test_advice_on_packing_is_advice_that_pack_can_follow(
+    inputs: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    (inputs / "none.csv").write_text("path,caption\n" + ",a\n" * 100)
+    given, saying = OF_PACK[name]
+    assert main(["shards", "pack", given, "--name", "set", "--out", "out", "--in-process"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("clipstill: error: ")
+    assert saying in line
+    assert "--url-column" not in line
+    assert not (inputs / "out" / "_records").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "rows", "saying"),
+    [
+        ("ingest", "pictures/a.jpg", "such as 'pictures/a.jpg': `clipstill shards pack` makes shards of files"),
+        ("ingest", "", "Nothing stands in the column of URLs: check --url-column"),
+        ("ingest", "ftp://a/b", "Only http and https are fetched, not 'ftp://a/b': check --url-column"),
+        ("shards pack", "http://a/b.jpg", "on the web, as 'http://a/b.jpg': `clipstill ingest` fetches them"),
+        ("shards pack", "", "Nothing stands in the column of paths: check --column"),
+    ],
+)
+def test_a_short_list_of_nothing_that_can_be_had_says_what_it_has(
+    inputs: Path, capfd: pytest.CaptureFixture[str], command: str, rows: str, saying: str
+) -> None:
+    column = "url" if command == "ingest" else "path"
+    (inputs / "short.csv").write_text(f"{column},caption\n" + f"{rows},a\n" * 3)
+    assert main([*command.split(), "short.csv", "--name", "set", "--out", "out", "--in-process"]) == 1
+    *_, last = capfd.readouterr().err.splitlines()
+    assert last.startswith("clipstill: incomplete: out: none of 3 rows became a sample")
+    assert saying in last
 
 
 @pytest.mark.usefixtures("inputs")

@@ -89,10 +89,30 @@ def oracle_of_jsonl(data: bytes, encoding: str) -> Iterator[Row]:
             item = json.loads(line.decode(encoding))
         except ValueError:
             item = None
-        if isinstance(item, dict):
-            yield good(*(as_text(item.get(name)) for name in COLUMNS))
-        else:
-            yield Row(None, line.decode(encoding, "replace"), fault=f"line {number}")
+        shown = line.decode(encoding, "replace")
+        yield (
+            of_object(item, shown, f"line {number}")
+            if isinstance(item, dict)
+            else Row(None, shown, fault=f"line {number}")
+        )
+
+
+def of_object(item: dict[str, Any], text: str, place: str) -> Row:
+    """A caption is a text, a number or a list of texts. Null and NaN are none; anything else makes the row faulty."""
+    caption = item.get("caption")
+    if isinstance(caption, list):
+        caption = [None if is_no_number(one) else one for one in caption]
+        sound = all(one is None or isinstance(one, str) for one in caption)
+    else:
+        caption = None if is_no_number(caption) else caption
+        sound = caption is None or (isinstance(caption, str | int | float) and not isinstance(caption, bool))
+    if not sound:
+        return Row(None, text, fault=place)
+    return good(*(as_text(value) for value in (item.get("url"), caption, item.get("kept"))))
+
+
+def is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and value - value != 0
 
 
 def as_text(value: Any) -> str | None:
@@ -230,7 +250,10 @@ def jsonl(draw: random.Random, count: int, encoding: str, damage: float) -> tupl
 
 
 def an_object(draw: random.Random, number: int) -> dict[str, Any]:
-    caption = draw.choice((texts(draw, wild="\n"), None, 7, True, ["a", "b"], ["", None, "c"], [1], {"en": "x"}))
+    nan, inf = float("nan"), float("inf")
+    lists = (["a", "b"], ["", None, "c"], ["a", nan], [nan], [], [1], ["a", True], [["a"]])
+    others = (None, None, 7, -0.25, nan, nan, inf, -inf, True, False, {"en": "x"}, {})
+    caption: Any = draw.choice((texts(draw, wild="\n"), draw.choice(lists), draw.choice(others)))
     item = {"url": urls(draw, number), "caption": caption, "kept": draw.choice(("k", None, 0.5))}
     return {name: value for name, value in item.items() if draw.random() < 0.95}
 
@@ -282,7 +305,7 @@ def array(draw: random.Random, folder: Path, count: int) -> tuple[SourceSettings
             expected.append(Row(None, items[-1], fault=f"item {len(items)}"))
         item = an_object(draw, row)
         items.append(json.dumps(item, ensure_ascii=draw.random() < 0.5, indent=draw.choice((None, 2))))
-        expected.append(good(*(as_text(item.get(name)) for name in COLUMNS)))
+        expected.append(of_object(item, items[-1], f"item {len(items)}"))
     between = draw.choice((",", ", ", ",\n", "\n,\n"))
     path = folder / "list.json"
     path.write_bytes(f" [{between.join(items)}\n] ".encode())
@@ -294,7 +317,7 @@ def some(draw: random.Random, text: str) -> bytes | None:
 
 
 def parquet(draw: random.Random, folder: Path, count: int) -> tuple[SourceSettings, list[Row]]:
-    """Text, bytes or lists of text, with nulls and stray bytes among them."""
+    """Text or bytes, with nulls and stray bytes among them; or captions that are numbers, with NaN among them."""
 
     kinds = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
     rows = [[some(draw, urls(draw, row)), some(draw, texts(draw, wild="")), some(draw, "k")] for row in range(count)]
@@ -304,13 +327,17 @@ def parquet(draw: random.Random, folder: Path, count: int) -> tuple[SourceSettin
         options = pc.CastOptions(kind, allow_invalid_utf8=True)
         values = pa.array(column, pa.large_binary()).cast(options=options)
         arrays.append(values.dictionary_encode() if draw.random() < 0.2 else values)
+    if draw.random() < 0.3:
+        numbers = [draw.choice((0.5, -7.25, float("nan"), float("inf"), float("-inf"), None)) for _ in rows]
+        rows = [[row[0], None if n is None else repr(n).encode(), row[2]] for row, n in zip(rows, numbers, strict=True)]
+        arrays[1] = pa.array(numbers, draw.choice((pa.float32(), pa.float64())))
     expected = []
     for number, row in enumerate(rows, 1):
         url, caption, kept = (None if value is None else value.decode("utf-8", "replace") for value in row)
         if b"\xff\xfe" in row:
             expected.append(Row(None, f"{url or ''}\t{caption or ''}", fault=f"row {number}"))
         else:
-            expected.append(good(url, caption, kept))
+            expected.append(good(url, None if caption in {"nan", "inf", "-inf"} else caption, kept))
     pq.write_table(
         pa.table(dict(zip(COLUMNS, arrays, strict=True))), folder / "list.parquet", row_group_size=count // 2 + 1
     )

@@ -203,6 +203,18 @@ def test_a_sample_with_a_link_is_refused_by_its_name(tmp_path: Path) -> None:
     assert verify_dataset(str(tmp_path / "out")).problems == ()
 
 
+def test_only_text_is_a_caption_in_metadata(tmp_path: Path) -> None:
+    values = ["NaN", "null", "true", '{"a": 1}', "Infinity", '"nan"']
+    members: dict[str, bytes] = {}
+    for number, value in enumerate(values):
+        members |= {f"{number}.jpg": picture(number), f"{number}.json": f'{{"caption": {value}}}'.encode()}
+    members |= {"6.jpg": picture(6), "6.txt": b"nan"}
+    found = adopted(tmp_path / "out", write_tar(tmp_path / "x.tar", members))
+    assert found.refused == {"no_caption": 5}
+    (shard,) = Dataset.open(str(tmp_path / "out")).shards
+    assert {key: shard.caption(row) for row, key in enumerate(shard.keys)} == {"5": "nan", "6": "nan"}
+
+
 def test_images_alone_are_a_dataset_without_captions(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"a.webp": picture(1, "WEBP"), "b.jpeg": picture(2)})
     with pytest.raises(UserError, match=r"0 of 2 samples have an image and a caption .* Use --no-captions"):

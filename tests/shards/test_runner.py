@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -441,23 +442,47 @@ def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path
     assert run_shards(Task(Folder(tmp_path / "after"), 2), RayExecutor(2)).finished == 2
 
 
-@pytest.mark.usefixtures("ray_here")
-def test_a_cluster_that_asks_for_its_token_is_called_so(tmp_path: Path) -> None:
-    program = f"""
+_JOIN = """
+import sys
 from shards.ray_session import cluster_resources
 from shards.errors import UserError
 try:
-    cluster_resources({ray.get_runtime_context().gcs_address!r})
+    cluster_resources(sys.argv[1])
 except UserError as error:
     print(error)
 """
+
+
+def joining(address: str, home: Path, **environment: str) -> str:
+    """What somebody is told who joins a cluster with these variables of Ray's and no others."""
     bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**bare, "HOME": str(tmp_path)}
+        [sys.executable, "-c", _JOIN, address],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**bare, "HOME": str(home), **environment},
     )
-    assert "asks for its token" in done.stdout
-    assert "RAY_AUTH_MODE=token" in done.stdout
     assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_cluster_that_asks_for_its_token_is_called_so(tmp_path: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    told = joining(address, tmp_path)
+    assert "asks for its token, and was given none" in told
+    assert "Set RAY_AUTH_MODE=token" in told
+    told = joining(address, tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="not-the-clusters-token")
+    assert "refuses the token that it was given" in told
+
+
+def test_who_is_to_use_a_token_and_has_none_is_told_so_whatever_the_cluster_asks_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        told = joining(f"127.0.0.1:{server.getsockname()[1]}", tmp_path, RAY_AUTH_MODE="token")
+    assert told.startswith("RAY_AUTH_MODE=token has Ray use a token, and there is none")
+    assert "asks for its token" not in told
+    assert "Unset it if the Ray at '127.0.0.1:" in told
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,9 @@ PLANNED = [[0, 1, 2, 3], [4], [5, 6, 7], [8, 9, 10, 11, 12], [13, 14]]
 """Shards hold as many rows as they need to have enough to fetch."""
 
 
+INGEST = ["clipstill", "ingest", "/it's/l.csv", "--name", "set", "--shard-size", "3"]
+
+
 @pytest.fixture
 def ingested(tmp_path: Path) -> Folder:
     """A sound dataset of a list: fifteen rows in five shards of different lengths."""
@@ -96,6 +100,7 @@ def ingested(tmp_path: Path) -> Folder:
     for shard, rows in enumerate(PLANNED):
         publish_rows(folder, shard, rows)
     facts = {"schema": 1, "name": "set", "shards": 5, "rows": 15, "fingerprint": "f" * 16, "settings": {}}
+    facts["command"] = INGEST
     folder.publish("dataset.json", json.dumps({**facts, "inputs": [{"name": "l.csv"}]}).encode())
     assert problems(folder) == []
     return folder
@@ -384,23 +389,28 @@ def test_what_mends_is_named_and_nothing_where_nothing_is_wrong(ingested: Folder
     def mend() -> str:
         return verify_dataset(ingested.url).mend
 
-    again = f"clipstill ingest l.csv --name set --out {ingested.url} (with the options it had)"
+    again = f"{shlex.join(INGEST)} --out {ingested.url}"
     assert mend() == ""
     (ingested.path / "00003.tar").unlink()
     assert mend() == again
     ingested.publish("00001.tar", bytes(10240))
-    assert mend() == f"rm {ingested.url}/_records/00001.*; then {again}"
+    assert mend() == f"rm {ingested.url}/_records/00001.* && {again}"
     (ingested.path / "00004.parquet").unlink()
-    assert mend() == f"rm {ingested.url}/_records/{{00001,00004}}.*; then {again}"
+    assert mend() == f"rm {ingested.url}/_records/00001.* {ingested.url}/_records/00004.* && {again}"
 
 
 def test_a_round_is_mended_by_another_command_than_the_plan(ingested: Folder) -> None:
-    added = {"first": 5, "shards": 2, "rows": 3, "fingerprint": "f" * 16}
+    command = ["clipstill", "ingest", "retry", "--allow-address", "10.0.0.1"]
+    added = {"first": 5, "shards": 2, "rows": 3, "fingerprint": "f" * 16, "command": command}
     ingested.child("_rounds").publish("001.json", json.dumps(added).encode())
     publish_rows(ingested, 5, [1, 9])
     report = verify_dataset(ingested.url)
     assert report.problems == ("shard 00006: not published",)
-    assert report.mend == f"clipstill ingest retry {ingested.url}"
+    assert report.mend == f"clipstill ingest retry {ingested.url} --allow-address 10.0.0.1"
+    tar = (ingested.path / "00001.tar").rename(ingested.path / "away")
+    both = f"{shlex.join(INGEST)} --out {ingested.url} && {report.mend}"
+    assert verify_dataset(ingested.url).mend == both
+    tar.rename(ingested.path / "00001.tar")
     publish_rows(ingested, 6, [4])  # which was a sample at once
     assert problems(ingested) == ["shard 00006: key set-000000004 is in an earlier shard too"]
 
@@ -408,8 +418,9 @@ def test_a_round_is_mended_by_another_command_than_the_plan(ingested: Folder) ->
 def test_what_a_list_had_grown_by_is_mended_from_the_list_as_it_is_by_now(ingested: Folder) -> None:
     inputs = [{"name": "l.csv"}, {"name": "more.csv"}]
     added = {"first": 5, "shards": 1, "rows": 2, "row": 15, "fingerprint": "f" * 16, "inputs": inputs}
+    added["command"] = command = ["clipstill", "ingest", "l.csv", "more.csv", "--name", "set"]
     ingested.child("_rounds").publish("001.json", json.dumps(added).encode())
-    again = f"clipstill ingest l.csv more.csv --name set --out {ingested.url} (with the options it had)"
+    again = f"{shlex.join(command)} --out {ingested.url}"
     assert verify_dataset(ingested.url).mend == again
     publish_rows(ingested, 5, [15, 16])
     assert verify_dataset(ingested.url).problems == ()
