@@ -81,6 +81,7 @@ AMONG_DATA = {
     f"{TRAIN} --student ViT-S-32 --out pics": "no run can be made here: this is a folder with one.txt",
     f"{TRAIN} --student ViT-S-32 --initial nowhere --out o": "open_clip knows no architecture 'nowhere'",
     f"{TRAIN} --student ViT-S-33 --out o": "'ViT-S-33'. The closest are ViT-S-32",
+    f"{TRAIN} --student ViT-S-32 --out o --eval data --classes nowhere.json --label a": "nowhere.json: there is no",
     f"{TRAIN} --student pics --out o": "pics/open_clip_config.json: there is no such file",
     f"{TRAIN} --student ViT-S-32 --micro-batches 3 --out o": "a batch of 8 cannot be cut evenly",
     "distill data --student ViT-S-32 --steps 1 --batch-size 13 --out o": "12 samples do not fill one batch of 13",

@@ -146,7 +146,7 @@ def test_a_weight_that_shows_nothing_is_refused(world: Any, second: Any, two: di
 def test_one_dataset_has_no_weight(world: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--weight.*there is one dataset"):
         world.settings(tmp_path, weights={world.shards: 2.0})
-    with pytest.raises(UserError, match="without repetition"):
+    with pytest.raises(UserError, match=r"SHARDS: .* is given twice"):
         world.settings(tmp_path, shards=(world.shards, world.shards), cache=(world.cache, world.cache))
 
 

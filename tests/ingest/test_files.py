@@ -217,7 +217,9 @@ def test_the_command_takes_lists_columns_and_folders(tmp_path: Path, capsys: pyt
         path.write_bytes(jpeg(number))
     out = ["--image-size", "16", "--in-process", "--out", str(tmp_path / "out")]
     assert main(["shards", "pack", str(tmp_path / "pictures"), "--name", "bugs", *out]) == 0
-    assert "3 rows: 3 samples, 0 failed" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "3 rows: 3 samples, 0 failed" in told.out
+    assert told.err.startswith("pack: 1/1 shards")
     (shard,) = Dataset.open(str(tmp_path / "out")).shards
     assert [shard.meta(row)["class"] for row in range(3)] == ["ant", "bee", "bee"]
     # The same command again finds it made.
