@@ -21,7 +21,7 @@ from shards.arrow_files import read_arrow, refuse_other_columns
 from shards.dataset import DatasetPlan
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
-from shards.record import FileEntry, ShardRecord, published_records, read_records
+from shards.record import FileEntry, ShardRecord, published_records, read_records, uncollected
 from shards.storage import Folder
 from shards.writer import INDEX_SCHEMA
 
@@ -224,6 +224,7 @@ class Dataset:
         )
 
     @staticmethod
+    @uncollected()
     def open(url: str) -> Dataset:
         """Open the dataset at `url`.
 
