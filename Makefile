@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-manifest bench-quick lint types format tree lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-manifest bench-near bench-quick lint types format tree lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -53,9 +53,13 @@ bench-plan: $(READY)
 bench-manifest: $(READY)
 	exec $(BIN)/python -m benchmarks.manifest
 
+# Near duplicates among a million hashes: time, memory, what is found; a few minutes, likewise.
+bench-near: $(READY)
+	exec $(BIN)/python -m benchmarks.near
+
 # Every benchmark once, as small as it goes and without peers: that they run, not how fast anything is.
 bench-quick: $(READY)
-	for name in cache distill ingest inheritance loader manifest plan; do
+	for name in cache distill ingest inheritance loader manifest near plan; do
 		echo "== $$name"
 		$(BIN)/python -m benchmarks.$$name --quick
 	done

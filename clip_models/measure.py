@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import open_clip
@@ -18,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from clip_models.create import Tower, create_student
-from clip_models.sizes import Size
+from clip_models.published import PUBLISHED
+from clip_models.sizes import TABLE, Size
 
 _SCALARS = {"logit_scale", "logit_bias"}
 _VOCABULARIES = ("token_embedding.weight", "word_embeddings.weight")
@@ -179,3 +181,14 @@ class _NoNumbers(TorchFunctionMode):
         if fills:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+def measured_sizes() -> dict[str, Size]:
+    """What the table of the published models' sizes holds, of models that are built for it."""
+    names = [row.name for row in PUBLISHED if row.role != "pruned"]
+    return {name: size_of(made_by_name(name, "meta")) for name in names}
+
+
+if __name__ == "__main__":
+    lines = (f"{json.dumps(name)}: {json.dumps(asdict(size))}" for name, size in measured_sizes().items())
+    TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

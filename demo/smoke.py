@@ -24,9 +24,8 @@ from clip_models import create_student, load_model, save_model
 from demo.scenes import render, scene
 from distill.losses import LOSSES
 from distill.recipe import Recipe, merged, settings_from
-from distill.run_folder import RunFiles, read_log
+from distill.run_folder import Result, RunFiles, read_log
 from distill.settings import RunSettings
-from distill.training.train import Result
 from shards import InProcess, UserError, write_dataset
 from shards.dataset import DATASET
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache

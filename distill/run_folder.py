@@ -48,6 +48,21 @@ class Event(NamedTuple):
     text: str
 
 
+@dataclass(frozen=True)
+class Result:
+    """A finished run: `model` is the student's open_clip folder, `loss` the mean of the last logged interval.
+
+    `samples_per_second` covers the steps of this call alone and is None if there were none. `best`: the step, metric
+    and value of the best checkpoint, whose model is in `best/`; None if none was asked for.
+    """
+
+    model: str
+    steps: int
+    loss: float
+    samples_per_second: float | None
+    best: dict[str, Any] | None = None
+
+
 class RunFiles:
     """Where everything of the run in the folder `path` lies. What is published appears whole or not at all."""
 

@@ -8,6 +8,18 @@ from __future__ import annotations
 import re
 import struct
 
+from PIL import Image
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture of each EXIF orientation upright."""
 MOST_BYTES = 65_536
 """What one segment of a JPEG can hold."""
 _ORIENTATION = 0x0112

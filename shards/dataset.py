@@ -77,6 +77,7 @@ class Stage:
         witnesses: of a retry, URLs that answered before.
         allowed: of a retry, the addresses that were allowed.
         adopted: of a dataset of somebody else's tars, the patterns that name them.
+        made_of: of a dataset made of datasets, how (`select`, `split`, `materialize`), and what decided its samples.
         whole: whether all of it is planned.
     """
 
@@ -94,6 +95,7 @@ class Stage:
     witnesses: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     adopted: tuple[str, ...] = ()
+    made_of: tuple[str, ...] = ()
     whole: bool = True
 
     @property
@@ -225,7 +227,7 @@ def publish_planning(folder: Folder, stage: Stage) -> None:
 def publish_whole(folder: Folder, stage: Stage) -> Stage:
     """Publish a stage that is whole, in the place that it keeps, and return it."""
     if stage.round is None:
-        written = _IN_WRITTEN | {"adopted"} if stage.adopted else _IN_WRITTEN
+        written = _IN_WRITTEN | {name for name in ("adopted", "made_of") if getattr(stage, name)}
         folder.publish(DATASET, _text(stage, written if stage.settings is None else _IN_DATASET))
     else:
         text = _text(stage, _IN_RETRY if stage.is_retry else _IN_GROWN)

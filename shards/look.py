@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from shards.errors import UserError
 from shards.reader import Dataset, Shard
 
 
@@ -37,13 +36,7 @@ class Found:
 def shard_lines(dataset: Dataset) -> Iterator[ShardLine]:
     """Every shard, in order."""
     for shard in dataset.shards:
-        yield ShardLine(shard.id, shard.count, shard.record.file(".tar").bytes, tar_of(shard))
-
-
-def tar_of(shard: Shard) -> str:
-    """The path or URL of a shard's tar."""
-    folder, name = shard.record.file(".tar").place(shard.folder)
-    return f"{folder}/{name}"
+        yield ShardLine(shard.id, shard.count, shard.record.file(".tar").bytes, shard.tar)
 
 
 def find(dataset: Dataset, key: str) -> tuple[Shard, int]:
@@ -56,16 +49,11 @@ def find(dataset: Dataset, key: str) -> tuple[Shard, int]:
         if key in keys:
             return shard, keys.index(key)
         shard.release()
-    first = next(shard.keys[0] for shard in dataset.shards if shard.count)
-    raise UserError(
-        f"no sample {key!r}; the first of {len(dataset):,} is {first!r}",
-        where=str(dataset.folder),
-        do="The NNNNN.parquet files name every row, and why it is no sample if it is none",
-    )
+    raise dataset.unknown(key)
 
 
 def describe(shard: Shard, row: int) -> Found:
     """What there is to know of a sample."""
     (offset, size), *_ = shard.places(row)
     meta, caption = shard.meta(row), shard.caption(row)
-    return Found(shard.keys[row], shard.id, row, tar_of(shard), offset, size, caption, meta)
+    return Found(shard.keys[row], shard.id, row, shard.tar, offset, size, caption, meta)

@@ -32,7 +32,10 @@ _LEDGER = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("k
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify_dataset` saw. `problems` is empty for a sound dataset, else `mend` says what mends it."""
+    """What `verify_dataset` saw. `problems` is empty for a sound dataset, else `mend` says what mends it.
+
+    `captionless`: of a dataset with captions, the samples whose caption is empty, which is no problem.
+    """
 
     shards: int
     rows: int
@@ -40,14 +43,16 @@ class Report:
     bytes: int
     problems: tuple[str, ...]
     mend: str = ""
+    captionless: int = 0
 
 
-def verify_dataset(url: str) -> Report:
-    """Check the dataset at `url` against its records; reads every byte and decodes every image.
+def verify_dataset(url: str, *, decode: bool = True) -> Report:
+    """Check the dataset at `url` against its records; reads every byte and, unless told otherwise, decodes every image.
 
     Checked: every planned shard is published; sizes and SHA-256 of every file; tar members (names, order, no key
-    twice, none missing) against the index; every image decodes; ledger rows and successes against plan and tar;
-    keys unique over the dataset. A bad shard casts no doubt on the others. Memory grows by one bit a row.
+    twice, none missing) against the index; every image decodes, every caption is UTF-8; ledger rows and successes
+    against plan and tar; keys unique over the dataset. A bad shard casts no doubt on the others. Memory grows by one
+    bit a row.
     Raises `UserError` if there is no dataset at `url`.
     """
     folder = Folder(url)
@@ -62,7 +67,7 @@ def verify_dataset(url: str) -> Report:
     records = read_records(folder, names.values())
     wanted = sum(stage.rows for stage in plan.stages)
     expected = _Rows(plan, wanted, unmade)
-    rows = samples = size = 0
+    rows = samples = size = captionless = 0
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         Meter("verify", len(records), unit="shards") as meter,
@@ -71,10 +76,12 @@ def verify_dataset(url: str) -> Report:
         # Here, not where the images are opened: changing the filters is not safe in threads.
         warnings.simplefilter("ignore")
         for record, found in zip(
-            records.values(), pool.map(lambda r: _check(folder, r), records.values()), strict=True
+            records.values(), pool.map(lambda r: _check(folder, r, decode=decode), records.values()), strict=True
         ):
             told = [*found.problems, *expected.check(record, found)] if record.shard in plan.wanted else found.problems
-            problems += [f"shard {record.shard:05d}: {problem}" for problem in told]
+            at = next((f" ({file.at})" for file in record.files if file.at), "")
+            problems += [f"shard {record.shard:05d}{at}: {problem}" for problem in told]
+            captionless += found.captionless
             # Ingest itself looks at what is there and how large it is; what is wrong inside, only who reads it sees.
             if len(told) > len(found.absent):
                 damaged.add(record.shard)
@@ -88,7 +95,7 @@ def verify_dataset(url: str) -> Report:
         problems.append(f"the ledgers hold {rows} rows, the plan {wanted}")
         damaged |= {plan.stages[0].shards - 1, max(plan.wanted)}
     mend = _mend(plan, unmade, damaged) if problems else ""
-    return Report(len(records), rows, samples, size, tuple(problems), mend)
+    return Report(len(records), rows, samples, size, tuple(problems), mend, captionless if plan.captioned else 0)
 
 
 class _Rows:
@@ -194,16 +201,17 @@ def _mend(plan: DatasetPlan, unmade: set[int], damaged: set[int]) -> str:
 class _Found:
     """Of one shard: the keys in its ledger, None if it cannot be read; those of its samples; what is wrong.
 
-    `absent` are the problems that a look at names and sizes shows.
+    `absent` are the problems that a look at names and sizes shows. `captionless`: how many captions are empty.
     """
 
     ledger: list[str] | None
     samples: list[str]
     problems: list[str]
     absent: list[str]
+    captionless: int = 0
 
 
-def _check(folder: Folder, record: ShardRecord) -> _Found:
+def _check(folder: Folder, record: ShardRecord, *, decode: bool) -> _Found:
     problems: list[str] = []
     absent: list[str] = []
     for file in record.files:
@@ -236,12 +244,25 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
         return _Found(keys, [], absent + problems, absent)
     shard = Shard(folder, record)
     try:
-        return _Found(keys, shard.keys, _check_tar(shard) + _check_ledger(shard, kept), [])
+        found = _check_tar(shard, decode=decode) + _check_ledger(shard, kept)
+        bad, captionless = _check_captions(shard)
+        return _Found(keys, shard.keys, found + bad, [], captionless)
     except UserError as error:
         return _Found(keys, [], [error.problem], [])
 
 
-def _check_tar(shard: Shard) -> list[str]:
+def _check_captions(shard: Shard) -> tuple[list[str], int]:
+    """What is wrong with captions, and how many are empty."""
+    problems, captionless = [], 0
+    for row, key in enumerate(shard.keys):
+        try:
+            captionless += not shard.caption(row).strip()
+        except UnicodeDecodeError:
+            problems.append(f"the caption of {key} is not UTF-8")
+    return problems, captionless
+
+
+def _check_tar(shard: Shard, *, decode: bool) -> list[str]:
     problems: list[str] = []
     if len(set(shard.keys)) != len(shard.keys):
         problems.append("the index names a key twice")
@@ -256,7 +277,7 @@ def _check_tar(shard: Shard) -> list[str]:
     misplaced = _check_adopted(shard, members) if entry.at else _check_own(shard, members)
     if misplaced:
         return problems + misplaced
-    for row, key in enumerate(shard.keys):
+    for row, key in enumerate(shard.keys if decode else ()):
         try:
             Image.open(io.BytesIO(shard.image_bytes(row))).load()
         except Exception as error:  # noqa: BLE001 - decoders raise anything; each is a finding

@@ -10,7 +10,7 @@ or embeddings that somebody else published for a part of the samples) is joined 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards import Dataset, Folder, ShardRecord, UserError, published_records, read_records
+from shards import Dataset, Folder, Shard, ShardRecord, UserError, published_records, read_records
+from shards.key_index import IndexWriter
 from shards.record import RecordName
-from teacher_cache.key_index import IndexWriter
 from teacher_cache.layout import LayerFacts
 from teacher_cache.settings import Join
 
@@ -48,57 +48,86 @@ class Joined:
 def join_layer(folder: Folder, layer: LayerFacts, dataset: Dataset, join: Join, keys: Keys) -> Joined:
     """Match the files in `folder` with the dataset's samples.
 
-    Raises `UserError` under `error` if a file is missing, was made from another shard, or lacks samples; the message
-    names both values.
+    A selection's samples have the rows of the shards that they were selected from. Raises `UserError` under `error` if
+    a file is missing, was made from another shard, or lacks samples; the message names both values.
     """
     names = published_records(folder)
+    places = _selected(layer, dataset, names)
+    others = [shard for place, shard in enumerate(dataset.shards) if place not in places]
     if join.policy == "error":
-        _refuse_missing(folder, layer, dataset, names)
-        records = read_records(folder, [names[shard.id] for shard in dataset.shards])
-        for shard in dataset.shards:
-            if records[shard.id].count != shard.count:
-                raise UserError(
-                    f"{shard.id:05d}.arrow has embeddings of {records[shard.id].count} samples, the shard holds "
-                    f"{shard.count}",
-                    where=str(folder),
-                    do="Join with `skip` to leave the others out, with `none` to train them without a teacher",
-                )
-        return Joined(records, [None] * len(dataset.shards))
+        _refuse_other_shards(folder, layer, dataset, others, names)
+        wanted = sorted({shard.id for shard in others} | {number for number, _, _ in places.values()})
+        names = {number: names[number] for number in wanted}
     records = read_records(folder, names.values())
-    same = [
-        shard.id in records
-        and records[shard.id].fingerprint == layer.shard_fingerprint(shard.content)
-        and records[shard.id].count == shard.count
-        for shard in dataset.shards
-    ]
-    if all(same):
-        return Joined(records, [None] * len(same))
-    return Joined(records, _places(dataset, records, same, keys))
+    if join.policy == "error":
+        for shard in others:
+            _refuse_short(folder, records[shard.id], shard.count, f"shard {shard.id:05d}")
+        for place, (number, count, _) in places.items():
+            _refuse_short(
+                folder, records[number], count, f"what shard {dataset.shards[place].id:05d} was selected from"
+            )
+    rows: dict[int, npt.NDArray[np.int32] | None] = {
+        place: np.stack([np.full(len(rows), number), rows], axis=1).astype(np.int32)
+        for place, (number, count, rows) in places.items()
+        if records[number].count == count
+    }
+    for place, shard in enumerate(dataset.shards):
+        own = records.get(shard.id)
+        is_own = own is not None and own.fingerprint == layer.shard_fingerprint(shard.content)
+        if place not in rows and is_own and own is not None and own.count == shard.count:
+            rows[place] = None
+    if len(rows) < len(dataset.shards):
+        rows |= _by_key(dataset, records, rows, keys)
+    return Joined(records, [rows[place] for place in range(len(dataset.shards))])
 
 
-def _places(
-    dataset: Dataset, records: Mapping[int, ShardRecord], same: list[bool], keys: Keys
-) -> list[npt.NDArray[np.int32] | None]:
-    """`Joined.places`.
+def _selected(
+    layer: LayerFacts, dataset: Dataset, names: Mapping[int, RecordName]
+) -> dict[int, tuple[int, int, npt.NDArray[np.int64]]]:
+    """For shards of a selection: the file of what they were selected from, that one's samples, and their rows there."""
+    found = {}
+    numbers = {name.fingerprint: number for number, name in names.items()}
+    for place, shard in enumerate(dataset.shards):
+        if shard.record.parent and layer.shard_fingerprint(shard.content) not in numbers:
+            for content, count, rows in shard.ancestors:
+                number = numbers.get(layer.shard_fingerprint(content))
+                if number is not None:
+                    found[place] = number, count, rows
+                    break
+            shard.release()
+    return found
+
+
+def _by_key(
+    dataset: Dataset,
+    records: Mapping[int, ShardRecord],
+    known: Mapping[int, npt.NDArray[np.int32] | None],
+    keys: Keys,
+) -> dict[int, npt.NDArray[np.int32]]:
+    """`Joined.places` of the shards that are not known yet.
 
     Keys are unique in a dataset. So a row that a sample of the file's own shard takes is wanted by no other, and only
     the rows left over are indexed: none where a file merely lacks some of its shard's samples.
     """
-    places = [
-        None if is_same else np.full((shard.count, 2), -1, np.int32)
-        for shard, is_same in zip(dataset.shards, same, strict=True)
-    ]
+    places = {
+        place: np.full((shard.count, 2), -1, np.int32)
+        for place, shard in enumerate(dataset.shards)
+        if place not in known
+    }
     place_of = {shard.id: place for place, shard in enumerate(dataset.shards)}
+    taken = {place: rows for place, rows in known.items() if rows is not None and len(rows)}
+    read = {int(rows[0, 0]) for rows in taken.values()} | {
+        dataset.shards[place].id for place, rows in known.items() if rows is None
+    }
     with IndexWriter() as writer:
         for number, record in records.items():
-            place = place_of.get(number)
-            if place is not None and same[place]:
+            if number in read:
                 continue
+            place = place_of.get(number)
             held = keys(record)
             left = np.ones(len(held), np.bool_)
-            if place is not None:
+            if place in places:
                 shard, both = dataset.shards[place], places[place]
-                assert both is not None
                 found = pc.index_in(pa.array(shard.keys, pa.string()), value_set=pa.array(held, pa.string()))
                 rows = np.asarray(found.fill_null(-1))
                 there = rows >= 0
@@ -110,9 +139,10 @@ def _places(
         if not writer.rows:
             return places
         others = writer.index()
-    for shard, both in zip(dataset.shards, places, strict=True):
-        if both is None or (both[:, 0] >= 0).all():
+    for place, both in places.items():
+        if (both[:, 0] >= 0).all():
             continue
+        shard = dataset.shards[place]
         missing = np.flatnonzero(both[:, 0] < 0)
         numbers, rows = others.first([shard.keys[row] for row in missing.tolist()])
         there = numbers >= 0
@@ -121,16 +151,20 @@ def _places(
     return places
 
 
-def _refuse_missing(folder: Folder, layer: LayerFacts, dataset: Dataset, names: Mapping[int, RecordName]) -> None:
-    missing = [shard.id for shard in dataset.shards if shard.id not in names]
-    if missing:
+def _refuse_short(folder: Folder, record: ShardRecord, count: int, of: str) -> None:
+    if record.count != count:
         raise UserError(
-            f"{len(missing)} of {len(dataset.shards)} shards are not in the cache (first: {missing[0]:05d})",
+            f"{record.shard:05d}.arrow has embeddings of {record.count} samples, {of} holds {count}",
             where=str(folder),
-            do="Run `clipstill cache build` again; it goes on where it stopped",
+            do="Join with `skip` to leave the others out, with `none` to train them without a teacher",
         )
-    for shard in dataset.shards:
-        if names[shard.id].fingerprint != layer.shard_fingerprint(shard.content):
+
+
+def _refuse_other_shards(
+    folder: Folder, layer: LayerFacts, dataset: Dataset, shards: Sequence[Shard], names: Mapping[int, RecordName]
+) -> None:
+    for shard in shards:
+        if shard.id in names and names[shard.id].fingerprint != layer.shard_fingerprint(shard.content):
             (record,) = read_records(folder, [names[shard.id]]).values()
             if record.parent != shard.content:
                 what = (
@@ -147,3 +181,10 @@ def _refuse_missing(folder: Folder, layer: LayerFacts, dataset: Dataset, names: 
                 where=str(folder),
                 do="Use the cache of these shards, build one for them, or join by key with `skip` or `none`",
             )
+    missing = [shard.id for shard in shards if shard.id not in names]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(dataset.shards)} shards are not in the cache (first: {missing[0]:05d})",
+            where=str(folder),
+            do="Run `clipstill cache build` again; it goes on where it stopped",
+        )

@@ -6,15 +6,16 @@ Samples are named by (place, row): the shard's place in `dataset.shards`, and th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shards import Dataset, Folder, ShardRecord, UserError, fingerprint, published_records
+from shards import Dataset, Folder, UserError, fingerprint, published_records
 from teacher_cache.captions import source_of
 from teacher_cache.dtypes import load, numpy_type
+from teacher_cache.join import Joined
 from teacher_cache.layer_files import Layer, Places, Values
 from teacher_cache.layout import TEACHER, LayerFacts, TeacherFacts, no_cache, read_layers, read_teacher, teacher_names
 from teacher_cache.settings import Join
@@ -113,10 +114,10 @@ class TeacherCache:
             raise self._no_views()
         return self._policy
 
-    def records(self, layer: str) -> Mapping[int, ShardRecord]:
-        """File number → record, of a layer by its name."""
+    def joined(self, layer: str) -> Joined:
+        """Files and places of a layer, by its name."""
         (found,) = (held for held in (*self._views, *self._captions.values()) if held.facts.name == layer)
-        return found.joined.records
+        return found.joined
 
     def content(self, source: str = "txt") -> str:
         """16 hex digits over the views, the captions `source`, and the samples that take part: equal for equal data."""

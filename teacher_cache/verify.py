@@ -75,11 +75,14 @@ def verify_cache(
     files = 0
     with Meter("cache verify", len(opened.layers) * len(dataset.shards), unit="files") as meter:
         for layer in opened.layers:
-            records = opened.records(layer.name)
-            for shard in dataset.shards:
-                record = records.get(shard.id)
-                found = ["missing"] if record is None else _check_file(opened, layer, shard, record)
-                problems += [f"{layer.name}/{shard.id:05d}.arrow: {problem}" for problem in found]
+            joined = opened.joined(layer.name)
+            for place, shard in enumerate(dataset.shards):
+                selected = joined.places[place] if shard.record.parent else None
+                # A selection's rows are in the file of what they were selected from.
+                number = shard.id if selected is None or not len(selected) else int(selected[0, 0])
+                record = joined.records.get(number)
+                found = ["missing"] if record is None else _check_file(opened, layer, shard, record, selected)
+                problems += [f"{layer.name}/{number:05d}.arrow: {problem}" for problem in found]
                 files += 1
                 shard.release()
                 meter.advance(1, items=shard.count)
@@ -138,7 +141,9 @@ def _load(opened: TeacherCache, spec: str | None) -> Teacher:
     return model
 
 
-def _check_file(opened: TeacherCache, layer: LayerFacts, shard: Shard, record: ShardRecord) -> list[str]:
+def _check_file(
+    opened: TeacherCache, layer: LayerFacts, shard: Shard, record: ShardRecord, rows: npt.NDArray[np.int32] | None
+) -> list[str]:
     place = opened.folder.child(layer.name)
     entry = record.file(".arrow")
     size = place.size(entry.name)
@@ -153,10 +158,8 @@ def _check_file(opened: TeacherCache, layer: LayerFacts, shard: Shard, record: S
     except UserError as error:
         return [error.problem.removeprefix(f"{entry.name} ")]
     keys = file.keys
-    if layer.settings["precision"] and keys != shard.keys:
-        return ["its keys are not the shard's"]
-    if not set(keys) <= set(shard.keys):
-        return ["it has keys that the shard has not"]
+    if wrong := _check_keys(keys, shard, rows, imported=not layer.settings["precision"]):
+        return [wrong]
     problems: list[str] = []
     for place_of, index in enumerate(layer.columns):
         norms = file.norms(place_of)
@@ -165,6 +168,15 @@ def _check_file(opened: TeacherCache, layer: LayerFacts, shard: Shard, record: S
             worst = f"{layer.column(index)} of {keys[bad[0]]} has norm {norms[bad[0]]:.4f}"
             problems.append(f"{worst} ({bad.size} such rows)")
     return problems
+
+
+def _check_keys(keys: list[str], shard: Shard, rows: npt.NDArray[np.int32] | None, *, imported: bool) -> str:
+    if rows is not None:
+        held = [keys[row] for row in rows[:, 1].tolist()]
+        return "" if held == shard.keys else "its keys are not those that the selection names"
+    if not imported:
+        return "" if keys == shard.keys else "its keys are not the shard's"
+    return "" if set(keys) <= set(shard.keys) else "it has keys that the shard has not"
 
 
 Rows = npt.NDArray[np.float32]

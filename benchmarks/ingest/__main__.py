@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,10 @@ def main() -> int:
         help="a few hundred images, once, without peers that are not installed; nothing is judged",
     )
     parser.add_argument(
-        "--only", choices=Classes.NAMES, metavar="CLASS", help=f"one class alone: {', '.join(Classes.NAMES)}"
+        "--only",
+        choices=Classes.NAMES,
+        metavar="CLASS",
+        help=f"one class again, in the results that stand, if they are of this machine: {', '.join(Classes.NAMES)}",
     )
     parser.add_argument("--photos", type=Path, default=quality.PHOTOS, help="Parquet with photos in a column `jpeg`")
     args = parser.parse_args()
@@ -47,9 +52,38 @@ def main() -> int:
         "seconds": time.monotonic() - began,
         **body,
     }
-    # A part is no result to keep beside whole ones.
-    folder = _BENCH / "quick" if args.quick else _BENCH / "only" if args.only else RESULTS
+    folder = _BENCH / "quick" if args.quick else RESULTS
+    if args.only and not args.quick:
+        standing = _standing(body)
+        folder = RESULTS if standing else _BENCH / "only"
+        body, goals = _renewed(standing, body, goals, args.only)
     return finish(folder, "ingest", body, goals, write_page=write_page, judged=not args.quick)
+
+
+def _standing(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The results that stand, if a class can be renewed in them: of this machine, and of these versions."""
+    try:
+        found: dict[str, Any] = json.loads((RESULTS / "ingest.json").read_text())
+    except OSError:
+        return None
+    same = found["machine"]["cpu"] == body["machine"]["cpu"] and found["versions"] == body["versions"]
+    return found if same else None
+
+
+def _renewed(
+    standing: dict[str, Any] | None, body: dict[str, Any], goals: list[Goal], name: str
+) -> tuple[dict[str, Any], list[Goal]]:
+    """The standing results with this class in place of what they had of it; `again` tells when it was taken."""
+    if standing is None:
+        return body, goals
+    told = {"taken": datetime.now(UTC).isoformat(timespec="seconds"), "load": body["machine"]["load"]}
+    whole = {key: value for key, value in standing.items() if key not in {"benchmark", "taken", "goals"}}
+    whole["first_taken"] = standing.get("first_taken", standing["taken"])
+    whole |= {name: body[name], "again": standing.get("again", {}) | {name: told}}
+    whole["threads"] = standing["threads"] | body["threads"]
+    renewed = {goal.name for goal in goals}
+    kept = [Goal(**goal) for goal in standing["goals"] if goal["name"] not in renewed]
+    return whole, [*kept, *goals]
 
 
 def _peer_versions() -> dict[str, str]:

@@ -134,7 +134,7 @@ class Filler:
             except OSError as error:
                 raise UserError(
                     f"the image of {key} does not decode ({error})",
-                    where=f"{shard.folder}/{shard.id:05d}.tar",
+                    where=shard.tar,
                     do="Run `clipstill shards verify`",
                 ) from None
 

@@ -10,7 +10,7 @@ from distill.settings import RunSettings
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.training.train import Result
+    from distill.run_folder import Result
 
 Launcher = Literal["here", "ray"]
 

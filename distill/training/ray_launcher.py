@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from distill.run_folder import RunFiles, read_log
+from distill.run_folder import Result, RunFiles, read_log
 from distill.settings import RunSettings
 from distill.training.ranks import PATIENCE
-from distill.training.train import Result, train
 from shards import UserError
 from shards.progress import Meter
 from shards.ray_session import ray_session
@@ -92,6 +91,9 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
 
 
 def _work(config: dict[str, RunSettings]) -> None:
+    # Not above: whoever starts the workers, and Ray's controller, would load open_clip only to look at this file.
+    from distill.training.train import train  # noqa: PLC0415
+
     train(config["settings"])
 
 

@@ -15,7 +15,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +28,7 @@ from clip_models.measure import tower_sizes
 from clip_models.precision import PRECISIONS
 from distill.report import write_run_page
 from distill.report.words import share_in_words
-from distill.run_folder import BEGINNINGS, RunFiles
+from distill.run_folder import BEGINNINGS, Result, RunFiles
 from distill.settings import EvaluationSettings, RunSettings
 from distill.training.checkpoint import Checkpoints
 from distill.training.in_run import InRun
@@ -43,21 +43,6 @@ from shards.fingerprint import first_difference
 from shards.places import local_path, refuse_other_things
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run: `model` is the student's open_clip folder, `loss` the mean of the last logged interval.
-
-    `samples_per_second` covers the steps of this call alone and is None if there were none. `best`: the step, metric
-    and value of the best checkpoint, whose model is in `best/`; None if none was asked for.
-    """
-
-    model: str
-    steps: int
-    loss: float
-    samples_per_second: float | None
-    best: dict[str, Any] | None = None
 
 
 def train(settings: RunSettings) -> Result:
@@ -303,4 +288,4 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "open_clip_torch")}
 
 
-__all__ = ["Result", "train"]
+__all__ = ["train"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import signal
 import struct
@@ -28,7 +27,7 @@ from ingest.faces import Boxes
 from ingest.fetched import Fetched
 from ingest.settings import ImageSettings
 
-_MOST_BYTES = 460_000_000
+MOST_BYTES = 460_000_000
 """What a process may allocate beyond what it begins with; its `ImageProcessor` plans with less."""
 _SILENT_S = 600.0
 """Nothing answers that late: the process is stopped, or waits for ever."""
@@ -36,7 +35,8 @@ _TRIES = 2
 """Something else may have ended the process; an image that ends two is to blame."""
 _LAST_S = 1.0
 """How long a process that was told to end may take to do so."""
-_LENGTHS = struct.Struct("<IQ")
+LENGTHS = struct.Struct("<IQ")
+"""Before each description and body in a pipe: their sizes in bytes."""
 
 
 class IsolatedProcessor:
@@ -49,7 +49,7 @@ class IsolatedProcessor:
         self._begin = json.dumps({"settings": asdict(settings), "cpu_s": cpu_s}).encode()
         self._killed = Fetched(
             error_class="killed_worker",
-            error_message=f"decoding it takes over {cpu_s:g} CPU-seconds or {_MOST_BYTES // 10**6} MB, or crashes",
+            error_message=f"decoding it takes over {cpu_s:g} CPU-seconds or {MOST_BYTES // 10**6} MB, or crashes",
         )
         self._turn, self._lock = threading.Lock(), threading.Lock()
         self._idle: list[_Child] = []
@@ -102,7 +102,7 @@ class _Child:
     def __init__(self, begin: bytes) -> None:
         path = os.pathsep.join(str(Path(place).absolute()) for place in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from ingest.images.isolated import serve; serve()"],
+            [sys.executable, "-c", "from ingest.images.isolated_child import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -117,13 +117,13 @@ class _Child:
         # One that is stopped takes nothing more than fits into the pipe.
         os.set_blocking(self._to.fileno(), False)
         with suppress(BrokenPipeError):
-            self._write(_head(begin, b""), time.monotonic() + _SILENT_S)
+            self._write(framed(begin, b""), time.monotonic() + _SILENT_S)
 
     def ask(self, request: dict[str, Any], body: bytes) -> Fetched | None:
         """The image processed; None if it needed too much memory. Raises `_DeadError`."""
         deadline = time.monotonic() + _SILENT_S
         try:
-            self._write(_head(json.dumps(request).encode(), body), deadline)
+            self._write(framed(json.dumps(request).encode(), body), deadline)
             self._write(body, deadline)
             described, image = self._answer(deadline)
         except (BrokenPipeError, EOFError, TimeoutError):
@@ -153,7 +153,7 @@ class _Child:
             rest = rest[os.write(self._to.fileno(), rest) :]
 
     def _answer(self, deadline: float) -> tuple[bytes, bytes]:
-        sizes = _LENGTHS.unpack(self._read(_LENGTHS.size, deadline))
+        sizes = LENGTHS.unpack(self._read(LENGTHS.size, deadline))
         described, image = (self._read(size, deadline) for size in sizes)
         return described, image
 
@@ -176,56 +176,6 @@ def _wait_for(pipe: IO[bytes], event: int, deadline: float) -> None:
         raise TimeoutError
 
 
-def _head(described: bytes, body: bytes) -> bytes:
-    """What goes before a body."""
-    return _LENGTHS.pack(len(described), len(body)) + described
-
-
-def _receive(source: IO[bytes]) -> tuple[Any, bytes] | None:
-    """A described body; None at the end."""
-    lengths = source.read(_LENGTHS.size)
-    if len(lengths) < _LENGTHS.size:
-        return None
-    described, body = (source.read(size) for size in _LENGTHS.unpack(lengths))
-    return json.loads(described), body
-
-
-def serve() -> None:
-    """What a process does: image after image until its input ends."""
-    from ingest.images.processor import ImageProcessor  # noqa: PLC0415 - which imports this module
-
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nothing, standard)
-    begin = _receive(source)
-    if begin is None:
-        return
-    processor = ImageProcessor(ImageSettings(**begin[0]["settings"]), alone=True)
-    _limit_memory()
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    while (received := _receive(source)) is not None:
-        request, body = received
-        # When it is over, the signal's default is to end the process.
-        signal.setitimer(signal.ITIMER_PROF, begin[0]["cpu_s"])
-        answer: dict[str, Any] | None
-        try:
-            answer = vars(processor.process(body, request["digest"], request["boxes"])).copy()
-        except MemoryError:
-            answer = None
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        image = answer.pop("image") if answer is not None else None
-        del received, body
-        image = image or b""
-        sink.write(_head(json.dumps(answer).encode(), image))
-        sink.write(image)
-        sink.flush()
-
-
-def _limit_memory() -> None:
-    """Let this process allocate `_MOST_BYTES` more than it has, where the system counts that (Linux)."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        held = 1024 * int(next(line for line in lines if line.startswith("VmData")).split()[1])
-        resource.setrlimit(resource.RLIMIT_DATA, (held + _MOST_BYTES, held + _MOST_BYTES))
+def framed(described: bytes, body: bytes) -> bytes:
+    """What goes before a body in a pipe."""
+    return LENGTHS.pack(len(described), len(body)) + described

@@ -32,7 +32,7 @@ _LONGEST = {"jpg": 65_500, "png": 1_000_000, "webp": 16_383}
 """The longest side that each format's encoder takes, in pixels."""
 _OUTPUT_BYTES = 10
 """What resizing, turning and encoding hold for each pixel of the result."""
-_MOST_BYTES = 420_000_000
+_MOST_BYTES = 320_000_000
 """What the images being decoded at one time may hold, here or in a process of their own: in all, under 700 MB."""
 _UNFORESEEABLE_S = 2.0
 """CPU-seconds for an image whose header does not tell what it costs."""

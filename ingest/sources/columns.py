@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from ingest.formats import Layout
 from ingest.settings import SourceSettings
-from ingest.sources.conditions import Condition
 from shards import UserError
+from shards.conditions import Condition
 
 _URL = re.compile(r"\s*\"?https?://", re.IGNORECASE)
 _DO = "Name the right ones with --url-column, --caption-column, --hash-column, --keep and --where"

@@ -17,7 +17,6 @@ from ingest.ledger import HASHES, RESERVED
 from ingest.settings import SourceSettings
 from ingest.sources.captions import is_list_of_text, several
 from ingest.sources.columns import Chosen, Wanted, choose_columns
-from ingest.sources.conditions import Condition
 from ingest.sources.delimited import TsvReader
 from ingest.sources.files import explained, find_inputs, kind_of, look_at_input, read_so_far
 from ingest.sources.mistaken import refuse_file, refuse_ledger
@@ -27,6 +26,7 @@ from ingest.sources.reader import Block, Reader
 from ingest.sources.text import codec_of
 from ingest.sources.yfcc import YfccReader
 from shards import UserError
+from shards.conditions import Condition
 from shards.lazy import resolve
 
 _OWN = {

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from shards import Dataset, Folder, Shard, UserError, fingerprint
 from shards.fingerprint import sha256_file
+from shards.key_index import IndexWriter, KeyIndex
 from shards.progress import Meter
 from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
@@ -24,7 +25,6 @@ from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.clip_retrieval import Array, Partition, has_column, map_rows, metadata_rows, partitions_of
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, publish_facts_of, run_import, size_of
 from teacher_cache.exchange.tars import SOURCES
-from teacher_cache.key_index import IndexWriter, KeyIndex
 from teacher_cache.layout import LayerFacts, TeacherFacts, refuse_no_cache, slug
 from teacher_cache.views import ViewPolicy
 

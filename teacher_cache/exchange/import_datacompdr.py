@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from shards import Dataset, Folder, Shard, UserError
+from shards.key_index import Entry
 from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.datacompdr import SIDE, TEACHERS, Reinforced, parse, views_of
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, publish_facts_of, run_import, size_of
 from teacher_cache.exchange.tars import IndexedTars, index_tars
-from teacher_cache.key_index import Entry
 from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, refuse_no_cache, slug, views_layer_name
 from teacher_cache.views import View, ViewPolicy
 
@@ -206,7 +206,7 @@ class DataCompDR:
         if names and all(name is None for name in names):
             raise UserError(
                 f"no sample has {self.key_column!r} in its JSON",
-                where=f"{shard.folder}/{shard.id:05d}.tar",
+                where=shard.tar,
                 do="Ingest with --format datacomp, or --keep the column; or join by another one",
             )
         # A sample without a name is in no tar.

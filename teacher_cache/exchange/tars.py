@@ -12,10 +12,10 @@ from pathlib import Path
 
 from shards import Folder, UserError, fingerprint
 from shards.fingerprint import sha256_file
+from shards.key_index import Entry, IndexWriter, KeyIndex
 from shards.progress import Meter
 from shards.tar_members import tar_members
 from shards.typed_json import parsed
-from teacher_cache.key_index import Entry, IndexWriter, KeyIndex
 
 SOURCES = "_sources"
 """The folder in a cache where indices lie."""

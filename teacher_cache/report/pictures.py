@@ -42,7 +42,8 @@ class Pictures:
         return cell
 
     def _picture(self, shard: Shard, place: int, row: int) -> str:
-        data = part_of(shard.folder, shard.record.file(".tar").name, *shard.places(row)[0])
+        where, name = shard.record.file(".tar").place(shard.folder)
+        data = part_of(where, name, *shard.places(row)[0])
         try:
             view = self._cache.view(place, row, 0)
             return data_url(Image.fromarray(self._cache.policy.render(EncodedImage(data), view, _SIDE)))

@@ -265,7 +265,7 @@ def _layers(opened: TeacherCache) -> list[dict[str, Any]]:
     source = "txt" if "txt" in opened.captions else next(iter(opened.captions), None)
     found = []
     for layer in opened.layers:
-        records = opened.records(layer.name).values()
+        records = opened.joined(layer.name).records.values()
         size, rows = (sum(values) for values in zip(*((r.file(".arrow").bytes, r.count) for r in records), strict=True))
         read = layer.columns[0] == 0 if layer.kind == "views" else layer.name == f"captions-{source}"
         entry = {"name": layer.name, "columns": len(layer.columns), "dtype": layer.dtype, "batch": layer.batch_size}

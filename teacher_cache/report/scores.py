@@ -185,7 +185,7 @@ def norms(cache: TeacherCache, layer: LayerFacts) -> LayerNorms:
     """
     total, count, broken = 0.0, 0, 0
     most, worst = 0.0, ""
-    for number, record in cache.records(layer.name).items():
+    for number, record in cache.joined(layer.name).records.items():
         file = LayerFile(cache.folder.child(layer.name), layer, record, cache.teacher.embed_dim)
         with np.errstate(invalid="ignore", over="ignore"):
             lengths = file.norms(0)

@@ -11,20 +11,11 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
 from pictures import RefusedError
+from pictures.exif import TURNS
 from pictures.jpeg_header import USUAL_FRAMES, read_header
 from pictures.pillow import decoding, formats, open_with_pillow
 from pictures.turbo import decode
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What puts a picture of each EXIF orientation upright."""
 _SWAPPED = {5, 6, 7, 8}
 _HOLDERS = {"exif", "xmp"}
 """Where Pillow keeps a JPEG's segments that may tell its orientation."""
@@ -68,8 +59,8 @@ class EncodedImage:
             turbo = self._turbo(scale) if self._plain_jpeg else None
             if turbo is None:
                 self._decoded[scale] = np.asarray(as_rgb(self._pillow(scale)))
-            elif self._turn in _TURNS:
-                self._decoded[scale] = np.asarray(Image.fromarray(turbo).transpose(_TURNS[self._turn]))
+            elif self._turn in TURNS:
+                self._decoded[scale] = np.asarray(Image.fromarray(turbo).transpose(TURNS[self._turn]))
             else:
                 self._decoded[scale] = turbo
         return self._decoded[scale]
@@ -99,7 +90,7 @@ class EncodedImage:
                 image.load()
                 if image.mode.startswith("I"):
                     image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-                return image.transpose(_TURNS[self._turn]) if self._turn in _TURNS else image
+                return image.transpose(TURNS[self._turn]) if self._turn in TURNS else image
         except MemoryError as error:
             raise RefusedError("bomb", error) from error
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clip_models import create_student
-from clip_models.measure import made_by_name, size_of, throughput
-from clip_models.sizes import known_sizes, measured_sizes
+from clip_models.measure import made_by_name, measured_sizes, size_of, throughput
+from clip_models.sizes import known_sizes
 
 VIT: dict[str, Any] = {
     "embed_dim": 24,

@@ -23,6 +23,7 @@ HELP = [
     "ingest retry --help",
     "ingest report --help",
     "shards verify --help",
+    "shards stats --help",
     "cache build --help",
     "cache plan --help",
     "cache verify --help",
@@ -69,6 +70,8 @@ PATHS = [
     "evaluate ViT-B-32:openai d --classes nowhere.json",
     "export nowhere/model --out o",
     "shards verify nowhere",
+    "shards stats nowhere",
+    "shards stats nowhere --out p.html",
 ]
 
 PROGRAM = """
@@ -117,7 +120,7 @@ def test_wrong_paths_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-PACKAGES = ["shards", "ingest", "teacher_cache", "distill.losses", "evaluation", "clip_models"]
+PACKAGES = ["shards", "stats", "ingest", "teacher_cache", "distill.losses", "evaluation", "clip_models"]
 
 
 def test_whatever_a_package_exports_is_there_though_nothing_is_imported_yet() -> None:

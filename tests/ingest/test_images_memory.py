@@ -94,7 +94,7 @@ def test_what_needs_too_much_memory_is_refused_from_its_header() -> None:
     refused = process(png(7000, 7000, GREY_AND_ALPHA, b""))
     assert (refused.error_class, refused.error_message) == (
         "bomb",
-        "588 MB needed to decode it, the limit is 420",
+        "588 MB needed to decode it, the limit is 320",
     )
 
 

@@ -369,3 +369,24 @@ def test_whatever_is_done_to_a_tar_its_members_are_within_it_or_it_is_refused(tm
             read += 1
             assert all(member.offset + member.size <= len(data) for member in members)
     assert min(read, refused) > 100
+
+
+def test_verify_names_the_tar_and_what_is_wrong_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = pairs(0, 4) | {"000000001.txt": b"  ", "000000002.jpg": picture(2)[:-40]}
+    tar, out = write_tar(tmp_path / "theirs.tar", members), tmp_path / "out"
+    adopted(out, tar)
+    report = verify_dataset(str(out))
+    (problem,) = report.problems
+    assert problem.startswith(f"shard 00000 ({tar}): the image of 000000002 does not decode")
+    assert report.captionless == 1
+    assert main(["shards", "verify", str(out)]) == 1
+    assert "1 samples have an empty caption" in capsys.readouterr().out
+    assert main(["shards", "verify", str(out), "--no-decode"]) == 0
+    # Bytes that are no text, beyond the first: the index was made of another tar of the same size and time.
+    start, size = Dataset.open(str(out)).shards[0].places(3)[1]
+    data = bytearray(tar.read_bytes())
+    data[start + size - 1] = 0xFF
+    seen = tar.stat().st_mtime_ns
+    tar.write_bytes(data)
+    os.utime(tar, ns=(seen, seen))
+    assert "hashes to" in verify_dataset(str(out)).problems[0]

@@ -18,7 +18,7 @@ from ingest import IngestSettings, SourceSettings, ingest
 from ingest.retry import retry
 from ingest.settings import NetworkSettings
 from shards import Dataset, InProcess, UserError, verify_dataset, write_dataset
-from shards.samples import Sample, write_shards
+from shards.samples import Given, write_shards
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
@@ -27,7 +27,7 @@ def picture(number: int, kind: str = "JPEG") -> bytes:
     return sink.getvalue()
 
 
-def samples(count: int) -> Iterator[Sample]:
+def samples(count: int) -> Iterator[Given]:
     for number in range(count):
         yield f"own_{number}", picture(number), f"caption {number}", {"score": number / 2}
 
@@ -39,7 +39,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def test_what_was_given_is_there_and_is_sound(tmp_path: Path) -> None:
-    given: list[Sample] = [
+    given: list[Given] = [
         ("a", picture(0), "one", {"n": 1}),
         ("b-2", picture(1, "PNG"), ["first", "second", "drittes ü"], {"n": None}),
         ("c_3", picture(2, "WEBP"), [], {"n": 3, "key": "c_3", "deep": {"list": [1, None]}}),

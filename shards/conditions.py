@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards import UserError
+from shards.errors import UserError
 
 _FORM = re.compile(r"\s*(?P<column>[^=!<>]*[^=!<>\s])\s*(?P<op>==|!=|<=|>=|<|>)\s*(?P<value>.*?)\s*", re.DOTALL)
 _COMPARE = {
