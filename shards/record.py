@@ -36,7 +36,7 @@ from shards.typed_json import parsed
 RECORDS = "_records"
 MANIFEST = "manifest.jsonl"
 
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 _AS_WRITTEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -51,7 +51,7 @@ class FileEntry:
     __pydantic_config__ = _AS_WRITTEN
 
     name: str
-    bytes: _Count
+    bytes: Annotated[int, Field(ge=0, lt=1 << 53)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     at: str | None = None
     modified: int | None = None

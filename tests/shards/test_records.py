@@ -218,6 +218,7 @@ def forged(path: Path, **facts: object) -> None:
     [
         {"count": "3"},
         {"count": -1},
+        {"count": 10**30},
         {"count": True},
         {"stats": {"rows": float("inf")}},
         {"files": [{"name": "x.tar", "bytes": 1, "sha256": "../../etc/passwd"}]},
