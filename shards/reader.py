@@ -24,7 +24,7 @@ from shards.arrow_files import read_arrow, refuse_other_columns
 from shards.dataset import DatasetPlan
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
-from shards.record import FileEntry, ShardRecord, published_records, read_records
+from shards.record import FileEntry, ShardRecord, published_records, read_records, uncollected
 from shards.sample import OpenShards, Sample, texts_of
 from shards.storage import Folder
 from shards.writer import INDEX_SCHEMA
@@ -395,6 +395,7 @@ class Dataset:
         )
 
     @staticmethod
+    @uncollected()
     def open(url: str | os.PathLike[str]) -> Dataset:
         """Open the dataset at `url`.
 

@@ -17,25 +17,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Annotated, NamedTuple
 
 from pydantic import ConfigDict, Field
 
 from shards.errors import UserError
-from shards.fingerprint import fingerprint
 from shards.storage import Folder
 from shards.typed_json import parsed
 
 RECORDS = "_records"
 MANIFEST = "manifest.jsonl"
 
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 _AS_WRITTEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -50,7 +51,7 @@ class FileEntry:
     __pydantic_config__ = _AS_WRITTEN
 
     name: str
-    bytes: _Count
+    bytes: Annotated[int, Field(ge=0, lt=1 << 53)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     at: str | None = None
     modified: int | None = None
@@ -85,7 +86,9 @@ class ShardRecord:
     @cached_property
     def content(self) -> str:
         """16 hex digits over the payload: equal contents mean equal files, byte for byte."""
-        return fingerprint([[file.name, file.bytes, file.sha256] for file in self.files])
+        # The fingerprint of [[name, bytes, sha256], ...], its JSON put together here: a manifest needs 100,000.
+        files = [f"[{_quoted(file.name)},{file.bytes},{_quoted(file.sha256)}]" for file in self.files]
+        return hashlib.sha256(f"[{','.join(files)}]".encode()).hexdigest()[:16]
 
     @property
     def name(self) -> RecordName:
@@ -152,6 +155,18 @@ def is_made(names: Mapping[int, RecordName], shard: int, fingerprint: str) -> bo
     return name is not None and fingerprint in {"", name.fingerprint}
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for cycles: among a million objects that are made to stay it takes as long as making them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def read_record(folder: Folder, name: RecordName) -> ShardRecord:
     """One record from its own file. Raises `UserError` if it is damaged."""
     try:
@@ -167,6 +182,7 @@ def read_record(folder: Folder, name: RecordName) -> ShardRecord:
     return record
 
 
+@uncollected()
 def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> dict[int, ShardRecord]:
     """Shard number → record, for `wanted` (default: all that are published), in shard order.
 
@@ -175,12 +191,11 @@ def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> 
     names = sorted(published_records(folder).values() if wanted is None else wanted)
     missing = set(names)
     held: dict[RecordName, ShardRecord] = {}
-    with _uncollected():
-        for record in _manifest(folder):
-            name = record.name
-            if name in missing:
-                missing.remove(name)
-                held[name] = record
+    for record in _manifest(folder):
+        name = record.name
+        if name in missing:
+            missing.remove(name)
+            held[name] = record
     with ThreadPoolExecutor(16) as pool:
         held |= zip(missing, pool.map(lambda name: read_record(folder, name), missing), strict=True)
     return {name.shard: held[name] for name in names}
@@ -195,18 +210,6 @@ def _manifest(folder: Folder) -> Iterator[ShardRecord]:
         # Of a line that is damaged the record itself is read.
         with contextlib.suppress(ValueError):
             yield ShardRecord.from_json(line)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without looking for cycles: among a million objects that are made to stay it takes as long as making them."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def damaged_shards(folder: Folder, names: Iterable[RecordName]) -> dict[int, str]:

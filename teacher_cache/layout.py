@@ -129,7 +129,7 @@ class LayerFacts:
             except UserError as error:
                 raise ValueError(error.problem) from None
         source = self.settings.get("source", {"kind": "txt", "count": 1})
-        if source.get("kind") not in {"txt", "json", "table"} or type(source.get("count")) is not int:
+        if source.get("kind") not in ("txt", "json", "table") or type(source.get("count")) is not int:
             raise ValueError(f"its source is {source}")
         if self.dtype not in DTYPES:
             raise ValueError(f"its dtype is {self.dtype!r}")

@@ -215,7 +215,7 @@ def told_by_tarfile(data: bytes) -> tuple[list[Entry], bool]:
                     name = name.removeprefix(f"{prefix}/")
                 while name.startswith("./"):
                     name = name[2:]
-                if name.endswith("/") and not entry.size:
+                if entry.isreg() and name.endswith("/") and not entry.size:
                     continue
                 if entry.isreg() or entry.type in _LINKS:
                     size = entry.size if entry.isreg() else 0

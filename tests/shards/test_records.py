@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import FileEntry, Folder, ShardRecord, Spec, UserError, published_records, read_records
+from shards import FileEntry, Folder, ShardRecord, Spec, UserError, fingerprint, published_records, read_records
 from shards.publication import Publication, SupersededError
 from shards.record import RecordName, compact
 
@@ -44,6 +44,10 @@ def test_other_names_are_not_records(name: str) -> None:
 def test_content_depends_on_the_payload_alone() -> None:
     files = (FileEntry("a.tar", 5, "0" * 64), FileEntry("a.bin", 6, "1" * 64))
     one = ShardRecord(1, "f", "p", 1, files, {"rows": 1})
+    odd = (FileEntry('a "é\n.tar', 5, "0" * 64), *files)
+    assert ShardRecord(1, "f", "p", 1, odd).content == fingerprint(
+        [[file.name, file.bytes, file.sha256] for file in odd]
+    )
     assert ShardRecord(2, "g", "q", 9, files, {}).content == one.content
     changed = [
         (FileEntry("b.tar", 5, "0" * 64), files[1]),
@@ -214,6 +218,7 @@ def forged(path: Path, **facts: object) -> None:
     [
         {"count": "3"},
         {"count": -1},
+        {"count": 10**30},
         {"count": True},
         {"stats": {"rows": float("inf")}},
         {"files": [{"name": "x.tar", "bytes": 1, "sha256": "../../etc/passwd"}]},

@@ -193,7 +193,7 @@ def test_an_embedding_of_another_width_is_found(verify: Callable[[], CacheReport
     forge(f"{cache}/teach/views-000-001", 0, narrow)
     (problem,) = verify().problems
     assert problem.startswith("views-000-001/00000.arrow: has a column view_000 that is fixed_size_list")
-    assert "halffloat>[16], the layer's are fixed_size_list" in problem
+    assert "halffloat>[16], it should be fixed_size_list" in problem
     assert problem.endswith("halffloat>[40]")
 
 
@@ -228,7 +228,7 @@ def test_a_file_of_another_type_is_found(verify: Callable[[], CacheReport], cach
 
     forge(f"{cache}/teach/captions-txt", 2, widen)
     (problem,) = verify().problems
-    assert problem.startswith("captions-txt/00002.arrow: caption_000 is fixed_size_list")
+    assert problem.startswith("captions-txt/00002.arrow: has a column caption_000 that is fixed_size_list")
 
 
 @pytest.fixture(scope="module")
