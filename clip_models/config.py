@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import open_clip
 from open_clip import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from clip_models.spec import CONFIG_NAME, WEIGHTS_NAME
 from shards.errors import UserError
+from shards.text import read_text
 
 ModelConfig = dict[str, Any]
 """The content of an `open_clip_config.json`: `{"model_cfg": {...}, "preprocess_cfg": {...}}`.
@@ -49,10 +48,8 @@ def preprocess_cfg(model_cfg: dict[str, Any], chosen: dict[str, Any]) -> dict[st
 
 def read_json(path: Path, do: str) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("there is no such file", where=str(path), do=do) from None
-    except (OSError, ValueError) as error:
+        data = json.loads(read_text(path, do))
+    except ValueError as error:
         raise UserError(f"not readable as JSON: {error}", where=str(path), do=do) from error
     if not isinstance(data, dict):
         raise UserError(f"it holds a {type(data).__name__}, not an object", where=str(path), do=do)
@@ -93,14 +90,3 @@ def check_preprocess_cfg(chosen: Any, where: str) -> None:
         value = chosen.get(name)
         if value is not None and value not in known:
             raise UserError(f"preprocess_cfg has {name} {value!r}", where=where, do=f"It is one of {', '.join(known)}")
-
-
-def unknown_architecture(name: str, where: str, hint: str) -> UserError:
-    close = _closest(name, open_clip.list_models())
-    do = f"The closest are {', '.join(close)}. {hint}" if close else hint
-    return UserError(f"open_clip knows no architecture {name!r}", where=where, do=do)
-
-
-def _closest(name: str, known: Iterable[str]) -> list[str]:
-    by_lower = {item.lower(): item for item in known}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]

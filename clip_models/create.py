@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
-import timm
 import torch
 
 from clip_models.config import (
@@ -18,12 +17,10 @@ from clip_models.config import (
     preprocess_cfg,
     read_config,
     read_json,
-    unknown_architecture,
 )
 from clip_models.pruned import put_blocks, take_shapes
-from clip_models.published import PUBLISHED
-from clip_models.spec import CONFIG_NAME
-from clip_models.students import PREFIX, ImageTower, timm_student
+from clip_models.spec import CONFIG_NAME, TIMM, refuse_no_student
+from clip_models.students import ImageTower, timm_student
 from shards.errors import UserError
 
 Tower = Literal["image", "text"]
@@ -68,14 +65,13 @@ def build_model(config: ModelConfig) -> Any:
 
 
 def _named_config(config: str) -> ModelConfig:
+    refuse_no_student(config)
     if config.endswith(".json"):
         model_cfg = read_json(Path(config), "Give a JSON file in the format of open_clip's model_configs")
-    elif config.startswith(PREFIX):
+    elif config.startswith(TIMM):
         model_cfg = timm_student(config)
     else:
         model_cfg = open_clip.get_model_config(config.replace("/", "-"))
-        if model_cfg is None:
-            raise _unknown_student(config)
     check_model_cfg(model_cfg, config)
     return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg(model_cfg, {})}
 
@@ -103,18 +99,3 @@ def build(config: ModelConfig, where: str) -> Any:
         raise UserError(f"no model can be built from this configuration: {reason}", where=where) from error
     open_clip.set_model_preprocess_cfg(model, config["preprocess_cfg"])
     return model
-
-
-def _unknown_student(name: str) -> UserError:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
-        return UserError("there is no such file or folder", where=name, do=f"A model's folder holds {CONFIG_NAME}")
-    if any(row.name == name and row.role == "pruned" for row in PUBLISHED):
-        return UserError(
-            "its architecture is what a pruning run leaves",
-            where=name,
-            do=f"Run the recipe {name.lower()}-prune, and give that run's model folder",
-        )
-    if timm.is_model(name):
-        return UserError(f"open_clip has no {name!r}, timm has", where="student", do=f"Give {PREFIX}{name}")
-    hint = f"The path of a .json file works too, a model's folder, and {PREFIX}NAME for any image model of timm's"
-    return unknown_architecture(name, "student", hint)

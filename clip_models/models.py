@@ -22,7 +22,6 @@ from clip_models.config import (
     has_no_text,
     preprocess_cfg,
     read_config,
-    unknown_architecture,
 )
 from clip_models.create import build
 from clip_models.spec import CONFIG_NAME, SPEC_FORMS, WEIGHT_SUFFIXES, WEIGHTS_NAME, refuse_absent
@@ -71,9 +70,7 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
         return _load_folder(spec, Path(spec.removeprefix("local-dir:")), device)
     name, _, source = spec.partition(":")
     architecture = name.replace("/", "-")
-    model_cfg = open_clip.get_model_config(architecture)
-    if model_cfg is None:
-        raise unknown_architecture(name, spec, SPEC_FORMS)
+    model_cfg: dict[str, Any] = open_clip.get_model_config(architecture)
     tag = open_clip.get_pretrained_cfg(architecture, source)
     if tag:
         weights = _downloaded(tag, spec)

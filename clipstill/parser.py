@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 _ADDING = (argparse._AppendAction, argparse._HelpAction)
@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         if self._subparsers is not None and message.startswith("the following arguments are required"):
             self.print_help(sys.stderr)
             self.exit(2)
-        self.exit(2, f"{self.prog}: error: {message}. See `{self.prog} --help`\n")
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"{self.prog}: error: {message}{end} See `{self.prog} --help`\n")
 
     def _check_options(self, args: Sequence[str]) -> None:
         seen: dict[str, str] = {}
@@ -66,6 +67,8 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is not known{near}")
 
 
-def _nearest(word: str, known: Sequence[str] | Any) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """The dashes that all options begin with make none of them alike."""
+    bare = {one.lstrip("-"): one for one in known}
+    close = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
+    return f"; did you mean {bare[close[0]]}?" if close else ""

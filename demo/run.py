@@ -19,7 +19,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from demo.page import write_page
 from demo.pool import run_side_by_side
 from demo.scenes import CLASSES, TEMPLATES
 from demo.server import HOST, SceneServer, free_port, list_rows
+from demo.settings import DemoSettings
 from demo.speed import measure_steps
 from demo.table import print_tables
 from distill.export import FORMATS
@@ -51,24 +52,6 @@ from teacher_cache.verify import verify_cache
 
 _HERE = Path(__file__).parent
 _console = Console(highlight=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoSettings:
-    """The size of the demo. `teacher` is a spec as in `load_model`; None trains one from scratch."""
-
-    out: str
-    teacher: str | None = None
-    train_rows: int = 6000
-    held_out_rows: int = 1000
-    shard_size: int = 500
-    pixels: int = 64
-    views: int = 4
-    teacher_steps: int = 400
-    student_steps: int = 160
-    batch_size: int = 64
-    seeds: tuple[int, ...] = (0, 1, 2)
-    losses: dict[str, float] = field(default_factory=lambda: {"affinity": 1.0, "fd": 1000.0, "contrastive": 1.0})
 
 
 class Demo:
@@ -286,9 +269,3 @@ def spread(scores: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, dict[str
         row["separated"] = row["distilled"]["low"] > row["baseline"]["high"]
         found[name] = row
     return found
-
-
-def run_demo(settings: DemoSettings, workers: int) -> Path:
-    """Run the demo in `settings.out`, when no other process is at it there; returns its page."""
-    with Folder(settings.out).alone():
-        return Demo(settings, workers).run()

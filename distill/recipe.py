@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from distill.settings import WARMUP_WITHIN, LossTerm, RunSettings
 from shards.errors import UserError
 from shards.settings import fields_of, make, nested, partial, refusal
+from shards.text import read_text
 
 Recipe = dict[str, Any]
 """Fields of `RunSettings` by name: `losses` a dict of `LossTerm`, `optimiser`, `evaluation` dicts of their fields."""
@@ -37,6 +38,7 @@ _HERE = Path(__file__).parent / "recipes"
 _GIVEN_APART = ("shards", "cache", "out", "recipe")
 _NESTED = {name for name, field in fields_of(RunSettings).items() if nested(field)}
 _LENGTHS = {"steps", "epochs"}
+_DO = "Give the path of a .toml file, or a recipe's name"
 
 
 class RecipeFacts(NamedTuple):
@@ -137,9 +139,9 @@ def _read(path: Path) -> Recipe:
 def _toml(path: Path) -> Recipe:
     """What stands in a file; lists are tuples, as settings have them."""
     try:
-        return {name: _frozen(value) for name, value in tomllib.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError) as error:
-        raise UserError(f"not readable as TOML: {error}", where=str(path)) from None
+        return {name: _frozen(value) for name, value in tomllib.loads(read_text(path, _DO)).items()}
+    except ValueError as error:
+        raise UserError(f"not readable as TOML: {error}", where=str(path), do=_DO) from None
 
 
 def _frozen(value: Any) -> Any:

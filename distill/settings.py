@@ -17,7 +17,7 @@ from clip_models.precision import Precision
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
 from shards.errors import UserError
-from shards.settings import option, settings
+from shards.settings import fields_of, flag_of, option, settings
 from teacher_cache.captions import CaptionSource
 from teacher_cache.settings import Policy
 
@@ -273,8 +273,10 @@ class RunSettings:
             raise UserError(f"explosion is {self.explosion}, it must be 0 or above 1")
         for name in ("shards", "teachers", "captions", "lock"):
             values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise UserError(f"{name} is {', '.join(values)}, it must be without repetition")
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                where = flag_of(name, fields_of(RunSettings)[name])
+                raise UserError(f"{twice} is given twice", where=where, do="Give each once")
         if self.patch_mask and "image" in self.lock:
             raise UserError("patches are masked in training, and the image tower is locked", do="Leave out one of them")
         self._check_datasets()
@@ -323,6 +325,22 @@ class RunSettings:
             next((weight for name, weight in self.weights.items() if name in _names_of(place)), 1.0)
             for place in self.shards
         )
+
+    def check_batch(self, samples: int, processes: int) -> None:
+        """Raise `UserError` unless an epoch of so many samples fills a batch, and so many processes can share one."""
+        if samples < self.batch_size:
+            raise UserError(
+                f"{samples} samples do not fill one batch of {self.batch_size}",
+                where=", ".join(self.shards),
+                do="Use a smaller --batch-size",
+            )
+        if self.batch_size % (processes * self.micro_batches):
+            raise UserError(
+                f"a batch of {self.batch_size} cannot be cut evenly for {processes} processes with "
+                f"{self.micro_batches} micro-batches each",
+                where="--batch-size",
+                do="Choose a multiple of their product",
+            )
 
     def _check_without_cache(self) -> None:
         given = {

@@ -68,5 +68,5 @@ def reading(folder: Folder, name: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{name} is missing", where=str(folder), do=do) from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(f"{name} cannot be read ({error})", where=str(folder), do=do) from None

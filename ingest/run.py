@@ -103,7 +103,8 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
             warning = resolver_warning(first) if asks_names else None
             if warning is not None:
                 log.warning("ingest: %s", warning)
-        report = run_planned(IngestTask(settings, planning.stage, planning=planning), executor)
+        name = "pack" if settings.engine == "files" else "ingest"
+        report = run_planned(IngestTask(settings, planning.stage, name=name, planning=planning), executor)
         planning.tidy()
         return report
 

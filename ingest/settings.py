@@ -20,6 +20,8 @@ from shards.settings import Known, option, settings
 
 OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
 """The words of `X-Robots-Tag` that keep an image out of a dataset; `none` is short for `noindex, nofollow`."""
+ENGINES = ("clipstill", "img2dataset")
+"""Of lists of URLs."""
 PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 USER_AGENT = "clipstill/0.1 (makes image-text datasets)"
 _QUALITY = {"jpg": 95, "png": 3, "webp": 95}
@@ -202,7 +204,8 @@ class IngestSettings:
     attempts: Annotated[int, option("tries a shard until it counts as failed", "N", ge=1)] = 3
     stop_on_collapse: Annotated[bool, option("go on even if nothing comes through any more", flag="--no-stop")] = True
     engine: Annotated[
-        Literal["clipstill", "img2dataset", "files"], option("what fetches, decodes and resizes", section="")
+        Literal["clipstill", "img2dataset", "files"],
+        option("what fetches, decodes and resizes", words={name: name for name in ENGINES}, section=""),
     ] = "clipstill"
 
     def __post_init__(self) -> None:

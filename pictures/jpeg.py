@@ -45,7 +45,8 @@ class Jpeg:
     def decode(self, scale: int, *, fine: bool) -> np.ndarray:
         """The picture at 1/`scale`, not turned: grey (height, width), BGR (..., 3) or RGBX (..., 4), uint8.
 
-        `fine`: interpolate the colours, which often have a quarter of the picture's pixels, instead of repeating them.
+        `fine`: interpolate the colours, which often have a quarter of the picture's pixels, instead of repeating them;
+        and read a progressive file's coefficients to their last bit, which at a reduced scale does not show.
         The array may not be writable, and holds until the next call on the same thread.
         """
         if self._header.scans > 1:
@@ -64,7 +65,8 @@ class Jpeg:
         space = {1: "GRAY", 3: "BGR", 4: "CMYK"}[len(self._header.sampling)]
         width, height = -(-self.size[0] // scale), -(-self.size[1] // scale)
         into = scratch("decoded", 4 * width * height)
-        pixels = decode(self._body, space, self.size, scale, fastupsample=not fine, buffer=into)
+        body = self._body if fine or scale == 1 else self._header.without_last_bits(self._body)
+        pixels = decode(body, space, self.size, scale, fastupsample=not fine, buffer=into)
         if isinstance(pixels, str):
             if not self._header.is_cheap:
                 raise ValueError(pixels)

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from shards.reader import Dataset, Shard
     from shards.record import FileEntry, ShardRecord, published_records, read_records, sound_records
     from shards.runner import InProcess, Summary, run_shards
+    from shards.sample import Sample
     from shards.samples import write_dataset
     from shards.storage import Folder
     from shards.task import ShardTask, Spec, Worker
     from shards.verify import verify_dataset
     from shards.writer import ShardWriter
 else:
-    __getattr__ = lazily(__name__, "task", "storage", "record", "runner", "reader", "verify", "writer", "samples")
+    __getattr__ = lazily(
+        __name__, "task", "storage", "record", "runner", "reader", "verify", "writer", "samples", "sample"
+    )
 
 __all__ = [
     "Dataset",
@@ -33,6 +36,7 @@ __all__ = [
     "Folder",
     "InProcess",
     "IncompleteError",
+    "Sample",
     "Shard",
     "ShardError",
     "ShardRecord",

@@ -7,30 +7,42 @@ planning.json      the stage that is not whole yet, as far as it is known
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
 
 from shards.errors import UserError
 from shards.places import what_is_at, which_command
 from shards.record import RecordName, is_made
 from shards.storage import Folder
+from shards.typed_json import parsed
 
 DATASET = "dataset.json"
 PLANNING = "planning.json"
 ROUNDS = "_rounds"
 SCHEMA_VERSION = 1
 
+_MOST_SHARDS = 1 << 22
+"""That a stage may name: of more it is the number that is damaged, and a list of them would fill the memory."""
+_MOST_ROWS = 1 << 24
+"""Of a shard, likewise."""
+_Count = Annotated[int, Field(ge=0)]
+_Shards = Annotated[int, Field(ge=0, le=_MOST_SHARDS)]
+_AS_WRITTEN = ConfigDict(extra="forbid")
+
 
 @dataclass(frozen=True)
 class InputFile:
     """A file of a list. `bytes` and `modified` are None where the store does not say, `sha256` until it is known."""
 
+    __pydantic_config__ = _AS_WRITTEN
+
     name: str
-    bytes: int | None = None
+    bytes: _Count | None = None
     modified: float | str | None = None
     sha256: str | None = None
 
@@ -39,11 +51,13 @@ class InputFile:
 class PlanPart:
     """A file of planned rows, those of `shards` neighbouring shards."""
 
+    __pydantic_config__ = _AS_WRITTEN
+
     name: str
-    bytes: int
+    bytes: _Count
     sha256: str
-    shards: int
-    rows: int
+    shards: _Shards
+    rows: _Count
 
 
 @dataclass(frozen=True)
@@ -75,10 +89,10 @@ class Stage:
     captioned: bool = True
     fingerprint: str = ""
     round: str | None = None
-    first: int = 0
-    row: int | None = 0
-    shards: int = 0
-    rows: int = 0
+    first: _Shards = 0
+    row: _Count | None = 0
+    shards: _Shards = 0
+    rows: _Count = 0
     parts: tuple[PlanPart, ...] = ()
     witnesses: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
@@ -243,34 +257,29 @@ def _read(folder: Folder, name: str) -> Stage | None:
     """The stage that a file describes, None if there is no such file."""
     if folder.is_local and not folder.path.is_dir():
         return None
-    facts: Any = None
     try:
-        with contextlib.suppress(ValueError):
-            facts = json.loads(folder.read(name))
+        text = folder.read(name)
     except FileNotFoundError:
         return None
     is_round = name.startswith(ROUNDS)
     expected = {"first", "shards", "rows", "fingerprint"} if is_round else {"schema", "name", "shards", "rows"}
-    if not isinstance(facts, dict) or ("schema" not in facts and not is_round):
-        raise _damaged(folder, name)
-    if facts.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise UserError(
-            f"{name} has schema {facts['schema']}, this version reads {SCHEMA_VERSION}",
-            where=str(folder),
-        )
     try:
-        known = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
-        known |= {"inputs": tuple(InputFile(**file) for file in facts.get("inputs", ()))}
-        known |= {"parts": tuple(PlanPart(**part) for part in facts.get("parts", ()))}
-    except TypeError:
-        raise _damaged(folder, name) from None
-    if not expected <= known.keys():
-        raise _damaged(folder, name)
+        facts: Any = json.loads(text)
+        if not isinstance(facts, dict):
+            raise ValueError("it is no object")  # noqa: TRY004 - of the file
+        if facts.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise UserError(
+                f"{name} has schema {facts['schema']}, this version reads {SCHEMA_VERSION}",
+                where=str(folder),
+            )
+        if lacks := expected - facts.keys():
+            raise ValueError(f"it has no {min(lacks)!r}")
+        stage = parsed(Stage, text)
+        if stage.rows > stage.shards * _MOST_ROWS:
+            raise ValueError(f"{stage.rows} rows in {stage.shards} shards")
+    except (ValueError, RecursionError) as error:
+        do = "Restore it" if is_round else "Give the folder that `clipstill ingest` wrote"
+        told = " ".join(str(error).split())
+        raise UserError(f"{name} is damaged or not ours ({told})", where=str(folder), do=do) from None
     # A round without a row of its own fetches rows again.
-    own: dict[str, Any] = {"row": None} if is_round else {}
-    return Stage(**own | {key: value for key, value in known.items() if key in _NAMES})
-
-
-def _damaged(folder: Folder, name: str) -> UserError:
-    do = "Restore it" if name.startswith(ROUNDS) else "Give the folder that `clipstill ingest` wrote"
-    return UserError(f"{name} is damaged or not ours", where=str(folder), do=do)
+    return replace(stage, row=None) if is_round and "row" not in facts else stage

@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+
 
 def fingerprint(value: Any) -> str:
     """16 hex digits of the SHA-256 of `value` as canonical JSON (sorted keys, no spaces).
 
     `value` may hold only JSON types; floats keep their shortest exact form, so equal settings give equal text.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:16]
 
 
 def seed64(*parts: str | int) -> int:

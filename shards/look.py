@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from shards.errors import UserError
 from shards.reader import Dataset, Shard
 
 
@@ -50,12 +49,7 @@ def find(dataset: Dataset, key: str) -> tuple[Shard, int]:
         if key in keys:
             return shard, keys.index(key)
         shard.release()
-    first = next(shard.keys[0] for shard in dataset.shards if shard.count)
-    raise UserError(
-        f"no sample {key!r}; the first of {len(dataset):,} is {first!r}",
-        where=str(dataset.folder),
-        do="The NNNNN.parquet files name every row, and why it is no sample if it is none",
-    )
+    raise dataset.unknown(key)
 
 
 def describe(shard: Shard, row: int) -> Found:

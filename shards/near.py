@@ -22,7 +22,7 @@ from pictures.opening import UnforeseeableError, open_image
 from pictures.refusal import RefusedError
 
 NEAR = 4
-"""Bits. pHashes differ in an even number of bits, having as many ones as zeros."""
+"""Bits. Nearly all pHashes differ in an even number, having as many ones as zeros."""
 _BITS = 64
 _SIDE, _PIXELS_EACH = 32, 4
 """What the hash is made of, and how many pixels across a JPEG must have left for each of it when it is reduced."""
@@ -66,7 +66,7 @@ def near_groups(hashes: Hashes, distance: int = NEAR) -> Places:
     """(n,) for each of n hashes the place of the first one in its group.
 
     A group is what pairs that differ in at most `distance` bits connect, be it over others. Every pair is found. Memory
-    is about 100 B a hash. Time grows with the pairs that agree in some blocks; equal hashes count once.
+    is about 150 B a hash. Time grows with the pairs that agree in some blocks; equal hashes count once.
     """
     if not 0 <= distance < _BITS // 2:
         raise ValueError(f"{distance} bits: from 0 to {_BITS // 2 - 1} can be searched for")

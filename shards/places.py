@@ -48,7 +48,9 @@ def what_is_at(folder: Folder) -> str:
 def which_command(folder: Folder) -> str:
     """What to do where a dataset was asked for and none is."""
     try:
-        tars = "*" in folder.url or folder.url.endswith(".tar") or any(name.endswith(".tar") for name in folder.names())
+        is_file = folder.is_local and folder.path.is_file()
+        names = [folder.url] if is_file or "*" in folder.url else folder.names()
+        tars = any(name.endswith(".tar") for name in names)
     except OSError:
         tars = False
     if not tars:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.fingerprint import sha256_file
-from shards.record import RECORDS, FileEntry, RecordName, ShardRecord
+from shards.record import RECORDS, FileEntry, RecordName, ShardRecord, read_record
 from shards.task import Spec
 from shards.writer import ShardWriter
 
@@ -92,7 +92,7 @@ class Publication:
     def _standing(self, names: list[RecordName]) -> ShardRecord | None:
         for name in names:
             if name.fingerprint == self._spec.fingerprint:
-                return ShardRecord.from_json(self._spec.folder.child(RECORDS).read(str(name)))
+                return read_record(self._spec.folder, name)
         return None
 
     def _names(self) -> list[RecordName]:

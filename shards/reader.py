@@ -6,24 +6,36 @@ memory; nothing is scanned. Files on an object store are copied once to a local 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from shards import copies
+from shards.arrow_files import read_arrow, refuse_other_columns
 from shards.dataset import DatasetPlan
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
 from shards.record import FileEntry, ShardRecord, published_records, read_records
+from shards.sample import OpenShards, Sample, texts_of
 from shards.storage import Folder
+from shards.writer import INDEX_SCHEMA
+
+_INDEX = pa.schema([field.with_nullable(False) for field in INDEX_SCHEMA])
+_ADOPTED = pa.schema([pa.field("caption", pa.string()), pa.field("label", pa.int64(), nullable=False)])
+"""What the index of an adopted tar has besides."""
+
+if TYPE_CHECKING:
+    from shards.key_index import KeyIndex
+    from shards.side_table import ArrowTable, SideTable
 
 _ANCESTORS = b"clipstill.ancestors"
 """In a selection's index: content and number of samples of each shard of which a column `row_N` has the rows."""
@@ -49,6 +61,8 @@ def map_file(folder: Folder, entry: FileEntry, remake: str) -> mmap.mmap:
         if held is None or seen is None or seen.st_size != entry.bytes:
             state = "is missing" if seen is None else f"has {seen.st_size} bytes"
             wrong = f"{name} {state}, its record says {entry.bytes}"
+        elif not entry.bytes:
+            wrong = f"{name} is empty"  # and cannot be mapped
         elif entry.modified not in (None, seen.st_mtime_ns):
             wrong = f"{name} was written to since it was adopted"
         else:
@@ -105,7 +119,19 @@ class Shard:
         return self._map(".tar")
 
     def _table(self) -> pa.Table:
-        return pa.ipc.open_file(pa.py_buffer(self._map(".index.arrow"))).read_all()
+        entry = self.record.file(".index.arrow")
+        mapped = self._map(".index.arrow")
+        try:
+            # A thousandth of what reading its images costs, and a flipped bit would hand out other bytes as images.
+            if (got := hashlib.sha256(mapped).hexdigest()) != entry.sha256:
+                raise ValueError(f"hashes to {got[:16]}..., its record says {entry.sha256[:16]}...")
+            table = read_arrow(mapped)
+            _check_places(table, self.record)
+        except ValueError as error:
+            raise UserError(
+                f"{entry.name} {error}", where=str(self.folder), do="Run the command that made it again"
+            ) from None
+        return table
 
     @cached_property
     def _index(self) -> dict[str, Any]:
@@ -203,24 +229,152 @@ class Shard:
         told: str | None = self._index["caption"][row]
         return told or ""
 
+    def captions(self, row: int) -> list[str]:
+        """All captions of a sample, `caption` first: the metadata's field `captions` has the others."""
+        return self.all_captions(self.caption(row), self.meta(row))
+
+    def all_captions(self, caption: str, meta: Mapping[str, Any]) -> list[str]:
+        """As `captions`, from what was read of the sample."""
+        others = texts_of(meta.get("captions"))
+        # In datasets of ours the field has those after the first; others write all of them there.
+        return others if self.is_adopted and others[:1] == [caption] else [caption, *others]
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether its samples are as somebody else wrote them."""
+        return "label" in self._index
+
     def meta(self, row: int) -> dict[str, Any]:
         """The metadata of a sample: key, url, sizes, and the columns kept from the input; an adopted one's own."""
         data: dict[str, Any] = json.loads(self._part("json", row)) if self._has("json", row) else {}
-        if "label" in self._index:
+        if self.is_adopted:
             data["key"] = self.keys[row]
             if self._index["label"][row] >= 0:
                 data["label"] = int(self._index["label"][row])
         return data
 
 
-class Dataset:
-    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty."""
+def _check_places(table: pa.Table, record: ShardRecord) -> None:
+    """Raises `ValueError` for an index that does not fit its record and tar."""
+    refuse_other_columns(table, _INDEX)
+    is_adopted = record.file(".tar").at is not None and not record.parent
+    if "label" in table.column_names or is_adopted:
+        refuse_other_columns(table, _ADOPTED)
+    if table.num_rows != record.count:
+        raise ValueError(f"has {table.num_rows} rows, its record says {record.count}")
+    most = record.file(".tar").bytes
+    for part in ("image", "text", "json"):
+        start, size = (table[f"{part}_{what}"].to_numpy() for what in ("offset", "size"))
+        if ((start < 0) | (start > most) | (size < -1) | (size > most - start)).any():
+            raise ValueError(f"has places of {part}s beyond the tar's {most} bytes")
 
-    def __init__(self, folder: Folder, name: str, shards: tuple[Shard, ...], *, captioned: bool = True) -> None:
+
+class Dataset:
+    """A complete dataset: `name`, and its `shards` in order. Without `captioned`, every sample's caption is empty.
+
+    `for sample in dataset` goes through all of it in order; `dataset[key]` is a sample by its key, `dataset.at(place)`
+    by its place in that order.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        name: str,
+        shards: tuple[Shard, ...],
+        *,
+        captioned: bool = True,
+        tables: tuple[SideTable, ...] = (),
+    ) -> None:
         self.folder, self.name, self.shards, self.captioned = folder, name, shards, captioned
+        self._tables, self._opened = tables, OpenShards()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_keys"}
 
     def __len__(self) -> int:
-        return sum(shard.count for shard in self.shards)
+        return int(self._ends[-1]) if self.shards else 0
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return np.cumsum([shard.count for shard in self.shards])
+
+    def __iter__(self) -> Iterator[Sample]:
+        for shard in self.shards:
+            yield from self._samples(shard, range(shard.count))
+
+    def at(self, place: int) -> Sample:
+        """The sample at a place in the dataset's order, from 0; -1 is the last. Raises `UserError` past its ends."""
+        number = place + len(self) if place < 0 else place
+        if not 0 <= number < len(self):
+            raise UserError(f"no sample at {place}: there are {len(self):,}", where=str(self.folder))
+        at = int(np.searchsorted(self._ends, number, side="right"))
+        (sample,) = self._samples(self.shards[at], [number - int(self._ends[at]) + self.shards[at].count])
+        return sample
+
+    def __getitem__(self, key: str) -> Sample:
+        """The sample of a key. The first look-up reads every index once, and leaves 36 bytes a sample in a file in
+        `$TMPDIR` that vanishes with the process, and next to nothing in memory.
+
+        Raises `UserError` if there is none, or if several datasets were put together and two have it.
+        """
+        found = self._keys.find(key)
+        if not found:
+            raise self.unknown(key)
+        if len(found) > 1:
+            raise UserError(f"{len(found)} samples have the key {key!r}", where=self.name, do="Look in one dataset")
+        (sample,) = self._samples(self.shards[found[0].file], [found[0].start])
+        return sample
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and bool(self._keys.find(key))
+
+    @cached_property
+    def _keys(self) -> KeyIndex:
+        """Where every key is: which of the shards, and which row."""
+        from shards.key_index import IndexWriter  # noqa: PLC0415 - few need it
+
+        with IndexWriter() as writer:
+            for place, shard in enumerate(self.shards):
+                writer.add(shard.keys, place, np.arange(shard.count))
+                shard.release()
+            return writer.index()
+
+    def _samples(self, shard: Shard, rows: Sequence[int]) -> Iterator[Sample]:
+        keys = self._opened.use(shard).keys if self._tables else []
+        found = [table.rows([keys[row] for row in rows]) for table in self._tables]
+        for number, row in enumerate(rows):
+            told: dict[str, Any] = {}
+            absent: list[str] = []
+            for table, values in zip(self._tables, found, strict=True):
+                told |= values[number] or {}
+                absent += table.columns if values[number] is None else ()
+            yield Sample(shard, row, self._opened, told, absent)
+
+    def unknown(self, key: str) -> UserError:
+        """What to say where no sample has a key."""
+        first = next(shard.keys[0] for shard in self.shards if shard.count)
+        return UserError(
+            f"no sample {key!r}; the first of {len(self):,} is {first!r}",
+            where=str(self.folder),
+            do="The NNNNN.parquet files name every row, and why it is no sample if it is none",
+        )
+
+    def with_columns(self, table: str | os.PathLike[str] | ArrowTable) -> Dataset:
+        """The same samples with columns of a table beside them, by its column `key`: a Parquet file's path, or a table
+        of Arrow or pandas.
+
+        They are fields of `meta`, in place of the sample's own; `caption` (a text) and `captions` (a list) are its
+        captions too. Nothing is written, and the files of the dataset stay as they are.
+        Raises `UserError` for a table without keys, with a key twice, or with no key of this dataset at all.
+        """
+        from shards.side_table import SideTable  # noqa: PLC0415 - few need it
+
+        beside = SideTable.of(table)
+        if not any(beside.has_any(self._opened.use(shard).keys) for shard in self.shards):
+            raise UserError(
+                "no key of the table is one of the dataset's", where=str(self.folder), do="Compare the keys"
+            )
+        return Dataset(self.folder, self.name, self.shards, captioned=self.captioned, tables=(*self._tables, beside))
 
     @property
     def content(self) -> str:
@@ -241,7 +395,7 @@ class Dataset:
         )
 
     @staticmethod
-    def open(url: str) -> Dataset:
+    def open(url: str | os.PathLike[str]) -> Dataset:
         """Open the dataset at `url`.
 
         Raises `UserError` if there is none, if shards are missing, or if it holds no sample at all.

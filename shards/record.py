@@ -15,21 +15,31 @@ are believed.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Annotated, NamedTuple
+
+from pydantic import ConfigDict, Field
 
 from shards.errors import UserError
 from shards.fingerprint import fingerprint
 from shards.storage import Folder
+from shards.typed_json import parsed
 
 RECORDS = "_records"
 MANIFEST = "manifest.jsonl"
 
+_Count = Annotated[int, Field(ge=0)]
+_AS_WRITTEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """One payload file: its name in the stage's folder, size in bytes and SHA-256.
 
@@ -37,9 +47,11 @@ class FileEntry:
     disk then, in nanoseconds since 1970.
     """
 
+    __pydantic_config__ = _AS_WRITTEN
+
     name: str
-    bytes: int
-    sha256: str
+    bytes: _Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     at: str | None = None
     modified: int | None = None
 
@@ -60,15 +72,17 @@ class ShardRecord:
     whose bytes differ from run to run.
     """
 
-    shard: int
+    __pydantic_config__ = _AS_WRITTEN
+
+    shard: _Count
     fingerprint: str
     parent: str
-    count: int
+    count: _Count
     files: tuple[FileEntry, ...]
-    stats: Mapping[str, float] = field(default_factory=dict)
+    stats: Mapping[str, int | float] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def content(self) -> str:
         """16 hex digits over the payload: equal contents mean equal files, byte for byte."""
         return fingerprint([[file.name, file.bytes, file.sha256] for file in self.files])
@@ -89,10 +103,12 @@ class ShardRecord:
 
     @staticmethod
     def from_json(text: str | bytes) -> ShardRecord:
-        data: dict[str, Any] = json.loads(text)
-        data["files"] = tuple(FileEntry(**entry) for entry in data["files"])
-        data["beside"] = tuple(data["beside"])
-        return ShardRecord(**data)
+        """Raises `ValueError` for what is no record."""
+        record = parsed(ShardRecord, text)
+        for file in record.files:
+            if file.at is not None and not (file.at.startswith("/") or "://" in file.at):
+                raise ValueError(f"{file.name} lies at {file.at!r}, which is no whole path")
+        return record
 
 
 class RecordName(NamedTuple):
@@ -136,30 +152,61 @@ def is_made(names: Mapping[int, RecordName], shard: int, fingerprint: str) -> bo
     return name is not None and fingerprint in {"", name.fingerprint}
 
 
-def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> dict[int, ShardRecord]:
-    """Shard number → record, for `wanted` (default: all that are published), in shard order."""
-    names = sorted(published_records(folder).values() if wanted is None else wanted)
-    records = folder.child(RECORDS)
-    held: dict[RecordName, ShardRecord] = {}
+def read_record(folder: Folder, name: RecordName) -> ShardRecord:
+    """One record from its own file. Raises `UserError` if it is damaged."""
     try:
-        lines = records.read(MANIFEST).splitlines()
-    except FileNotFoundError:
-        lines = []
-    for line in lines:
-        record = ShardRecord.from_json(line)
-        held[record.name] = record
-    missing = [name for name in names if name not in held]
+        record = ShardRecord.from_json(folder.child(RECORDS).read(str(name)))
+        if record.name != name:
+            raise ValueError(f"it holds {record.name}")
+    except ValueError as error:
+        raise UserError(
+            f"record {name} is damaged ({error})",
+            where=f"{folder}/{RECORDS}",
+            do="Delete it, and run the command that made it again",
+        ) from None
+    return record
+
+
+def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> dict[int, ShardRecord]:
+    """Shard number → record, for `wanted` (default: all that are published), in shard order.
+
+    Raises `UserError` for a record that is damaged.
+    """
+    names = sorted(published_records(folder).values() if wanted is None else wanted)
+    missing = set(names)
+    held: dict[RecordName, ShardRecord] = {}
+    with _uncollected():
+        for record in _manifest(folder):
+            name = record.name
+            if name in missing:
+                missing.remove(name)
+                held[name] = record
     with ThreadPoolExecutor(16) as pool:
-        for name, data in zip(missing, pool.map(lambda name: records.read(str(name)), missing), strict=True):
-            record = ShardRecord.from_json(data)
-            if record.name != name:
-                raise UserError(
-                    f"record {name} holds {record.name}",
-                    where=str(records),
-                    do="Run `clipstill shards verify`",
-                )
-            held[name] = record
+        held |= zip(missing, pool.map(lambda name: read_record(folder, name), missing), strict=True)
     return {name.shard: held[name] for name in names}
+
+
+def _manifest(folder: Folder) -> Iterator[ShardRecord]:
+    try:
+        lines = io.BytesIO(folder.child(RECORDS).read(MANIFEST))
+    except FileNotFoundError:
+        return
+    for line in lines:
+        # Of a line that is damaged the record itself is read.
+        with contextlib.suppress(ValueError):
+            yield ShardRecord.from_json(line)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looking for cycles: among a million objects that are made to stay it takes as long as making them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def damaged_shards(folder: Folder, names: Iterable[RecordName]) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -24,11 +25,12 @@ from shards.places import refuse_other_things
 from shards.publication import Publication
 from shards.reader import Dataset
 from shards.record import RECORDS, ShardRecord, published_records
+from shards.sample import Sample
 from shards.storage import Folder
 from shards.task import Spec
 
-Sample = tuple[str, bytes, str | Sequence[str], Mapping[str, Any]]
-"""Key, encoded image, caption or several of them, further fields of the JSON.
+Given = tuple[str, bytes, str | Sequence[str], Mapping[str, Any]]
+"""A sample as it is written: key, encoded image, caption or several of them, further fields of the JSON.
 
 A key is 1 to 90 ASCII letters, digits, - or _, and no other sample's. The first caption is `KEY.txt`, the others are
 the field `captions`, as ingest has them. Give every sample the same fields, and a field one type or null."""
@@ -40,12 +42,15 @@ _OF_A_SHARD = re.compile(r"(\d{5,})\.(tar|index\.arrow|parquet)")
 
 
 def write_dataset(
-    folder: str | os.PathLike[str], samples: Iterable[Sample], *, name: str, shard_size: int = 1000
+    folder: str | os.PathLike[str], samples: Iterable[Given | Sample], *, name: str, shard_size: int = 1000
 ) -> Dataset:
     """Write a dataset of these samples, in their order, and return it opened.
 
+    Samples of other datasets are taken as they are, with the columns that were put beside them.
+
     `clipstill shards verify` proves it, `cache build` and `distill` take it. Each image is decoded once, to be sure
-    that it can be. What is interrupted is no dataset: the same call then begins again. Memory grows by the keys.
+    that it can be. A sample that is refused leaves nothing; what is interrupted is no dataset, and the same call then
+    begins again. Memory grows by the keys.
 
     Raises:
         UserError: a sample that cannot be one, no samples at all, or a folder that holds other things.
@@ -55,7 +60,7 @@ def write_dataset(
     return write_shards(folder, _cut(samples, shard_size), name=name)
 
 
-def write_shards(folder: str | os.PathLike[str], shards: Iterable[Iterable[Sample]], *, name: str) -> Dataset:
+def write_shards(folder: str | os.PathLike[str], shards: Iterable[Iterable[Given | Sample]], *, name: str) -> Dataset:
     """As `write_dataset`, of samples that are cut into shards already, some of which may be empty."""
     check_dataset_name(name)
     place = Folder(folder)
@@ -64,25 +69,29 @@ def write_shards(folder: str | os.PathLike[str], shards: Iterable[Iterable[Sampl
         _refuse_other_things(place)
         stage = Stage(name=name, captioned=False, whole=False)
         publish_planning(place, stage)
-        for record in published_records(place).values():
-            place.child(RECORDS).delete(str(record))
+        _remove_records(place)
         keys = set[str]()
-        for number, samples in enumerate(shards):
-            publication = Publication(Spec(number, place, fingerprint([name, number])))
-            made, captioned = _write_shard(publication, samples, keys)
-            stage = replace(
-                stage, shards=number + 1, rows=stage.rows + made.count, captioned=stage.captioned or captioned
-            )
-        _remove_older(place, stage)
-        if not stage.rows:
+        try:
+            for number, samples in enumerate(shards):
+                publication = Publication(Spec(number, place, fingerprint([name, number])))
+                made, captioned = _write_shard(publication, samples, keys)
+                stage = replace(
+                    stage, shards=number + 1, rows=stage.rows + made.count, captioned=stage.captioned or captioned
+                )
+            if not stage.rows:
+                raise UserError("there are no samples to write", where=str(place))
+        except UserError:
+            _remove_records(place)
+            _remove_shards(place, 0)
             place.delete(PLANNING)
-            raise UserError("there are no samples to write", where=str(place))
+            raise
+        _remove_shards(place, stage.shards)
         publish_whole(place, stage)
         place.sweep()
     return Dataset.open(place.url)
 
 
-def _cut(samples: Iterable[Sample], size: int) -> Iterator[Iterable[Sample]]:
+def _cut(samples: Iterable[Given | Sample], size: int) -> Iterator[Iterable[Given | Sample]]:
     left = iter(samples)
     for first in left:
         yield chain([first], islice(left, size - 1))
@@ -97,12 +106,15 @@ def _refuse_other_things(place: Folder) -> None:
         )
 
 
-def _write_shard(publication: Publication, samples: Iterable[Sample], keys: set[str]) -> tuple[ShardRecord, bool]:
+def _write_shard(
+    publication: Publication, samples: Iterable[Given | Sample], keys: set[str]
+) -> tuple[ShardRecord, bool]:
     """Publish one shard; `keys` gets those of its samples. Returns its record, and whether any sample has a caption."""
     own: list[str] = []
     captioned = False
     with publication.samples() as tar:
-        for key, image, said, metadata in samples:
+        for sample in samples:
+            key, image, said, metadata = _given(sample) if isinstance(sample, Sample) else sample
             where = f"sample {len(keys)}, {key!r}"
             if not is_key(key):
                 raise UserError(
@@ -125,6 +137,12 @@ def _write_shard(publication: Publication, samples: Iterable[Sample], keys: set[
         ledger = {"key": pa.array(own, pa.string()), "status": pa.array(["success"] * len(own), pa.string())}
         pq.write_table(pa.table(ledger), str(path), write_page_checksum=True)
     return publication.finish(len(own), {"rows": len(own)}), captioned
+
+
+def _given(sample: Sample) -> Given:
+    meta = {name: value for name, value in sample.meta.items() if name not in {"key", "captions"}}
+    meta |= {"caption": sample.caption} if "caption" in meta else {}
+    return sample.key, sample.image_bytes, sample.captions, meta
 
 
 def _extension(image: bytes, where: str) -> str:
@@ -156,9 +174,17 @@ def _fields(key: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> d
     return found
 
 
-def _remove_older(place: Folder, stage: Stage) -> None:
-    """Remove what an attempt has left that was interrupted, and had more shards."""
+def _remove_records(place: Folder) -> None:
+    for record in published_records(place).values():
+        place.child(RECORDS).delete(str(record))
+    if place.is_local:
+        with contextlib.suppress(OSError):  # there is none
+            (place.path / RECORDS).rmdir()
+
+
+def _remove_shards(place: Folder, first: int) -> None:
+    """Remove the files of this shard and of those after it, which an attempt has left that did not come to its end."""
     for name in place.names():
         found = _OF_A_SHARD.fullmatch(name)
-        if found is not None and int(found[1]) >= stage.shards:
+        if found is not None and int(found[1]) >= first:
             place.delete(name)

@@ -176,11 +176,14 @@ def _refusal(
             told = f"{dotted} is {values[name]!r}, a table must stand there"
             return UserError(told, where=where, do=f"Write [{dotted}]")
         return _refusal(fault, at[1:], inner, values[name], where, prefix=f"{dotted}.")
-    spelling = spelling_of(field)
-    called = dotted if where or spelling is None or not spelling.flag else spelling.flag
-    return UserError(
-        f"{called} is {values[name]!r}, it must be {in_words(field.annotation, field.metadata)}", where=where
-    )
+    has_option = spelling_of(field) is not None and inner is None
+    called = flag_of(name, field) if has_option and not where else dotted
+    value, kind, metadata = values[name], field.annotation, field.metadata
+    if inner is None and at[1:] and isinstance(value, Mapping) and at[1] in value:
+        # Of a table, the one value in it.
+        called, value = f"{called}{'.' if where else ' '}{at[1]}", value[at[1]]
+        kind, metadata = get_args(kind)[1], []
+    return UserError(f"{called} is {value!r}, it must be {in_words(kind, metadata)}", where=where)
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

@@ -17,10 +17,14 @@ _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _FIELDS = struct.Struct("100s 24x 12s 12x 8s c 100x 8s 80x 155s 12x")
 _PLAIN = frozenset({b"0", b"\0", b"7"})
-_OTHERS = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
+_LINKS = frozenset({b"1", b"2"})
+_OTHERS = frozenset({b"3", b"4", b"5", b"6"})
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _SPARSE = b"L", b"K", b"x", b"g", b"S"
 _EXTENDED = frozenset({_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PIECE = 1 << 20
+_SHOWN = 100
+"""Characters of a name that cannot be."""
 _MOST_OF_A_NAME = 1 << 20
 """Bytes of an extended header or long name: a larger one is damage, not a name."""
 
@@ -32,7 +36,8 @@ class TarError(ValueError):
 class Member(NamedTuple):
     """A plain file within a tar: its name as written, without a leading `./`, and `size` bytes at `offset`.
 
-    Its headers begin at `start`, the next member's at `end`; `checksum` is the header's.
+    Its headers begin at `start`, the next member's at `end`; `checksum` is the header's. A `link`, hard or symbolic,
+    has no bytes of its own.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Member(NamedTuple):
     start: int
     end: int
     checksum: int
+    link: bool = False
 
 
 class _Header(NamedTuple):
@@ -55,13 +61,22 @@ class _Header(NamedTuple):
 
 
 def tar_members(tar: memoryview | bytes, *, whole: bool = False) -> Iterator[Member]:
-    """Every plain file of a tar, in order. Folders, links and devices are passed over.
+    """Every plain file of a tar and every link, in order. Folders and devices are passed over.
 
-    Raises `TarError` for a truncated or damaged tar, a sparse member, and a name that is not UTF-8 or holds control
-    characters; if it is to be `whole`, also where no empty block stands at the end, which some writers leave out. What
-    follows that block is padding.
+    Raises `TarError` for a truncated or damaged tar, a sparse member, a name that is not UTF-8 or holds control
+    characters, and for anything but zeros after the empty block that ends it; if it is to be `whole`, also where no
+    such block is, which some writers leave out. The message says after which member.
     """
-    view = memoryview(tar)
+    last = ""
+    try:
+        for member in _members(memoryview(tar), whole):
+            yield member
+            last = member.name
+    except TarError as error:
+        raise TarError(f"{error} (after {last})" if last else str(error)) from None
+
+
+def _members(view: memoryview, whole: bool) -> Iterator[Member]:
     # Where the headers of the member begin that is being read; None between members.
     first: int | None = None
     at = 0
@@ -85,15 +100,31 @@ def tar_members(tar: memoryview | bytes, *, whole: bool = False) -> Iterator[Mem
             there = len(view) - start
             raise TarError(f"truncated: the member at byte {at:,} has {length:,} bytes, {there:,} are there")
         end = min(start + _padded(length), len(view))
-        if plain:
+        if plain or header.kind in _LINKS:
             name = told.get("path") or _text(_joined(header), at)
-            if not name.endswith("/"):
-                yield Member(_tidy(name), start, length, first, end, header.checksum)
+            # Of old, a folder is an empty file with a slash behind its name.
+            folder = plain and name.endswith("/")
+            if folder and length:
+                raise TarError(f"damaged at byte {at:,}: {name}, a folder by its name, has {length:,} bytes")
+            if not folder:
+                yield Member(_tidy(name), start, length, first, end, header.checksum, not plain)
         at, first = end, None
     if first is not None:
         raise TarError(f"truncated at byte {at:,}: a member should follow its extended header")
     if whole and at == len(view):
         raise TarError(f"ends after a member, at byte {at:,}")
+    if (further := _first_not_zero(view, at)) is not None:
+        raise TarError(
+            f"ends at byte {at:,}, yet more stands at byte {further:,}: damaged, or several tars in one file"
+        )
+
+
+def _first_not_zero(view: memoryview, at: int) -> int | None:
+    for start in range(at, len(view), _PIECE):
+        piece = bytes(view[start : start + _PIECE])
+        if rest := piece.lstrip(b"\0"):
+            return start + len(piece) - len(rest)
+    return None
 
 
 def _header(view: memoryview, at: int) -> _Header | None:
@@ -119,18 +150,29 @@ def _tell(header: _Header, view: memoryview, shared: dict[str, str], own: dict[s
     if header.size > _MOST_OF_A_NAME or start + header.size > len(view):
         raise TarError(f"damaged at byte {header.at:,}: an extended header of {header.size:,} bytes")
     data = bytes(view[start : start + header.size])
-    if header.kind == _PAX_GLOBAL:
-        shared |= _pax(data, header.at)
-    elif header.kind == _PAX:
-        own |= _pax(data, header.at)
+    if bytes(view[start + header.size : start + _padded(header.size)]).strip(b"\0"):
+        # Some readers take all up to the first zero.
+        raise TarError(f"damaged at byte {header.at:,}: an extended header that is longer than it says")
+    found: dict[str, str] = {}
+    if header.kind in {_PAX, _PAX_GLOBAL}:
+        found = _pax(data, header.at)
     elif header.kind == _LONG_NAME:
-        own["path"] = _text(data.rstrip(b"\0"), header.at)
+        found = {"path": _text(data.rstrip(b"\0"), header.at)}
+    if header.kind == _PAX_GLOBAL:
+        if found.keys() & {"path", "size"}:
+            raise TarError(f"damaged at byte {header.at:,}: one name or size for all members")
+        shared |= found
+    elif twice := found.keys() & own.keys() & {"path", "size"}:
+        # Readers differ in which of the two they take.
+        raise TarError(f"damaged at byte {header.at:,}: two extended headers tell the {min(twice)} of one member")
+    else:
+        own |= found
 
 
 def _check_kind(header: _Header, told: dict[str, str]) -> None:
     if header.kind == _SPARSE or any(name.startswith("GNU.sparse") for name in told):
         raise TarError(f"the member at byte {header.at:,} is sparse, which is not read")
-    if header.kind not in _PLAIN and header.kind not in _OTHERS:
+    if header.kind not in _PLAIN | _LINKS | _OTHERS:
         raise TarError(f"damaged at byte {header.at:,}: a member of unknown kind {header.kind!r}")
 
 
@@ -153,9 +195,9 @@ def _text(raw: bytes, at: int) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise TarError(f"the member at byte {at:,} has a name that is not UTF-8: {raw!r}") from None
-    if not text or _CONTROL.search(text):
-        raise TarError(f"the member at byte {at:,} has no usable name: {text!r}")
+        raise TarError(f"the member at byte {at:,} has a name that is not UTF-8: {raw[:_SHOWN]!r}") from None
+    if not _tidy(text) or _CONTROL.search(text):
+        raise TarError(f"the member at byte {at:,} has no usable name: {text[:_SHOWN]!r}")
     return text
 
 

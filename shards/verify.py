@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from shards.arrow_files import refuse_other_columns
 from shards.dataset import DatasetPlan
+from shards.errors import UserError
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
 from shards.progress import Meter
@@ -25,10 +27,15 @@ from shards.record import RECORDS, ShardRecord, published_records, read_records
 from shards.storage import Folder
 from shards.tar_members import Member, TarError, tar_members
 
+_LEDGER = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("key", "status")])
+
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify_dataset` saw. `problems` is empty for a sound dataset, else `mend` says what mends it."""
+    """What `verify_dataset` saw. `problems` is empty for a sound dataset, else `mend` says what mends it.
+
+    `captionless`: of a dataset with captions, the samples whose caption is empty, which is no problem.
+    """
 
     shards: int
     rows: int
@@ -36,14 +43,16 @@ class Report:
     bytes: int
     problems: tuple[str, ...]
     mend: str = ""
+    captionless: int = 0
 
 
-def verify_dataset(url: str) -> Report:
-    """Check the dataset at `url` against its records; reads every byte and decodes every image.
+def verify_dataset(url: str, *, decode: bool = True) -> Report:
+    """Check the dataset at `url` against its records; reads every byte and, unless told otherwise, decodes every image.
 
     Checked: every planned shard is published; sizes and SHA-256 of every file; tar members (names, order, no key
-    twice, none missing) against the index; every image decodes; ledger rows and successes against plan and tar;
-    keys unique over the dataset. A bad shard casts no doubt on the others. Memory grows by one bit a row.
+    twice, none missing) against the index; every image decodes, every caption is UTF-8; ledger rows and successes
+    against plan and tar; keys unique over the dataset. A bad shard casts no doubt on the others. Memory grows by one
+    bit a row.
     Raises `UserError` if there is no dataset at `url`.
     """
     folder = Folder(url)
@@ -58,7 +67,7 @@ def verify_dataset(url: str) -> Report:
     records = read_records(folder, names.values())
     wanted = sum(stage.rows for stage in plan.stages)
     expected = _Rows(plan, wanted, unmade)
-    rows = samples = size = 0
+    rows = samples = size = captionless = 0
     lost_tars = False
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -68,10 +77,12 @@ def verify_dataset(url: str) -> Report:
         # Here, not where the images are opened: changing the filters is not safe in threads.
         warnings.simplefilter("ignore")
         for record, found in zip(
-            records.values(), pool.map(lambda r: _check(folder, r), records.values()), strict=True
+            records.values(), pool.map(lambda r: _check(folder, r, decode=decode), records.values()), strict=True
         ):
             told = [*found.problems, *expected.check(record, found)] if record.shard in plan.wanted else found.problems
-            problems += [f"shard {record.shard:05d}: {problem}" for problem in told]
+            at = next((f" ({file.at})" for file in record.files if file.at), "")
+            problems += [f"shard {record.shard:05d}{at}: {problem}" for problem in told]
+            captionless += found.captionless
             lost_tars = lost_tars or found.lost_tar
             # Ingest itself looks at what is there and how large it is; what is wrong inside, only who reads it sees.
             if len(told) > len(found.absent):
@@ -86,7 +97,7 @@ def verify_dataset(url: str) -> Report:
         problems.append(f"the ledgers hold {rows} rows, the plan {wanted}")
         damaged |= {plan.stages[0].shards - 1, max(plan.wanted)}
     mend = _mend(plan, unmade, damaged, lost_tars=lost_tars) if problems else ""
-    return Report(len(records), rows, samples, size, tuple(problems), mend)
+    return Report(len(records), rows, samples, size, tuple(problems), mend, captionless if plan.captioned else 0)
 
 
 class _Rows:
@@ -193,17 +204,19 @@ def _mend(plan: DatasetPlan, unmade: set[int], damaged: set[int], *, lost_tars: 
 class _Found:
     """Of one shard: the keys in its ledger, None if it cannot be read; those of its samples; what is wrong.
 
-    `absent` are the problems that a look at names and sizes shows; `lost_tar`: whether one is of a tar elsewhere.
+    `absent` are the problems that a look at names and sizes shows. `captionless`: how many captions are empty.
+    `lost_tar`: whether a problem is of a tar elsewhere.
     """
 
     ledger: list[str] | None
     samples: list[str]
     problems: list[str]
     absent: list[str]
+    captionless: int = 0
     lost_tar: bool = False
 
 
-def _check(folder: Folder, record: ShardRecord) -> _Found:
+def _check(folder: Folder, record: ShardRecord, *, decode: bool) -> _Found:
     problems: list[str] = []
     absent: list[str] = []
     lost_tar = False
@@ -224,25 +237,41 @@ def _check(folder: Folder, record: ShardRecord) -> _Found:
             lost_tar = lost_tar or bool(file.at)
             problems.append(f"{file.at or file.name} hashes to {got[:16]}..., the record says {file.sha256[:16]}...")
     name = f"{record.shard:05d}.parquet"
-    ledger = None
+    keys: list[str] | None = None
+    kept: list[str] = []
     try:
         # All of it: its pages carry checksums. It has times in it, so the record does not name its hash.
         ledger = pq.read_table(io.BytesIO(folder.read(name)), page_checksum_verification=True)
+        refuse_other_columns(ledger, _LEDGER)
         keys, kept = ledger["key"].to_pylist(), ledger.filter(pc.equal(ledger["status"], "success"))["key"].to_pylist()
     except FileNotFoundError:
         problems.append(f"{name} is missing")
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         problems.append(f"{name} cannot be read ({error})")
     if absent or problems:
-        return _Found(None if ledger is None else keys, [], absent + problems, absent, lost_tar)
+        return _Found(keys, [], absent + problems, absent, lost_tar=lost_tar)
     shard = Shard(folder, record)
-    return _Found(keys, shard.keys, _check_tar(shard) + _check_ledger(shard, kept), [])
+    try:
+        found = _check_tar(shard, decode=decode) + _check_ledger(shard, kept)
+        bad, captionless = _check_captions(shard)
+        return _Found(keys, shard.keys, found + bad, [], captionless)
+    except UserError as error:
+        return _Found(keys, [], [error.problem], [])
 
 
-def _check_tar(shard: Shard) -> list[str]:
+def _check_captions(shard: Shard) -> tuple[list[str], int]:
+    """What is wrong with captions, and how many are empty."""
+    problems, captionless = [], 0
+    for row, key in enumerate(shard.keys):
+        try:
+            captionless += not shard.caption(row).strip()
+        except UnicodeDecodeError:
+            problems.append(f"the caption of {key} is not UTF-8")
+    return problems, captionless
+
+
+def _check_tar(shard: Shard, *, decode: bool) -> list[str]:
     problems: list[str] = []
-    if len(shard.keys) != shard.count:
-        problems.append(f"the index has {len(shard.keys)} rows, the record says {shard.count}")
     if len(set(shard.keys)) != len(shard.keys):
         problems.append("the index names a key twice")
     entry = shard.record.file(".tar")
@@ -256,7 +285,7 @@ def _check_tar(shard: Shard) -> list[str]:
     misplaced = _check_adopted(shard, members) if entry.at else _check_own(shard, members)
     if misplaced:
         return problems + misplaced
-    for row, key in enumerate(shard.keys):
+    for row, key in enumerate(shard.keys if decode else ()):
         try:
             Image.open(io.BytesIO(shard.image_bytes(row))).load()
         except Exception as error:  # noqa: BLE001 - decoders raise anything; each is a finding
@@ -283,7 +312,7 @@ def _check_own(shard: Shard, members: list[Member]) -> list[str]:
 
 def _check_adopted(shard: Shard, members: list[Member]) -> list[str]:
     """A tar of somebody else's: each part of the index is one whole member of the sample's name."""
-    names = {(member.offset, member.size): member.name for member in members}
+    names = {(member.offset, member.size): member.name for member in members if not member.link}
     _, _, tar = (shard.record.file(".tar").at or "").rpartition("/")
     problems = []
     for row, key in enumerate(shard.keys):

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import Dataset, Folder, Shard, ShardRecord, UserError, published_records, read_records
+from shards.key_index import IndexWriter
 from shards.record import RecordName
-from teacher_cache.key_index import IndexWriter
 from teacher_cache.layout import LayerFacts
 from teacher_cache.settings import Join
 

@@ -11,11 +11,13 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import as_strided
 
 from shards import Dataset, Folder, ShardRecord, UserError
+from shards.arrow_files import read_arrow, refuse_other_columns
 from shards.reader import map_file
 from teacher_cache.dtypes import arrow_type, numpy_type, widened
 from teacher_cache.join import Joined, join_layer
 from teacher_cache.layout import LayerFacts
 from teacher_cache.settings import Join
+from teacher_cache.views.policy import ViewPolicy
 
 _OPEN_FILES = 64
 """A layer's mapped files: a process may open about a thousand, and what is mapped counts as its memory."""
@@ -37,31 +39,25 @@ class LayerFile:
     def __init__(self, folder: Folder, layer: LayerFacts, record: ShardRecord, width: int) -> None:
         entry = record.file(".arrow")
         mapped = map_file(folder, entry, "Run `clipstill cache build` again")
-        table = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
-        meta = table.schema.metadata or {}
-        self.keys_digest = meta.get(b"keys", b"").decode()
-        made = meta.get(b"layer", b"").decode()
-        problem = None
-        if made != layer.fingerprint:
-            problem = f"was made for layer {made}, {layer.name} is {layer.fingerprint}"
-        elif table.num_rows != record.count:
-            problem = f"holds {table.num_rows} rows, its record says {record.count}"
-        else:
-            wanted = pa.list_(arrow_type(layer.dtype), width)
-            for index in layer.columns:
-                name = layer.column(index)
-                kind = table.schema.field(name).type if name in table.schema.names else "missing"
-                if kind != wanted:
-                    problem = f"{name} is {kind}, the layer's are {wanted}"
-                    break
-        if problem:
-            raise UserError(f"{entry.name} {problem}", where=str(folder), do="Build this cache again")
+        try:
+            table = read_arrow(mapped)
+            meta = table.schema.metadata or {}
+            made = meta.get(b"layer", b"").decode(errors="replace")
+            if made != layer.fingerprint:
+                raise ValueError(f"was made for layer {made}, {layer.name} is {layer.fingerprint}")
+            if table.num_rows != record.count:
+                raise ValueError(f"holds {table.num_rows} rows, its record says {record.count}")
+            refuse_other_columns(table, _schema(layer, width))
+            columns = [_flat(table, layer.column(index)) for index in layer.columns]
+            self.values = _together(columns, width, layer, pa.py_buffer(mapped))
+        except ValueError as error:
+            raise UserError(f"{entry.name} {error}", where=str(folder), do="Build this cache again") from None
+        self.keys_digest = meta.get(b"keys", b"").decode(errors="replace")
         self.rows = table.num_rows
         self._table = table
         self._dtype = layer.dtype
         self._params: dict[int, npt.NDArray[np.void]] = {}
         self._names = [layer.column(index) for index in layer.columns]
-        self.values = _together([_flat(table, name).values for name in self._names], self.rows, width, layer)
         self.address: int = self.values.__array_interface__["data"][0]
         self.step: int = self.values.strides[0]
         self.row_bytes: int = width * self.values.itemsize
@@ -216,20 +212,49 @@ def _rows_at(lowest: LayerFile, addresses: npt.NDArray[np.int64]) -> Values:
     return found
 
 
+def _schema(layer: LayerFacts, width: int) -> pa.Schema:
+    """The columns of a layer's file."""
+    wanted = {"key": pa.string()}
+    settings = layer.settings
+    packed = ViewPolicy.from_identity(settings["policy"]).dtype.itemsize if layer.kind == "views" else 0
+    for index in layer.columns:
+        name = layer.column(index)
+        wanted[name] = pa.list_(arrow_type(layer.dtype), width)
+        if layer.dtype == "int8":
+            wanted[f"{name}_scale"] = pa.float32()
+        if layer.kind == "views":
+            wanted[f"params_{index:03d}"] = pa.binary(packed)
+        elif settings["source"]["kind"] == "table":
+            wanted[f"text_{index:03d}"] = pa.string()
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in wanted.items()])
+
+
 def _flat(table: pa.Table, name: str) -> Any:
-    (chunk,) = table[name].chunks if table[name].num_chunks else (table[name].combine_chunks(),)
-    return chunk
+    chunks = table[name].chunks or [table[name].combine_chunks()]
+    if len(chunks) > 1:
+        raise ValueError(f"has {name} in {len(chunks)} pieces, it should be one")
+    return chunks[0]
 
 
-def _together(columns: list[Any], rows: int, width: int, layer: LayerFacts) -> npt.NDArray[Any]:
-    """(columns, rows, D) over the memory of these Arrow arrays, which lie at equal distances in the file."""
+def _together(columns: list[Any], width: int, layer: LayerFacts, mapped: pa.Buffer) -> npt.NDArray[Any]:
+    """(columns, rows, D) over the memory of these Arrow arrays, which lie at equal distances in the mapped file.
+
+    Raises `ValueError` if they do not: rows are read by their addresses.
+    """
+    rows = len(columns[0])
     kind = numpy_type(layer.dtype)
-    parts = [column.to_numpy(zero_copy_only=True).view(kind).reshape(rows, width) for column in columns]
+    if any(column.values.null_count for column in columns):
+        raise ValueError("has embeddings that are null")
+    parts = [column.values.to_numpy(zero_copy_only=True).view(kind).reshape(rows, width) for column in columns]
+    inside = range(mapped.address, mapped.address + mapped.size)
+    if rows and not all(part.ctypes.data in inside and part.ctypes.data % 8 == 0 for part in parts):
+        raise ValueError("has columns that are compressed, or not at whole words")
     if len(parts) == 1 or rows == 0:
         return np.stack(parts) if rows == 0 else parts[0][None]
     starts = [part.__array_interface__["data"][0] for part in parts]
     steps = set(np.diff(starts).tolist())
-    assert len(steps) == 1, f"columns of {layer.name} are not evenly spaced"
+    if len(steps) != 1 or min(steps) <= 0:
+        raise ValueError(f"has columns of {layer.name} that are not evenly spaced")
     (step,) = steps
     together = as_strided(parts[0], (len(parts), rows, width), (step, *parts[0].strides), writeable=False)
     # A strided view does not keep the memory that it reaches beyond its base: this one holds the first column's buffer,

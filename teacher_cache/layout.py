@@ -32,22 +32,27 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import ConfigDict
 
 from shards import Folder, UserError, fingerprint
 from shards.fingerprint import first_difference
 from shards.places import refuse_other_things, what_is_at
-from teacher_cache.dtypes import Dtype, Stored, arrow_type
+from shards.typed_json import parsed
+from teacher_cache.dtypes import DTYPES, Dtype, Stored, arrow_type
+from teacher_cache.views.policy import VIEWS_VERSION, ViewPolicy
 
 CACHE_SCHEMA = 2
 TEACHER = "teacher.json"
 LAYER = "layer.json"
 
 Kind = Literal["views", "captions"]
+
+_AS_WRITTEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,13 @@ class TeacherFacts:
     image_size: int | None
     has_text: bool
     versions: dict[str, str]
+
+    __pydantic_config__ = _AS_WRITTEN
+
+    def check(self, _folder: str) -> None:
+        """Raises `ValueError` for what no teacher can be."""
+        if self.embed_dim < 1:
+            raise ValueError(f"its embeddings have {self.embed_dim} numbers")
 
     def compared(self) -> dict[str, Any]:
         """What must be the same in all that is made by one teacher."""
@@ -99,6 +111,29 @@ class LayerFacts:
     dataset: str
     batch_size: int
 
+    __pydantic_config__ = _AS_WRITTEN
+
+    def check(self, folder: str) -> None:
+        """Raises `ValueError` for what no layer in a folder of this name can be."""
+        if self.name != folder or not self.name.startswith(f"{self.kind}-"):
+            raise ValueError(f"it is of {self.kind} called {self.name!r}")
+        if not self.columns or self.columns[0] < 0 or list(self.columns) != sorted(set(self.columns)):
+            raise ValueError(f"it has columns {list(self.columns)}")
+        decides = {"dtype": str, "precision": str, "policy" if self.kind == "views" else "source": dict}
+        for name, kind in decides.items():
+            if not isinstance(self.settings.get(name), kind):
+                raise ValueError(f"its {name} is {self.settings.get(name)!r}")  # noqa: TRY004 - of the file
+        if self.kind == "views" and self.settings["policy"].get("version") == VIEWS_VERSION:
+            try:
+                ViewPolicy.from_identity(self.settings["policy"])
+            except UserError as error:
+                raise ValueError(error.problem) from None
+        source = self.settings.get("source", {"kind": "txt", "count": 1})
+        if source.get("kind") not in {"txt", "json", "table"} or type(source.get("count")) is not int:
+            raise ValueError(f"its source is {source}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"its dtype is {self.dtype!r}")
+
     @property
     def dtype(self) -> Dtype:
         dtype: Dtype = self.settings["dtype"]
@@ -122,6 +157,9 @@ class LayerFacts:
 
     def column(self, index: int) -> str:
         return f"{'view' if self.kind == 'views' else 'caption'}_{index:03d}"
+
+
+Facts = TypeVar("Facts", TeacherFacts, LayerFacts)
 
 
 def views_layer_name(columns: Sequence[int]) -> str:
@@ -158,14 +196,13 @@ def refuse_no_cache(cache: Folder, names: Iterable[str] = ()) -> None:
 
 
 def read_teacher(folder: Folder) -> TeacherFacts | None:
-    """The teacher of a cache folder, None if the folder is not one."""
-    data = _read(folder, TEACHER)
-    return None if data is None else TeacherFacts(**data)
+    """The teacher of a cache folder, None if the folder is not one. Raises `UserError` if its file is damaged."""
+    return _read(folder, TEACHER, TeacherFacts)
 
 
 def read_layer(folder: Folder) -> LayerFacts | None:
-    data = _read(folder, LAYER)
-    return None if data is None else LayerFacts(**{**data, "columns": tuple(data["columns"])})
+    """The layer of a folder, None if it is not one. Raises `UserError` if its file is damaged."""
+    return _read(folder, LAYER, LayerFacts)
 
 
 def read_layers(folder: Folder, kind: Kind) -> list[LayerFacts]:
@@ -175,21 +212,26 @@ def read_layers(folder: Folder, kind: Kind) -> list[LayerFacts]:
     return sorted((layer for layer in found if layer is not None), key=lambda layer: (layer.columns, layer.name))
 
 
-def _read(folder: Folder, name: str) -> dict[str, Any] | None:
+def _read(folder: Folder, name: str, kind: type[Facts]) -> Facts | None:
     try:
-        data: dict[str, Any] = json.loads(folder.read(name))
+        text = folder.read(name)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise UserError(f"{name} is damaged ({error})", where=str(folder), do="Restore it, or build again") from None
-    schema = data.pop("schema", None)
-    if schema != CACHE_SCHEMA:
-        raise UserError(
-            f"{name} has schema {schema}, this version reads {CACHE_SCHEMA}",
-            where=str(folder),
-            do="Build into another folder",
-        )
-    return data
+    try:
+        data = json.loads(text)
+        schema = data.pop("schema", None) if isinstance(data, dict) else None
+        if schema == CACHE_SCHEMA:
+            facts = parsed(kind, json.dumps(data, allow_nan=False))
+            facts.check(folder.url.rpartition("/")[2])
+            return facts
+    except (ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{name} is damaged ({told})", where=str(folder), do="Restore it, or build again") from None
+    raise UserError(
+        f"{name} has schema {schema}, this version reads {CACHE_SCHEMA}",
+        where=str(folder),
+        do="Build into another folder",
+    )
 
 
 def refuse_another(where: Folder, what: str, old: dict[str, Any], new: dict[str, Any], do: str) -> None:

@@ -289,7 +289,7 @@ def _check_layers(folder: Folder, facts: TeacherFacts, layers: list[LayerFacts])
                 where=str(folder),
                 do="Build into an empty folder",
             )
-        version = layer.settings["policy"]["version"] if layer.kind == "views" else VIEWS_VERSION
+        version = layer.settings["policy"].get("version") if layer.kind == "views" else VIEWS_VERSION
         if version != VIEWS_VERSION:
             raise UserError(
                 f"views of layer {layer.name} were made by version {version}, this is version {VIEWS_VERSION}",

@@ -158,13 +158,8 @@ def _check_file(
     except UserError as error:
         return [error.problem.removeprefix(f"{entry.name} ")]
     keys = file.keys
-    if rows is not None:
-        if [keys[row] for row in rows[:, 1].tolist()] != shard.keys:
-            return ["its keys are not those that the selection names"]
-    elif layer.settings["precision"] and keys != shard.keys:
-        return ["its keys are not the shard's"]
-    elif not set(keys) <= set(shard.keys):
-        return ["it has keys that the shard has not"]
+    if wrong := _check_keys(keys, shard, rows, imported=not layer.settings["precision"]):
+        return [wrong]
     problems: list[str] = []
     for place_of, index in enumerate(layer.columns):
         norms = file.norms(place_of)
@@ -173,6 +168,15 @@ def _check_file(
             worst = f"{layer.column(index)} of {keys[bad[0]]} has norm {norms[bad[0]]:.4f}"
             problems.append(f"{worst} ({bad.size} such rows)")
     return problems
+
+
+def _check_keys(keys: list[str], shard: Shard, rows: npt.NDArray[np.int32] | None, *, imported: bool) -> str:
+    if rows is not None:
+        held = [keys[row] for row in rows[:, 1].tolist()]
+        return "" if held == shard.keys else "its keys are not those that the selection names"
+    if not imported:
+        return "" if keys == shard.keys else "its keys are not the shard's"
+    return "" if set(keys) <= set(shard.keys) else "it has keys that the shard has not"
 
 
 Rows = npt.NDArray[np.float32]

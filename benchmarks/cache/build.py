@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cache.material import SampleBytes, photos, write_dataset
+from benchmarks.cache.material import SampleBytes, photos, write_samples
 from benchmarks.record import spread
 from clip_models import Normaliser, Precision, autocast, create_student, load_model, save_model
 from shards.runner import InProcess, Outcome
@@ -61,7 +61,7 @@ class BuildBenchmark:
             # The first shard warms up.
             rows = [max(1, trial.batch_size // views), max(1, trial.forwards // views)]
             samples = [[SampleBytes(bodies[row % len(bodies)], "") for row in range(count)] for count in rows]
-            write_dataset(folder / f"data-{views}", samples)
+            write_samples(folder / f"data-{views}", samples)
         loaded = load_model(str(self._teacher), self.device)
         self.model = loaded.model
         pixels = np.random.default_rng(0).integers(0, 256, (trial.batch_size, 224, 224, 3), np.uint8)

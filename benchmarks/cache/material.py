@@ -71,7 +71,7 @@ def photos(folder: Path, count: int) -> list[bytes]:
     return found
 
 
-def write_dataset(folder: Path, shards: Iterable[Iterable[SampleBytes]]) -> Dataset:
+def write_samples(folder: Path, shards: Iterable[Iterable[SampleBytes]]) -> Dataset:
     """A dataset of these samples in these shards."""
     numbers = itertools.count()
 
@@ -86,7 +86,7 @@ def keys_only(folder: Path, shards: int, rows: int) -> Dataset:
     """A dataset whose images nobody will look at."""
     dot = io.BytesIO()
     Image.new("L", (1, 1)).save(dot, "PNG")
-    return write_dataset(folder, [[SampleBytes(dot.getvalue(), "a dot")] * rows] * shards)
+    return write_samples(folder, [[SampleBytes(dot.getvalue(), "a dot")] * rows] * shards)
 
 
 def random_rows(seed: int, count: int, width: int) -> Rows:

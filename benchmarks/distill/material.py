@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cache.material import SampleBytes, photos, write_dataset
+from benchmarks.cache.material import SampleBytes, photos, write_samples
 from benchmarks.ingest.images import jpeg
 from clip_models import create_student, save_model
 from demo.scenes import render, scene
@@ -82,5 +82,5 @@ def architecture(path: Path, *, embed_dim: int, image_size: int, width: int, lay
 
 
 def _write(folder: Path, samples: list[SampleBytes]) -> str:
-    write_dataset(folder, [samples[first : first + _SHARD] for first in range(0, len(samples), _SHARD)])
+    write_samples(folder, [samples[first : first + _SHARD] for first in range(0, len(samples), _SHARD)])
     return str(folder)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ImageFilter
 
-from benchmarks.cache.material import CacheShape, SampleBytes, random_rows, settle, write_dataset
+from benchmarks.cache.material import CacheShape, SampleBytes, random_rows, settle, write_samples
 from benchmarks.ingest.images import jpeg, photo
 from shards import Dataset, Spec
 from shards.publication import Publication
@@ -47,7 +47,7 @@ def make(folder: Path, *, few: bool = False) -> Material:
             [SampleBytes(images[(shard * size + row) % photos], _caption(draw, words)) for row in range(size)]
             for shard in range(count)
         ]
-        dataset = write_dataset(shards, rows)
+        dataset = write_samples(shards, rows)
         for name in ("first", "second"):
             _write_cache(cache, dataset, CacheShape(name=name, views=_VIEWS))
         ready.touch()

@@ -25,7 +25,7 @@ _Copy = tuple[Tensor, Tensor, Inherited]
 """The student's tensor, what to put there (of the same shape), and the row that says so."""
 
 
-class Source(Protocol):
+class Larger(Protocol):
     """What weights are inherited from: an open_clip module with its config, and a name for messages.
 
     A `LoadedModel` is one.
@@ -37,7 +37,7 @@ class Source(Protocol):
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, student_config: ModelConfig, teacher: Source) -> list[Inherited]:
+def inherit(student: nn.Module, student_config: ModelConfig, teacher: Larger) -> list[Inherited]:
     """Fill `student`'s parameters and buffers in place from `teacher`; returns a row for each tensor filled.
 
     Depth: of T layers a student of S takes 0, step, … (S-1)·step with step = T // S; in a ResNet stage by stage. Width:

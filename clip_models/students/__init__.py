@@ -9,21 +9,19 @@ mobilenetv3_small_100: open_clip asks timm how many features there are, is told 
 timm's own classifier, which has a bias of 512 more numbers.
 """
 
-from pathlib import Path
-
 import open_clip
 
+from clip_models.spec import STUDENTS
 from clip_models.students import mixer  # noqa: F401 - registers with timm
-from clip_models.students.any_timm import PREFIX, timm_student
+from clip_models.students.any_timm import timm_student
 from clip_models.students.image_tower import ImageTower
 
-_HERE = Path(__file__).parent
-open_clip.add_model_config(_HERE)
+open_clip.add_model_config(STUDENTS)
 
 
 def student_names() -> tuple[str, ...]:
     """The names this package adds, in alphabetical order."""
-    return tuple(sorted((path.stem for path in _HERE.glob("*.json")), key=str.lower))
+    return tuple(sorted((path.stem for path in STUDENTS.glob("*.json")), key=str.lower))
 
 
-__all__ = ["PREFIX", "ImageTower", "student_names", "timm_student"]
+__all__ = ["ImageTower", "student_names", "timm_student"]

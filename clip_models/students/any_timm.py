@@ -8,9 +8,9 @@ from typing import Any
 import timm
 import torch
 
+from clip_models.spec import TIMM
 from shards.errors import UserError
 
-PREFIX = "timm/"
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 384, "heads": 6, "layers": 12}
 
 
@@ -24,10 +24,10 @@ def timm_student(name: str) -> dict[str, Any]:
 
     Raises `UserError` for a name that timm does not know.
     """
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(TIMM)
     if not timm.is_model(bare):
         close = difflib.get_close_matches(bare, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"The closest are {', '.join(PREFIX + one for one in close)}" if close else "timm.list_models() has them"
+        hint = f"The closest are {', '.join(TIMM + one for one in close)}" if close else "timm.list_models() has them"
         raise UserError(f"timm has no model {bare!r}", where=name, do=hint)
     with torch.device("meta"):
         trunk = timm.create_model(bare)

@@ -72,7 +72,7 @@ def add(commands: Subparsers) -> None:
     example = "  clipstill cache verify data/cc3m --cache data/cc3m-cache --rows 256\n"
     add_command(actions, "verify", _VERIFY, example, run=run_verify, fill=_verify_options)
     example = "  clipstill cache report data/cc3m --cache data/cc3m-cache\n"
-    add_command(actions, "report", _REPORT, example, run=run_report, fill=_cache_options)
+    add_command(actions, "report", _REPORT, example, run=run_report, fill=_report_options)
     exchange.add(actions)
 
 
@@ -86,6 +86,17 @@ def _cache_options(parser: Parser) -> None:
         help="what `clipstill cache build` wrote; repeatable, one for each of SHARDS, in their order",
     )
     parser.add_argument("--teacher-name", metavar="NAME", help="only this teacher (default: every one in the cache)")
+
+
+def _report_options(parser: Parser) -> None:
+    _cache_options(parser)
+    parser.add_argument(
+        "--clusters",
+        type=int,
+        default=0,
+        metavar="K",
+        help="also cut the images into K clusters: a column of scores.parquet, to balance by",
+    )
 
 
 def _verify_options(parser: Parser) -> None:
@@ -142,8 +153,9 @@ def _settings_options(parser: Parser) -> None:
 
 def _settings(args: argparse.Namespace, caches: Sequence[str]) -> list[BuildSettings]:
     """For each dataset the settings; what they name is looked at, before anything slow is imported."""
-    from shards import Dataset  # noqa: PLC0415
+    from shards import Dataset, Folder  # noqa: PLC0415
     from teacher_cache.building.settings import BuildSettings, TeacherSpec  # noqa: PLC0415
+    from teacher_cache.layout import refuse_no_cache  # noqa: PLC0415
     from teacher_cache.teachers.load import refuse_spec  # noqa: PLC0415
 
     names: list[str] = args.teacher_name or [""] * len(args.teacher)
@@ -167,6 +179,8 @@ def _settings(args: argparse.Namespace, caches: Sequence[str]) -> list[BuildSett
         Dataset.open(settings.shards)
     for teacher in found[0].teachers:
         refuse_spec(teacher.spec)
+    for settings in found if any(caches) else ():
+        refuse_no_cache(Folder(settings.cache), [teacher.name for teacher in settings.teachers])
     return found
 
 
@@ -253,7 +267,11 @@ def _plan(args: argparse.Namespace, settings: BuildSettings) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> int:
+    from teacher_cache.teachers.load import refuse_spec  # noqa: PLC0415
+
     found = _caches(args)
+    if args.teacher is not None:
+        refuse_spec(args.teacher)
     from teacher_cache.verify import verify_cache  # noqa: PLC0415 - brings torch
 
     failed = False
@@ -281,11 +299,13 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
+    if args.clusters < 0:
+        raise UserError(f"{args.clusters} clusters", where="--clusters", do="Ask for 1 at least")
     found = _caches(args)
     from teacher_cache.report import report_cache  # noqa: PLC0415 - brings torch
 
     for shards, cache, name in found:
-        made = report_cache(shards, cache, teacher_name=name)
+        made = report_cache(shards, cache, teacher_name=name, clusters=args.clusters)
         score = "" if made.score_mean is None else f", mean CLIP score {made.score_mean:.3f}"
         has_images = made.exact is not None
         near = f", {made.duplicates} near duplicates (cosine above {made.threshold:.5g})" if has_images else ""

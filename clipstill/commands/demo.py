@@ -27,7 +27,8 @@ def _options(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from demo.run import DemoSettings, run_demo  # noqa: PLC0415 - `--help` stays fast
+    from demo.launch import run_demo  # noqa: PLC0415 - `--help` stays fast
+    from demo.settings import DemoSettings  # noqa: PLC0415
 
     page = run_demo(DemoSettings(out=args.out, teacher=args.teacher), cores())
     show(f"the page: {page}")

@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
     start = partial(launch, launcher=args.launcher, processes=args.processes, address=args.ray_address)
     recipe = load_recipe(args.recipe) if args.recipe else {}
     if args.smoke:
-        from demo.smoke import smoke  # noqa: PLC0415
+        from demo.launch import run_smoke  # noqa: PLC0415
 
-        _say(smoke(recipe, _given(args), start))
+        _say(run_smoke(recipe, _given(args), start))
         return 0
     settings = settings_from(recipe, **_given(args))
     if settings.prune and not settings.initial:

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from clip_models.published import PUBLISHED  # noqa: PLC0415
 
     heads = ["", "image", "text", "all", "MACs", "published: image", "text", "MACs", "IN-1k", "data", "from"]
+    # Of what pruning finds there are no models, but there is what was published.
+    _refuse_unknown([name for name in args.models if _published(name) is None])
     lines, more = [], []
     for name in args.models or [row.name for row in PUBLISHED]:
         row = _published(name)
@@ -80,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_bench(args: argparse.Namespace) -> int:
+    _refuse_unknown(args.models)
     import torch  # noqa: PLC0415
 
     from clip_models.measure import throughput  # noqa: PLC0415
@@ -100,6 +103,18 @@ def run_bench(args: argparse.Namespace) -> int:
         line = f"{name:<{width}}  {rate.images:>10,.0f}  {texts:>10}  {rate.pairs:>10,.0f}  {told:>19}"
         show(line.rstrip())
     return 0
+
+
+def _refuse_unknown(names: Sequence[str]) -> None:
+    """Raise `UserError` for a path where no model is, or a name of none, before torch is imported."""
+    from clip_models.spec import refuse_absent, refuse_no_student  # noqa: PLC0415
+
+    for name in names:
+        (refuse_absent if _has_weights(name) else refuse_no_student)(name)
+
+
+def _has_weights(name: str) -> bool:
+    return ":" in name or Path(name).is_dir()
 
 
 def _published(name: str) -> Published | None:
@@ -132,7 +147,7 @@ def _open(name: str, device: str) -> Any:
     from clip_models import load_model  # noqa: PLC0415
     from clip_models.measure import made_by_name  # noqa: PLC0415
 
-    if ":" in name or Path(name).is_dir():
+    if _has_weights(name):
         return load_model(name, "cpu" if device == "meta" else device).model
     return made_by_name(name, device)
 

@@ -65,6 +65,19 @@ _CAT_EXAMPLE = """\
   clipstill shards cat data/cc3m cc3m-000000017 --image 17.jpg
 """
 
+_STATS = """\
+Say what is in datasets, in a few lines and on one page.
+
+Counts and refused rows, sizes, formats, caption lengths, sources, licences, labels, images and captions that are there
+more than once, and a contact sheet, with the keys of samples behind each number. Of several datasets also what they
+have in common. Every shard is read once; no image is decoded but those on the page.
+"""
+
+_STATS_EXAMPLE = """\
+  clipstill shards stats data/cc3m
+  clipstill shards stats data/cc3m data/cc12m --out stats.html
+"""
+
 
 _FILTER = """\
 Select samples of a dataset: what is kept, and for each other sample the reason.
@@ -108,13 +121,14 @@ Write a dataset's uids as DataComp's subsets are: a sorted .npy.
 
 
 def add(commands: Subparsers) -> None:
-    names = "adopt, pack, ls, cat, verify, filter, split, materialize, uids"
+    names = "adopt, pack, ls, cat, stats, verify, filter, split, materialize, uids"
     parser = commands.add_parser("shards", help=f"Work on shards: {names}.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     add_command(actions, "adopt", _ADOPT, _ADOPT_EXAMPLE, run=run_adopt, fill=_adopt_options)
     add_command(actions, "pack", _PACK, _PACK_EXAMPLE, run=run_pack, fill=_pack_options)
     add_command(actions, "ls", _LS, "  clipstill shards ls data/cc3m\n", run=run_ls, fill=_options)
     add_command(actions, "cat", _CAT, _CAT_EXAMPLE, run=run_cat, fill=_cat_options)
+    add_command(actions, "stats", _STATS, _STATS_EXAMPLE, run=run_stats, fill=_stats_options)
     add_command(
         actions, "verify", _SUMMARY, "  clipstill shards verify data/cc3m data/cc12m\n", run=run, fill=_verify_options
     )
@@ -134,12 +148,23 @@ def _options(parser: Parser) -> None:
 
 def _verify_options(parser: Parser) -> None:
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what `clipstill ingest`, `pack` or `adopt` wrote")
+    parser.add_argument(
+        "--no-decode", dest="decode", action="store_false", help="hash and read everything, but decode no image"
+    )
 
 
 def _cat_options(parser: Parser) -> None:
     _options(parser)
     parser.add_argument("key", metavar="KEY")
     parser.add_argument("--image", metavar="FILE", help="write the picture there, as it is stored")
+
+
+def _stats_options(parser: Parser) -> None:
+    parser.add_argument(
+        "folders", metavar="DATASET", nargs="+", help="what `clipstill ingest`, `pack` or `adopt` wrote"
+    )
+    default = "stats.html in the dataset; of several, in this folder"
+    parser.add_argument("--out", metavar="PAGE", help=f"the page; one that is there is replaced (default: {default})")
 
 
 def _adopt_options(parser: Parser) -> None:
@@ -312,18 +337,44 @@ def run_cat(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_stats(args: argparse.Namespace) -> int:
+    from shards import Folder  # noqa: PLC0415
+    from shards.errors import UserError  # noqa: PLC0415
+    from shards.places import local_path, refuse_unwritable  # noqa: PLC0415
+
+    if args.out is None:
+        target, name = Folder(args.folders[0] if len(args.folders) == 1 else "."), "stats.html"
+    else:
+        page = local_path(args.out, "a page")
+        if page.is_dir():
+            raise UserError("this is a folder, and the page is a file", where=args.out, do="Give a name for the page")
+        target, name = Folder(page.parent), page.name
+    if target.is_local:
+        refuse_unwritable(target.path)
+    from stats import figures_of, lines_of, page_of  # noqa: PLC0415
+
+    figures = figures_of(args.folders)
+    target.publish(name, page_of(figures))
+    for line in lines_of(figures):
+        show(line)
+    show(f"the page: {target.url.rstrip('/')}/{name}")
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     from shards import verify_dataset  # noqa: PLC0415 - `--help` stays fast
 
     failed = False
     for folder in args.folders:
-        report = verify_dataset(folder)
+        report = verify_dataset(folder, decode=args.decode)
         for problem in report.problems:
             show(problem)
         verdict = f"{len(report.problems)} problems" if report.problems else "sound"
         of = f"{folder}: " if len(args.folders) > 1 else ""
         size = f"{report.bytes / 1e6:.1f} MB"
         show(f"{of}{verdict}: {report.shards} shards, {report.rows} rows, {report.samples} samples, {size}")
+        if report.captionless:
+            show(f"{report.captionless} samples have an empty caption")
         if report.mend:
             show(f"to mend it: {report.mend}")
         failed = failed or bool(report.problems)

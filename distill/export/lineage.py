@@ -7,7 +7,7 @@ from pathlib import Path
 
 import open_clip
 
-from clip_models.students import PREFIX
+from clip_models.spec import TIMM
 from distill.export.markdown import without_folders
 from distill.run_folder import BEST, MODEL, RunFiles, RunFolder
 from shards.errors import UserError
@@ -37,8 +37,8 @@ def architecture(spec: str, base: Path | None = None, after: frozenset[Path] = f
     if run is not None and run.settings.get("student"):
         return architecture(str(run.settings["student"]), _working_directory(run), after | {run.path})
     name = spec.replace("/", "-")
-    if spec.startswith(PREFIX) or open_clip.get_model_config(name) is not None:
-        return spec if spec.startswith(PREFIX) else name
+    if spec.startswith(TIMM) or open_clip.get_model_config(name) is not None:
+        return spec if spec.startswith(TIMM) else name
     folder, name = _last_parts(spec, base)
     return folder if folder and name in _DELIVERED else name.removesuffix(".json")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Literal
 
-from clip_models.spec import refuse_absent
+from clip_models.spec import refuse_absent, refuse_no_student
 from distill.settings import RunSettings
 from shards.errors import UserError
 
@@ -43,12 +43,16 @@ def launch(
 
 
 def look_at_paths(settings: RunSettings) -> None:
-    """Raise `UserError` for a path that is wrong, before anything slow is imported; training looks closer."""
+    """Raise `UserError` for paths, names and counts that are wrong, before anything slow is imported.
+
+    Training looks closer: samples may be missing from a cache.
+    """
+    from distill.run_folder import BEGINNINGS  # noqa: PLC0415
     from shards import Dataset, Folder  # noqa: PLC0415
+    from shards.places import refuse_other_things  # noqa: PLC0415
     from teacher_cache.layout import no_cache, teacher_names  # noqa: PLC0415
 
-    for shards in settings.shards:
-        Dataset.open(shards)
+    samples = [len(Dataset.open(shards)) for shards in settings.shards]
     for cache in settings.cache:
         if not teacher_names(Folder(cache)):
             raise no_cache(Folder(cache))
@@ -56,6 +60,7 @@ def look_at_paths(settings: RunSettings) -> None:
         Dataset.open(settings.evaluation.shards)
     if settings.initial is not None:
         refuse_absent(settings.initial)
-    if settings.student.endswith(".json") and not Path(settings.student).is_file():
-        do = "Give a JSON file in the format of open_clip's model_configs"
-        raise UserError("there is no such file", where=settings.student, do=do)
+    refuse_no_student(settings.student)
+    refuse_other_things(Folder(settings.out), "a run", BEGINNINGS)
+    shares = zip(settings.weights_in_order(), samples, strict=True)
+    settings.check_batch(sum(round(weight * count) for weight, count in shares), int(os.environ.get("WORLD_SIZE", "1")))

@@ -75,7 +75,7 @@ class Run:
         self._sizes = tower_sizes(self.model)
         self.initial = _weights_digest(self.model) if settings.initial else None
         self.order = _order(settings, self.datasets, _rows(self.dataset, self.caches))
-        _check_batch(settings, self.ranks, self.order)
+        settings.check_batch(self.order.samples, self.ranks.size)
         self.steps = settings.steps or max(1, round((settings.epochs or 0.0) * self.order.steps_per_epoch))
         self.hooks = _hooks(settings, self.model, self.config, self.steps)
         seen = next((cache for cache in self.caches if cache.views), None)
@@ -346,22 +346,6 @@ def _order(settings: RunSettings, datasets: list[Dataset], rows: list[int | np.n
             told = f"with the weight {weight:g} no epoch shows a sample of {shards}"
             raise UserError(told, where="--weight", do="Raise it, or leave the dataset out")
     return mixture
-
-
-def _check_batch(settings: RunSettings, ranks: Ranks, order: Order | Mixture) -> None:
-    if not order.steps_per_epoch:
-        raise UserError(
-            f"{order.samples} samples do not fill one batch of {settings.batch_size}",
-            where=", ".join(settings.shards),
-            do="Use a smaller --batch-size",
-        )
-    if settings.batch_size % (ranks.size * settings.micro_batches):
-        raise UserError(
-            f"a batch of {settings.batch_size} cannot be cut evenly for {ranks.size} processes with "
-            f"{settings.micro_batches} micro-batches each",
-            where="--batch-size",
-            do="Choose a multiple of their product",
-        )
 
 
 def _weights_digest(model: Any) -> str:

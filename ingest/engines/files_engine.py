@@ -108,7 +108,8 @@ class _Columns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._groups: OrderedDict[tuple[str, str, int], pa.ChunkedArray] = OrderedDict()
+        # In place of a row group that is damaged, what was raised: each of its rows would read all of it again.
+        self._groups: OrderedDict[tuple[str, str, int], pa.ChunkedArray | Exception] = OrderedDict()
         self._firsts: dict[str, list[int]] = {}
 
     def value(self, path: str, column: str, row: int) -> bytes | None:
@@ -118,12 +119,12 @@ class _Columns:
             if group is None:
                 raise IndexError(f"row {row} of {firsts[-1]}")
             if (path, column, group) not in self._groups:
-                with _opened(path) as file:
-                    table = pq.ParquetFile(file).read_row_group(group, columns=[column])
-                self._groups[path, column, group] = table[column]
+                self._groups[path, column, group] = _row_group(path, column, group)
                 if len(self._groups) > _OPEN:
                     self._groups.popitem(last=False)
             values = self._groups[path, column, group]
+        if isinstance(values, Exception):
+            raise values
         found = values[row - firsts[group]].as_py()
         # The hub's image columns are a structure of bytes and path.
         found = found.get("bytes") if isinstance(found, dict) else found
@@ -137,6 +138,19 @@ class _Columns:
             firsts.append(firsts[-1] + metadata.row_group(group).num_rows)
         self._firsts[path] = firsts
         return firsts
+
+
+def _row_group(path: str, column: str, group: int) -> pa.ChunkedArray | Exception:
+    """A column of a row group, or why it cannot be had: of that, what no second look would mend."""
+    try:
+        with _opened(path) as file:
+            values = pq.ParquetFile(file).read_row_group(group, columns=[column])[column]
+            values.validate(full=True)
+            return values
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the storage; what Arrow finds damaged has no number
+        return ValueError(f"damaged, or needs more memory than there is ({error})")
 
 
 def _opened(url: str) -> IO[bytes]:

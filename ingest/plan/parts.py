@@ -92,8 +92,10 @@ def read_rows(folder: Folder, stage: Stage, shard: int) -> pa.Table:
     try:
         with pa.memory_map(str(path)) as file:
             reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False))
-            return pa.Table.from_batches([reader.get_batch(number)])
-    except (pa.ArrowException, OSError) as error:
+            rows = pa.Table.from_batches([reader.get_batch(number)])
+            rows.validate(full=True)
+            return rows
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"this part of the plan is damaged ({error})", where=where, do=_REMAKE) from None
 
 

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.ledger import reading
+from ingest.ledger import reading, result_fields
 from shards import Folder, ShardRecord, UserError
+from shards.arrow_files import read_arrow, refuse_other_columns
 
 _HOSTS = 200_000
 """With more hosts than this, those with the fewest rows are forgotten."""
@@ -26,6 +27,11 @@ _COLUMNS = [
     *("key", "url", "status", "error_class", "error_message", "original_width", "original_height"),
     *("host", "bytes", "started", "seconds"),
 ]
+
+
+_TYPES = {"key": pa.string(), "url": pa.string(), **{field.name: field.type for field in result_fields("sha256")}}
+_LEDGER = pa.schema([pa.field(name, _TYPES[name], nullable=name not in {"key", "status"}) for name in _COLUMNS])
+_SIZES = pa.schema([pa.field("image_size", pa.int64(), nullable=False)])
 
 
 class Spread:
@@ -232,8 +238,11 @@ def tally(folder: Folder, name: str, rows: int, records: dict[int, ShardRecord],
             result.add_fetches(batch)
             states = batch
             if retried:
-                digits = pc.utf8_slice_codeunits(batch["key"], len(name) + 1)
-                numbers = digits.cast(pa.int64()).to_numpy()
+                with reading(folder, f"{shard:05d}.parquet"):
+                    digits = pc.utf8_slice_codeunits(batch["key"], len(name) + 1)
+                    numbers = digits.cast(pa.uint32()).to_numpy()
+                    if numbers.size and numbers.max() >= rows:
+                        raise ValueError(f"it has row {numbers.max()} of {rows}")
                 states = batch.filter(pa.array(~seen[numbers]))
                 seen[numbers] = True
             result.add_states(states)
@@ -242,20 +251,41 @@ def tally(folder: Folder, name: str, rows: int, records: dict[int, ShardRecord],
                 result.recovered += pc.sum(pc.equal(states["status"], "success")).as_py() or 0
         index = records[shard].file(".index.arrow").name
         with reading(folder, index):
-            sizes = pa.ipc.open_file(pa.py_buffer(folder.read(index))).read_all()["image_size"].to_numpy()
+            table = read_arrow(folder.read(index))
+            refuse_other_columns(table, _SIZES)
+            sizes = table["image_size"].to_numpy()
         result.stored_bytes.add(sizes)
     return result
 
 
 def _ledger(folder: Folder, name: str) -> Iterator[pa.Table]:
     with reading(folder, name):
-        file = pq.ParquetFile(folder.path / name if folder.is_local else io.BytesIO(folder.read(name)))
+        source = folder.path / name if folder.is_local else io.BytesIO(folder.read(name))
+        file = pq.ParquetFile(source, page_checksum_verification=True)
     if absent := [column for column in _COLUMNS if column not in file.schema_arrow.names]:
         raise UserError(f"{name} has no column {absent[0]}", where=str(folder), do="Ingest it again to get a report")
     batches = file.iter_batches(columns=_COLUMNS)
+    read = 0
     while True:
         with reading(folder, name):
             batch = next(batches, None)
+            if batch is not None:
+                _check(batch)
+                read += batch.num_rows
+            elif read != file.metadata.num_rows:
+                # Columns of different lengths are read as far as the shortest.
+                raise ValueError(f"it has {read} rows instead of {file.metadata.num_rows}")
         if batch is None:
             return
         yield pa.Table.from_batches([batch])
+
+
+def _check(rows: pa.RecordBatch) -> None:
+    """Raise `ValueError` for columns of other types and for numbers that no fetch can have."""
+    rows.validate(full=True)
+    refuse_other_columns(rows, _LEDGER)
+    for name, most in {"started": 1 << 42, "seconds": 1e9, "bytes": 1 << 50}.items():
+        values = pc.drop_null(rows[name])
+        numbers = (values.cast(pa.int64()) if name == "started" else values).to_numpy(zero_copy_only=False)
+        if not ((numbers >= 0) & (numbers < most)).all():
+            raise ValueError(f"it has {name} from {numbers.min()} to {numbers.max()}")

@@ -132,6 +132,9 @@ class Source:
                     whole = over == block.table.num_rows
                     first = read - block.table.num_rows
                     yield self.schema.empty_table() if whole else self._finish(block, chosen, path, first).slice(over)
+                if rows is not None and read < rows:
+                    # Columns of different lengths are read as far as the shortest.
+                    raise EOFError(f"it has {read} rows instead of {rows}")
         self._reading = (len(self.paths), 0, None)
         for block in self._reader.rest(chosen):
             table = self._finish(block, chosen, "")

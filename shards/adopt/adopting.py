@@ -46,6 +46,7 @@ _BYTES_A_SECOND = 5e8
 """Of a tar of photos, hashed and indexed on one core."""
 _SHOWN = 8
 """Kinds of other members that are named."""
+_REST = "of other kinds"
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,17 @@ class AdoptWorker:
         with publication.beside(".parquet") as out:
             pq.write_table(found.ledger, out, write_page_checksum=True)
         rows, samples = len(found.ledger), len(found.index)
-        others = {f"{_OTHER}{name}": count for name, count in found.others.most_common(_SHOWN)}
+        others = {f"{_OTHER}{name}": count for name, count in _most_common(found.others).items()}
         causes = Counter(cause for cause in found.ledger["error_class"].to_pylist() if cause is not None)
         failed = {f"{_FAILED}{cause}": count for cause, count in causes.items()}
         return publication.finish(samples, {"rows": rows, **failed, **others})
+
+
+def _most_common(found: Counter[str]) -> dict[str, int]:
+    """The kinds of which there are most, and how many members are of any other."""
+    shown = dict(found.most_common(_SHOWN))
+    rest = found.total() - sum(shown.values())
+    return {**shown, _REST: shown.get(_REST, 0) + rest} if rest else shown
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ def kind_of(name: str) -> str:
 
 def _add(found: dict[str, Sample], key: str, extension: str, member: Member) -> None:
     sample = found.setdefault(key, Sample(key))
-    if extension in sample.members:
+    if member.link:
+        sample.refusal = sample.refusal or Refusal("link", f"{member.name} is a link, which is not followed")
+    elif extension in sample.members:
         sample.refusal = Refusal("member_twice", f"two members are called {member.name}")
     elif len(key.encode()) > _LONGEST_KEY:
         sample.refusal = Refusal("long_key", f"its key has more than {_LONGEST_KEY} bytes")
@@ -140,11 +142,11 @@ def _row(sample: Sample, tar: memoryview, extensions: Extensions, *, captioned: 
         caption = next((data[name] for name in _CAPTION_FIELDS if isinstance(data.get(name), str)), None)
         if captioned and caption is None:
             raise _RefusedError("no_caption", "it has no caption")
-    else:
-        try:
-            _bytes(tar, text).decode()
-        except UnicodeDecodeError:
-            raise _RefusedError("bad_caption", "its caption is not UTF-8") from None
+    try:
+        # JSON can spell half of a surrogate pair, which no text has.
+        _ = (caption or "").encode() if text is None else _bytes(tar, text).decode()
+    except UnicodeError:
+        raise _RefusedError("bad_caption", "its caption is not UTF-8") from None
     return Row(sample.key, image, text, metadata, caption, _label(tar, sample.members.get(LABEL)))
 
 

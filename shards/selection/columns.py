@@ -11,63 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from shards.errors import UserError, one_line
+from shards.errors import UserError
 from shards.reader import Shard
-from shards.storage import Folder
+from shards.side_table import SideTable
 
+_ORIENTATION, _SIDEWAYS = 0x0112, 5
+"""EXIF's tag, and the first of its turns that swap width and height."""
 _SIDES = ("width", "height", "short_side", "aspect")
 _CAPTIONS = ("caption", "caption_words", "caption_chars")
-
-
-class SideTable:
-    """A Parquet file that says something of samples, by its column `key`.
-
-    Held in memory: the file, the columns that are asked for, and 16 bytes a row. Raises `UserError` if it cannot be
-    read, or a key stands in it twice.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        parent, _, name = url.rpartition("/")
-        try:
-            self._file = pq.ParquetFile(
-                pa.BufferReader(Folder(parent or ("/" if url.startswith("/") else ".")).read(name))
-            )
-            self.columns = [name for name in self._file.schema_arrow.names if name != "key"]
-            self._keys: pa.ChunkedArray = self._file.read(columns=["key"])["key"].cast(pa.string())
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise UserError(
-                f"no table with a column key can be read ({one_line(str(error))})", where=url, do="Give a Parquet file"
-            ) from None
-        self._read: dict[str, pa.ChunkedArray] = {}
-        digests = digests_of(self._keys.to_pylist())
-        self._order = np.argsort(digests, kind="stable")
-        self._digests = digests[self._order]
-        twice = np.flatnonzero(self._digests[1:] == self._digests[:-1])
-        if len(twice):
-            key = self._keys[int(self._order[twice[0]])].as_py()
-            raise UserError(f"the key {key!r} stands in it twice", where=url, do="Give each sample one row")
-
-    def rows(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
-        """(n,): the row of each key, -1 where there is none."""
-        wanted = digests_of(keys)
-        at = np.searchsorted(self._digests, wanted)
-        found = np.full(len(keys), -1, np.int64)
-        there = at < len(self._digests)
-        there[there] = self._digests[at[there]] == wanted[there]
-        found[there] = self._order[at[there]]
-        return found
-
-    def column(self, name: str, keys: Sequence[str]) -> pa.Array:
-        """A column's values for these keys, null where there is none."""
-        if name not in self._read:
-            self._read[name] = self._file.read(columns=[name])[name]
-        rows = self.rows(keys)
-        taken = self._read[name].take(pa.array(rows, mask=rows < 0))
-        return taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
 
 
 class Columns:
@@ -83,7 +36,7 @@ class Columns:
         """
         for table in self._tables:
             if name in table.columns:
-                return table.column(name, self.shard.keys)
+                return pa.array(table.values(name, self.shard.keys))
         if name == "key":
             return pa.array(self.shard.keys, pa.string())
         if name == "bytes":
@@ -113,13 +66,14 @@ class Columns:
         return pa.array([max(side) / max(1, min(side)) for side in sides], pa.float64())
 
     def _side(self, row: int, meta: dict[str, Any]) -> tuple[int, int]:
-        """Width and height as the image is stored: the metadata's, or its header's, which is read without decoding."""
+        """Width and height, upright: the metadata's, or the header's, which is read without decoding."""
         width, height = meta.get("width"), meta.get("height")
         if isinstance(width, int) and isinstance(height, int):
             return width, height
         try:
             with Image.open(io.BytesIO(self.shard.image_bytes(row))) as image:
-                return image.size
+                across, down = image.size
+                return (down, across) if image.getexif().get(_ORIENTATION, 1) >= _SIDEWAYS else (across, down)
         except OSError as error:
             raise UserError(
                 f"the image of {self.shard.keys[row]} has no header ({error})",

@@ -25,9 +25,10 @@ from shards.fingerprint import seed64
 from shards.near import image_hash, near_groups
 from shards.progress import Meter
 from shards.reader import Dataset, Shard
-from shards.selection.columns import Columns, SideTable, digests_of
+from shards.selection.columns import Columns, digests_of
 from shards.selection.keys import WantedKeys
 from shards.selection.settings import FilterSettings, amount_of
+from shards.side_table import SideTable
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]

@@ -25,9 +25,9 @@ from shards.places import refuse_other_things
 from shards.publication import Publication
 from shards.reader import Dataset, Shard
 from shards.record import RECORDS, compact, published_records, read_records
-from shards.selection.columns import SideTable
 from shards.selection.judging import Judging
 from shards.selection.settings import FilterSettings
+from shards.side_table import SideTable
 from shards.spelled import absolute, words_of
 from shards.storage import Folder
 from shards.task import Spec
@@ -56,7 +56,7 @@ def select(settings: FilterSettings) -> Selected:
     folder = Folder(settings.out)
     if standing := _standing(folder, dataset, rules):
         return standing
-    judging = Judging(dataset, [SideTable(url) for url in settings.tables])
+    judging = Judging(dataset, [SideTable.read(url) for url in settings.tables])
     judging.apply(settings)
     return _publish(folder, judging, rules, ["filter", *words_of(settings, without={"out"})])
 

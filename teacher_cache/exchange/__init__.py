@@ -4,7 +4,7 @@ Comes in: embeddings that somebody else published or computed, and a dataset of 
 Goes out: a teacher cache like any other; and back, files as those programs write them.
 
     datacompdr.py           what a sample of DataCompDR is; read it first
-    import_datacompdr.py    tars.py, key_index.py (where each sample lies) → safe_arrays.py (its arrays) → layers.py
+    import_datacompdr.py    tars.py, shards/key_index.py (each sample's place) → safe_arrays.py (its arrays) → layers.py
     export_datacompdr.py
     clip_retrieval.py       what clip-retrieval writes; then import_clip_retrieval.py, export_clip_retrieval.py
 

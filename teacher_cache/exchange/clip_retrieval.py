@@ -67,7 +67,7 @@ def map_rows(path: str) -> Array:
 def _metadata(path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"not readable as Parquet ({error})", where=path, do="Restore it") from None
 
 

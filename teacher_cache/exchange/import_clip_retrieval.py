@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import Dataset, Folder, Shard, UserError, fingerprint
 from shards.fingerprint import sha256_file
+from shards.key_index import IndexWriter, KeyIndex
 from shards.progress import Meter
 from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
@@ -23,7 +25,6 @@ from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.clip_retrieval import Array, Partition, has_column, map_rows, metadata_rows, partitions_of
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, publish_facts_of, run_import, size_of
 from teacher_cache.exchange.tars import SOURCES
-from teacher_cache.key_index import IndexWriter, KeyIndex
 from teacher_cache.layout import LayerFacts, TeacherFacts, refuse_no_cache, slug
 from teacher_cache.views import ViewPolicy
 
@@ -138,11 +139,15 @@ def _index(
 
 def _batches(part: Partition, column: str, key_column: str | None) -> Iterator[tuple[list[str], list[int]]]:
     """Key and hash of the caption of some rows at a time; without embeddings of the captions, these do not matter."""
-    file = pq.ParquetFile(part.metadata)
-    has_captions = part.texts is not None and "caption" in file.schema_arrow.names
-    for batch in file.iter_batches(_ROWS, columns=[column, "caption"] if has_captions else [column]):
-        captions = batch["caption"].to_pylist() if has_captions else [None] * len(batch)
-        yield [_key(value, key_column) for value in batch[column].to_pylist()], [_hash(text) for text in captions]
+    try:
+        file = pq.ParquetFile(part.metadata)
+        has_captions = part.texts is not None and "caption" in file.schema_arrow.names
+        for batch in file.iter_batches(_ROWS, columns=[column, "caption"] if has_captions else [column]):
+            batch.validate(full=True)
+            captions = batch["caption"].to_pylist() if has_captions else [None] * len(batch)
+            yield [_key(value, key_column) for value in batch[column].to_pylist()], [_hash(text) for text in captions]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"not readable as Parquet ({error})", where=part.metadata, do="Restore it") from None
 
 
 def _hash(caption: Any) -> int:

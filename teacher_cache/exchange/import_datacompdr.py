@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from shards import Dataset, Folder, Shard, UserError
+from shards.key_index import Entry
 from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.datacompdr import SIDE, TEACHERS, Reinforced, parse, views_of
 from teacher_cache.exchange.layers import ImportLayer, ImportReport, Rows, publish_facts_of, run_import, size_of
-from teacher_cache.exchange.tars import IndexedTars, index_tars
-from teacher_cache.key_index import Entry
+from teacher_cache.exchange.tars import IndexedTars, index_tars, look_at
 from teacher_cache.layout import Kind, LayerFacts, TeacherFacts, refuse_no_cache, slug, views_layer_name
 from teacher_cache.views import View, ViewPolicy
 
@@ -71,9 +71,10 @@ def import_datacompdr(
     dataset = Dataset.open(shards)
     if len({slug(name) for name, _, _ in teachers}) != len(teachers) or not teachers:
         raise UserError("each teacher needs a name of its own", where=", ".join(name for name, _, _ in teachers))
-    for name, columns, _ in teachers:
-        check_claims(name, width=columns)
     refuse_no_cache(Folder(cache), [slug(name) for name, _, _ in teachers])
+    look_at(tars)
+    for name, columns, _ in teachers:
+        check_claims(name, width=columns)  # brings open_clip
     indexed = index_tars(tars, Folder(cache))
     width = sum(width for _, width, _ in teachers)
     source = DataCompDR(indexed, width, key_column, *_usual(indexed, width))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import mmap
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
 from shards import Folder, UserError, fingerprint
 from shards.fingerprint import sha256_file
+from shards.key_index import Entry, IndexWriter, KeyIndex
 from shards.progress import Meter
 from shards.tar_members import tar_members
-from teacher_cache.key_index import Entry, IndexWriter, KeyIndex
+from shards.typed_json import parsed
 
 SOURCES = "_sources"
 """The folder in a cache where indices lie."""
@@ -68,10 +70,30 @@ class IndexedTars:
                 file.seek(entry.start)
                 piece = file.read(entry.size)
             for member in tar_members(piece):
+                if member.link:
+                    continue
                 data = piece[member.offset : member.offset + member.size]
                 if found.setdefault(_split(member.name)[1], data) != data:
                     return None
         return found
+
+
+def look_at(tars: Sequence[str]) -> list[list[str | int]]:
+    """Name, bytes and time of each tar. Raises `UserError` if there is none, or one is no file."""
+    if not tars:
+        raise UserError("no tars were given", do="Name the tars that were downloaded")
+    stats: list[list[str | int]] = []
+    for tar in tars:
+        path = Path(tar)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", where=tar, do="Check the path") from None
+        if path.is_dir():
+            told = "this is a folder, and tars are wanted"
+            raise UserError(told, where=tar, do=f"Give those in it: {shlex.quote(str(path / '*.tar'))}")
+        stats.append([path.name, stat.st_size, stat.st_mtime_ns])
+    return stats
 
 
 def index_tars(tars: Sequence[str], cache: Folder) -> IndexedTars:
@@ -79,25 +101,32 @@ def index_tars(tars: Sequence[str], cache: Folder) -> IndexedTars:
 
     Only headers are read. Raises `UserError` if a file is missing, truncated or no tar.
     """
-    if not tars:
-        raise UserError("no tars were given", do="Name the tars that were downloaded")
-    stats = []
-    for tar in tars:
-        try:
-            stat = Path(tar).stat()
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", where=tar, do="Check the path") from None
-        stats.append([Path(tar).name, stat.st_size, stat.st_mtime_ns])
     folder = cache.child(SOURCES)
-    name = fingerprint(stats)
+    name = fingerprint(look_at(tars))
+    facts = _known_index(folder, name) or _make_index(tars, folder, name)
+    return IndexedTars(tuple(tars), folder, f"{name}.arrow", facts.sha256, facts.rows, facts.content)
+
+
+@dataclass(frozen=True)
+class _IndexFacts:
+    """Of an index: the hash of its file, and what `IndexedTars` says of the tars."""
+
+    sha256: str
+    rows: int
+    content: str
+    tars: tuple[str, ...]
+
+
+def _known_index(folder: Folder, name: str) -> _IndexFacts | None:
+    """The index that an earlier run left, None if there is none that is whole."""
     try:
-        facts = json.loads(folder.read(f"{name}.json"))
-    except FileNotFoundError:
-        facts = _make_index(tars, folder, name)
-    return IndexedTars(tuple(tars), folder, f"{name}.arrow", facts["sha256"], facts["rows"], facts["content"])
+        facts = parsed(_IndexFacts, folder.read(f"{name}.json"))
+        return facts if sha256_file(folder.fetch(f"{name}.arrow", facts.sha256)) == facts.sha256 else None
+    except (FileNotFoundError, ValueError):
+        return None
 
 
-def _make_index(tars: Sequence[str], folder: Folder, name: str) -> dict[str, object]:
+def _make_index(tars: Sequence[str], folder: Folder, name: str) -> _IndexFacts:
     digest = sha256()
     with Meter("index", len(tars), unit="tars") as meter, IndexWriter() as writer:
         for number, tar in enumerate(tars):
@@ -114,8 +143,8 @@ def _make_index(tars: Sequence[str], folder: Folder, name: str) -> dict[str, obj
         with folder.staged(f"{name}.arrow") as path:
             writer.write(path)
             index = sha256_file(path)
-    facts = {"sha256": index, "rows": writer.rows, "content": digest.hexdigest()[:16]}
-    folder.publish(f"{name}.json", json.dumps({**facts, "tars": list(tars)}, indent=1).encode())
+    facts = _IndexFacts(index, writer.rows, digest.hexdigest()[:16], tuple(tars))
+    folder.publish(f"{name}.json", json.dumps(asdict(facts), indent=1).encode())
     return facts
 
 

@@ -25,7 +25,7 @@ EXACT = 30_000
 _BITS = 32
 _WINDOW, _TOGETHER = 256, 32
 _PROBES = 1000
-_ENOUGH, _TABLES = 0.985, 32
+_ENOUGH, _TABLES = 0.99, 32
 """Tables are added until this share of the probes was found, or there are so many."""
 BLOCK = 4096
 

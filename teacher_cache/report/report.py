@@ -18,6 +18,7 @@ from pages.axis import Axis
 from pages.plot import dots, histogram
 from shards import Dataset, Folder
 from shards.progress import Meter
+from teacher_cache.clusters import clusters as cluster_rows
 from teacher_cache.reader import TeacherCache
 from teacher_cache.report.duplicates import EXACT, Neighbours, groups, nearest, work
 from teacher_cache.report.pictures import Pictures
@@ -69,11 +70,15 @@ class ReportFacts:
     odd_shards: tuple[int, ...]
 
 
-def report_cache(shards: str, cache: str, *, teacher_name: str | None = None, out: str | None = None) -> ReportFacts:
+def report_cache(
+    shards: str, cache: str, *, teacher_name: str | None = None, out: str | None = None, clusters: int = 0
+) -> ReportFacts:
     """Write `report.html` and `scores.parquet` into the teacher's folder, or into `out`; what was there is replaced.
 
-    The cache may lack samples (imported, or not finished): they are joined by key. Needs temporary disk for one view
-    of all images in float16; memory is about 100 B a sample, whatever D is. Equal caches give equal bytes.
+    `clusters`: into how many the images' embeddings are cut, by which a dataset can be balanced; the table then has a
+    column `cluster`. The cache may lack samples (imported, or not finished): they are joined by key. Needs temporary
+    disk for one view of all images in float16; memory is about 100 B a sample, whatever D is. Equal caches give equal
+    bytes.
 
     Raises:
         UserError: no dataset or cache, several teachers and no `teacher_name`, a damaged file, or a cache that holds
@@ -89,14 +94,21 @@ def report_cache(shards: str, cache: str, *, teacher_name: str | None = None, ou
         with Meter("cache report: duplicates", work(len(scores.rows)), unit="rows") as meter:
             threshold = near_threshold(scores.rows)
             near = nearest(scores.rows, threshold.cosine, advance=lambda count: meter.advance(count, items=count))
-    _write_table(target, dataset, scores, near)
+        cluster = cluster_rows(scores.rows, clusters, seed=0) if clusters else None
+    _write_table(target, dataset, scores, near, cluster)
     page, facts = _page(opened, scores, near, threshold, target)
     target.publish(PAGE, page)
     return facts
 
 
-def _write_table(target: Folder, dataset: Dataset, scores: Scores, near: Neighbours) -> None:
+def _write_table(
+    target: Folder, dataset: Dataset, scores: Scores, near: Neighbours, cluster: npt.NDArray[np.int32] | None
+) -> None:
     """One row a sample, one row group a shard."""
+    schema = _SCHEMA if cluster is None else _SCHEMA.append(pa.field("cluster", pa.int32()))
+    of = np.full(len(scores.clip), -1, np.int32)
+    if cluster is not None:
+        of[scores.samples] = cluster
     has = near.index >= 0
     wanted = np.unique(scores.samples[near.index[has]])
     keys = _keys(dataset, scores, wanted)
@@ -104,7 +116,7 @@ def _write_table(target: Folder, dataset: Dataset, scores: Scores, near: Neighbo
     other[scores.samples[has]] = np.searchsorted(wanted, scores.samples[near.index[has]])
     cosine = np.full(len(scores.clip), np.nan, np.float32)
     cosine[scores.samples] = near.cosine
-    with target.staged(TABLE) as path, pq.ParquetWriter(str(path), _SCHEMA) as writer:
+    with target.staged(TABLE) as path, pq.ParquetWriter(str(path), schema) as writer:
         for place, shard in enumerate(dataset.shards):
             rows = slice(int(scores.offsets[place]), int(scores.offsets[place + 1]))
             named = pa.array(other[rows], mask=other[rows] < 0)
@@ -114,8 +126,9 @@ def _write_table(target: Folder, dataset: Dataset, scores: Scores, near: Neighbo
                 pa.array(scores.clip[rows], from_pandas=True),
                 keys.take(named),
                 pa.array(cosine[rows], from_pandas=True),
+                *([] if cluster is None else [pa.array(of[rows], mask=of[rows] < 0)]),
             ]
-            writer.write_table(pa.table(columns, schema=_SCHEMA))
+            writer.write_table(pa.table(columns, schema=schema))
             shard.release()
 
 

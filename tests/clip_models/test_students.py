@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from torch import nn
 
 from clip_models import ImageTower, create_student, load_model, published, save_model, student_names
+from clip_models.spec import refuse_no_student
 from distill.recipe import list_recipes
 from shards.errors import UserError
 
@@ -59,6 +63,36 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 def test_every_student_that_comes_with_the_package_is_listed_and_checked() -> None:
     assert set(student_names()) == set(PUBLISHED) - {"RN50", "RN101"}
     assert set(student_names()) <= set(open_clip.list_models())
+
+
+def test_architectures_are_known_without_open_clip_and_a_programs_own_with_it(tmp_path: Path) -> None:
+    program = (
+        "import json, sys\n"
+        "from clip_models.spec import architectures\n"
+        "names = sorted(architectures())\n"
+        "assert not {'torch', 'open_clip'} & set(sys.modules)\n"
+        "print(json.dumps(names))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert json.loads(said) == sorted(open_clip.list_models())
+    # As a program of its own may do; open_clip forgets no name again, so in another process.
+    (tmp_path / "my-own.json").write_text(json.dumps(open_clip.get_model_config("ViT-B-32")))
+    program = (
+        "import sys, open_clip\n"
+        "from clip_models.spec import refuse_absent\n"
+        "open_clip.add_model_config(sys.argv[1])\n"
+        "refuse_absent('my-own:tag')\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program, str(tmp_path)], check=True)
+
+
+def test_a_folder_that_is_called_as_a_student_is_hides_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ViT-T-16").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refuse_no_student("ViT-T-16")
+    (tmp_path / "ViT-T-17").mkdir()
+    with pytest.raises(UserError, match=r"ViT-T-17/open_clip_config\.json: there is no such file"):
+        refuse_no_student("ViT-T-17")
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "ViT-T-16"])
@@ -145,7 +179,7 @@ def test_a_timm_student_is_clip_kds() -> None:
     ("name", "says"),
     [
         ("timm/resnet19", "timm has no model 'resnet19'. The closest are timm/resnet"),
-        ("vit_tiny_patch16_224", "timm has. Give timm/vit_tiny_patch16_224"),
+        ("vit_tiny_patch16_224", "no architecture 'vit_tiny_patch16_224'.*timm/vit_tiny_patch16_224 if timm has"),
         ("TinyCLIP-auto-ViT-63M-32-Text-31M", "Run the recipe tinyclip-auto-vit-63m-32-text-31m-prune"),
     ],
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ HELP = [
     "ingest retry --help",
     "ingest report --help",
     "shards verify --help",
+    "shards stats --help",
     "cache build --help",
     "cache plan --help",
     "cache verify --help",
@@ -69,7 +71,50 @@ PATHS = [
     "evaluate ViT-B-32:openai d --classes nowhere.json",
     "export nowhere/model --out o",
     "shards verify nowhere",
+    "shards stats nowhere",
+    "shards stats nowhere --out p.html",
 ]
+
+TRAIN = "distill data --steps 1 --batch-size 8"
+AMONG_DATA = {
+    f"{TRAIN} --student ViT-S-32 --out data": "no run can be made here: this is a dataset of shards",
+    f"{TRAIN} --student ViT-S-32 --out pics": "no run can be made here: this is a folder with one.txt",
+    f"{TRAIN} --student ViT-S-32 --initial nowhere --out o": "open_clip knows no architecture 'nowhere'",
+    f"{TRAIN} --student ViT-S-33 --out o": "'ViT-S-33'. The closest are ViT-S-32",
+    f"{TRAIN} --student pics --out o": "pics/open_clip_config.json: there is no such file",
+    f"{TRAIN} --student ViT-S-32 --micro-batches 3 --out o": "a batch of 8 cannot be cut evenly",
+    "distill data --student ViT-S-32 --steps 1 --batch-size 13 --out o": "12 samples do not fill one batch of 13",
+    "distill data --student ViT-S-32 --steps 1 --batch-size 0 --out o": "--batch-size is 0, it must be a whole number",
+    "distill data data --student ViT-S-32 --steps 1 --out o": "SHARDS: data is given twice",
+    "distill data pics --student ViT-S-32 --steps 1 --out o --weight data=0": "--weight data is 0.0, it must be a "
+    "number, above 0",
+    "distill data --recipe pics/x.toml --out o": "there is no such recipe",
+    "distill --recipe clip-kd --smoke --out pics": "no smoke test can be made here: this is a folder with one.txt",
+    "distill --recipe clip-kd --smoke --out data": "no smoke test can be made here: this is a dataset",
+    "demo --out pics": "no demo can be made here: this is a folder with one.txt",
+    "demo --out data": "no demo can be made here: this is a dataset",
+    "demo --out theirs": "no demo can be made here: this is a folder with results",
+    "demo --out o --teacher nowhere": "open_clip knows no architecture 'nowhere'",
+    "cache build data --teacher ViT-B-32:openai --out data": "no cache can be made here: this is a dataset",
+    "cache build data --teacher ViT-B-33:openai --out o": "'ViT-B-33'. The closest are ViT-B-32",
+    "cache plan data --teacher nowhere": "open_clip knows no architecture 'nowhere'",
+    "cache import data pics --format datacompdr --out o": "pics: this is a folder, and tars are wanted. Give those in "
+    "it: 'pics/*.tar'",
+    "cache import data a.tar --format datacompdr --out data": "no cache can be made here: this is a dataset",
+    "cache export data --cache c --format npz --out data": "no export can be made here: this is a dataset",
+    "models pics": "pics/open_clip_config.json: there is no such file",
+    "models bench pics": "pics/open_clip_config.json: there is no such file",
+    "models nowhere": "clipstill: error: open_clip knows no architecture 'nowhere'",
+    "models bench ViT-B-32 nowhere": "open_clip knows no architecture 'nowhere'",
+    "evaluate nowhere data": "open_clip knows no architecture 'nowhere'",
+    "evaluate ViT-B-32:openai data --classes pics": "pics: this is a folder, and a file is wanted",
+    "evaluate ViT-B-32:openai data --classes nowhere.json": "nowhere.json: there is no such file. Give",
+    "evaluate ViT-B-32:openai data --classes pics/one.txt": "pics/one.txt: not readable as JSON (Expecting value",
+    "export nowhere --out o": "open_clip knows no architecture 'nowhere'",
+    "ingest retry pics/one.txt": "pics/one.txt: no dataset here (there is no dataset.json): this is a file, not a",
+    "shards ls pics/one.txt": "pics/one.txt: no dataset here (there is no dataset.json): this is a file, not a folder",
+}
+"""Wrong places, names and counts beside a dataset of 12 samples → what is said of each."""
 
 PROGRAM = """
 import json, sys
@@ -117,7 +162,22 @@ def test_wrong_paths_are_told_before_torch_is_imported(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-PACKAGES = ["shards", "ingest", "teacher_cache", "distill.losses", "evaluation", "clip_models"]
+def test_wrong_places_names_and_counts_are_told_before_torch_is_imported(make_dataset: Any, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", [12])
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "one.txt").write_text("dear")
+    (tmp_path / "theirs" / "results").mkdir(parents=True)
+    (tmp_path / "theirs" / "results" / "a.csv").write_text("1,2")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    statuses, modules, said = run_all(list(AMONG_DATA), tmp_path)
+    assert statuses == dict.fromkeys(AMONG_DATA, 2)
+    for (line, says), told in zip(AMONG_DATA.items(), said, strict=True):
+        assert says in told, line
+    assert not modules & SLOW
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+PACKAGES = ["shards", "stats", "ingest", "teacher_cache", "distill.losses", "evaluation", "clip_models"]
 
 
 def test_whatever_a_package_exports_is_there_though_nothing_is_imported_yet() -> None:

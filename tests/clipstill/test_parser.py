@@ -15,7 +15,9 @@ from clipstill.main import build_parser, main
         (["ingst", "list.txt"], "'ingst' is not known; did you mean ingest?"),
         (["xyz"], "'xyz' is not known; there are ingest, "),
         (["distill", "d", "--epoch", "3"], "there is no option --epoch; did you mean --epochs?"),
-        (["distill", "d", "--epoch=3"], "there is no option --epoch; did you mean --epochs?"),
+        (["distill", "d", "--epoch=3"], "there is no option --epoch; did you mean --epochs? See `clipstill distill "),
+        (["distill", "d", "--bogus"], "there is no option --bogus. See `clipstill distill --help`"),
+        (["ingest", "l", "--engine", "files"], "'files' is not known; there are clipstill, img2dataset. See"),
         (
             ["cache", "build", "d", "--teachr", "x", "--out", "o"],
             "there is no option --teachr; did you mean --teacher?",
@@ -45,4 +47,4 @@ def test_what_can_be_repeated_adds_up() -> None:
 
 def test_words_after_two_dashes_are_no_options() -> None:
     args = build_parser().parse_args(["distill", "--epochs", "3", "--", "--epochs"])
-    assert (args.epochs, args.shards) == (3.0, "--epochs")
+    assert (args.epochs, args.shards) == (3.0, ["--epochs"])

@@ -15,7 +15,8 @@ import pytest
 
 SMALL = """
 import sys, warnings
-from demo.run import DemoSettings, run_demo
+from demo.launch import run_demo
+from demo.settings import DemoSettings
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
@@ -141,10 +142,10 @@ def test_a_demo_killed_in_every_stage_ends_with_the_same_numbers(script: Path, t
 
 
 def test_a_demo_begun_otherwise_is_refused(tmp_path: Path) -> None:
-    from demo.run import DemoSettings, run_demo  # noqa: PLC0415 - slow to import
+    from demo.launch import run_demo  # noqa: PLC0415
+    from demo.settings import DemoSettings  # noqa: PLC0415
     from shards import UserError  # noqa: PLC0415
 
-    (tmp_path / "results").mkdir()
     first = DemoSettings(out=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("demo.run.Demo._ingest", _stop)

@@ -192,6 +192,7 @@ def test_a_file_of_ones_own(write: Any) -> None:
         ('precision = "half"', ["precision is 'half'", "one of fp32, bf16, fp16"]),
         ("[optimiser]\nlearning = 1", ["optimiser.learning is no setting"]),
         ('[optimiser]\nlr = "fast"', ["optimiser.lr is 'fast'", "a number"]),
+        ("[weights]\nmine = 0.0", ["weights.mine is 0.0, it must be a number, above 0"]),
         ("[optimiser]\nbetas = [0.9]", ["optimiser.betas", "2 of"]),
         ("optimiser = 3", ["optimiser is 3", "[optimiser]"]),
         ("[losses]\nfeature = 1", ["losses.feature", "there is no loss 'feature'", "affinity"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_adopted_and_selected_datasets_go_the_whole_way(
         "--in-process",
     )
     run("cache", "verify", data, "--cache", cache, "--rows", "8")
-    run("cache", "report", data, "--cache", cache)
+    run("cache", "report", data, "--cache", cache, "--clusters", "4")
     page = (tmp_path / "cache" / "t" / "report.html").read_text()
     assert page.count("data:image/") >= 20
     best = str(tmp_path / "best")
@@ -78,6 +79,10 @@ def test_adopted_and_selected_datasets_go_the_whole_way(
     ranked = sorted(pq.read_table(scores).to_pylist(), key=lambda row: -row["clip_score"])
     kept = {key for shard in Dataset.open(best).shards for key in shard.keys}
     assert kept == {row["key"] for row in ranked[:12]}
+    run("shards", "filter", data, "--table", scores, "--per", "cluster=2", "--out", str(tmp_path / "even"))
+    cluster = {row["key"]: row["cluster"] for row in pq.read_table(scores).to_pylist()}
+    even = Counter(cluster[key] for shard in Dataset.open(str(tmp_path / "even")).shards for key in shard.keys)
+    assert even == {number: min(count, 2) for number, count in Counter(cluster.values()).items()}
     for name, shards in (("whole", data), ("best", best)):
         run("shards", "verify", shards)
         run("cache", "verify", shards, "--cache", cache, "--rows", "8")

@@ -151,14 +151,17 @@ def test_a_sample_that_cannot_be_used_is_refused_with_its_reason(tmp_path: Path)
         ("list.jpg", picture(7)),
         ("list.txt", text),
         ("list.json", b"[1]"),
+        ("half.jpg", picture(9)),
+        ("half.json", b'{"caption": "cut at \\ud83d"}'),
         ("class.jpg", picture(8)),
         ("class.txt", text),
         ("class.cls", b"cat"),
     ]
     found = adopted(tmp_path / "out", write_tar(tmp_path / "x.tar", members))
-    assert (found.rows, found.refused.total()) == (10, 9)
+    assert (found.rows, found.refused.total()) == (11, 10)
     assert found.refused == {
-        **dict.fromkeys(["no_image", "no_caption", "several_images", "member_twice", "empty_image", "bad_caption"], 1),
+        **dict.fromkeys(["no_image", "no_caption", "several_images", "member_twice", "empty_image"], 1),
+        "bad_caption": 2,
         "bad_metadata": 2,
         "bad_label": 1,
     }
@@ -169,11 +172,35 @@ def test_a_sample_that_cannot_be_used_is_refused_with_its_reason(tmp_path: Path)
         "twice": "two members are called twice.txt",
         "empty": "its image is empty",
         "latin": "its caption is not UTF-8",
+        "half": "its caption is not UTF-8",
         "json": "its metadata is no JSON",
         "list": "its metadata is no JSON object",
         "class": "its label b'cat' is no number",
     }
     assert Dataset.open(str(tmp_path / "out")).shards[0].keys == ["fine"]
+
+
+def test_a_sample_with_a_link_is_refused_by_its_name(tmp_path: Path) -> None:
+    """GNU tar stores the second of two names of one file as a link to the first."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for key in ("a", "b", "c"):
+            for extension, data in {"jpg": picture(1), "txt": b"a caption"}.items():
+                entry = tarfile.TarInfo(f"{key}.{extension}")
+                entry.size = len(data)
+                if key == "b" or (key, extension) == ("c", "txt"):
+                    entry.size, entry.type, entry.linkname = 0, tarfile.LNKTYPE, f"a.{extension}"
+                tar.addfile(entry, io.BytesIO(data))
+        entry = tarfile.TarInfo("latest")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "a.jpg"
+        tar.addfile(entry)
+    found = adopted(tmp_path / "out", tmp_path / "x.tar")
+    assert (found.refused, found.others) == ({"link": 2}, {"latest": 1})
+    assert refusals(tmp_path / "out") == {
+        "b": "b.jpg is a link, which is not followed",
+        "c": "c.txt is a link, which is not followed",
+    }
+    assert Dataset.open(str(tmp_path / "out")).shards[0].keys == ["a"]
+    assert verify_dataset(str(tmp_path / "out")).problems == ()
 
 
 def test_only_text_is_a_caption_in_metadata(tmp_path: Path) -> None:
@@ -354,3 +381,24 @@ def test_whatever_is_done_to_a_tar_its_members_are_within_it_or_it_is_refused(tm
             read += 1
             assert all(member.offset + member.size <= len(data) for member in members)
     assert min(read, refused) > 100
+
+
+def test_verify_names_the_tar_and_what_is_wrong_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = pairs(0, 4) | {"000000001.txt": b"  ", "000000002.jpg": picture(2)[:-40]}
+    tar, out = write_tar(tmp_path / "theirs.tar", members), tmp_path / "out"
+    adopted(out, tar)
+    report = verify_dataset(str(out))
+    (problem,) = report.problems
+    assert problem.startswith(f"shard 00000 ({tar}): the image of 000000002 does not decode")
+    assert report.captionless == 1
+    assert main(["shards", "verify", str(out)]) == 1
+    assert "1 samples have an empty caption" in capsys.readouterr().out
+    assert main(["shards", "verify", str(out), "--no-decode"]) == 0
+    # Bytes that are no text, beyond the first: the index was made of another tar of the same size and time.
+    start, size = Dataset.open(str(out)).shards[0].places(3)[1]
+    data = bytearray(tar.read_bytes())
+    data[start + size - 1] = 0xFF
+    seen = tar.stat().st_mtime_ns
+    tar.write_bytes(data)
+    os.utime(tar, ns=(seen, seen))
+    assert "hashes to" in verify_dataset(str(out)).problems[0]

@@ -216,3 +216,31 @@ def test_what_is_no_dataset_is_refused(folder: Folder, content: bytes | None, sa
         folder.publish("dataset.json", content)
     assert saying in refusal(folder)
     assert folder.url in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("facts", "saying"),
+    [
+        ({"shards": 10**12}, r"damaged or not ours \(shards"),
+        ({"shards": "3"}, r"damaged or not ours \(shards"),
+        ({"rows": 10**12}, r"damaged or not ours \(1000000000000 rows in 3 shards"),
+        ({"name": None}, r"damaged or not ours \(name"),
+        ({"inputs": [{"name": 1}]}, r"damaged or not ours \(inputs.0.name"),
+    ],
+)
+def test_numbers_that_no_dataset_has_are_refused_at_once(folder: Folder, facts: dict[str, Any], saying: str) -> None:
+    told = json.loads(folder.read("dataset.json"))
+    folder.publish("dataset.json", json.dumps({**told, **facts}).encode())
+    with pytest.raises(UserError, match=saying):
+        Dataset.open(folder.url)
+
+
+def test_an_index_with_a_flipped_bit_hands_out_no_other_bytes(folder: Folder) -> None:
+    path = folder.path / "00002.index.arrow"
+    whole = path.read_bytes()
+    with pa.OSFile(str(path)) as file:
+        offset = pa.ipc.open_file(file).read_all()["image_offset"][1].as_py()
+    at = whole.index(offset.to_bytes(8, "little"))
+    path.write_bytes(whole[:at] + (offset ^ 512).to_bytes(8, "little") + whole[at + 8 :])
+    with pytest.raises(UserError, match=r"00002\.index\.arrow hashes to [0-9a-f]{16}\.\.\., its record says"):
+        read_all(folder)

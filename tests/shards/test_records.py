@@ -203,3 +203,50 @@ def test_workers_that_race_for_a_shard_leave_one_record_that_fits_the_payload(fo
     assert records == [records[0]] * 4
     assert list(read_records(folder).values()) == records[0]
     assert all(folder.read(f"{shard:05d}.bin") == b"same" * shard for shard in range(15))
+
+
+def forged(path: Path, **facts: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"count": "3"},
+        {"count": -1},
+        {"count": True},
+        {"stats": {"rows": float("inf")}},
+        {"files": [{"name": "x.tar", "bytes": 1, "sha256": "../../etc/passwd"}]},
+        {"beside": "name"},
+        {"more": 1},
+    ],
+)
+def test_a_record_with_a_value_of_another_kind_is_refused_by_its_name(folder: Folder, facts: dict[str, object]) -> None:
+    record = publish(folder, 4)
+    path = folder.path / "_records" / str(record.name)
+    forged(path, **facts)
+    with pytest.raises(UserError, match=rf"record {record.name} is damaged \(.*{next(iter(facts))}.*Delete it"):
+        read_records(folder)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[" * 100_000, b"null", b"\xff"])
+def test_a_record_that_is_no_json_is_refused_by_its_name(folder: Folder, text: bytes) -> None:
+    record = publish(folder, 4)
+    (folder.path / "_records" / str(record.name)).write_bytes(text)
+    with pytest.raises(UserError, match=rf"record {record.name} is damaged"):
+        read_records(folder)
+
+
+def test_of_a_damaged_line_of_the_manifest_the_record_itself_is_read(folder: Folder) -> None:
+    records = {shard: publish(folder, shard) for shard in range(3)}
+    compact(folder)
+    path = folder.path / "_records" / "manifest.jsonl"
+    first, second, third = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, second[:30], third.replace(b'"count": 7', b'"count": []'), b"null"]))
+    assert read_records(folder) == records
+
+
+def test_a_path_that_is_no_utf8_survives_its_text() -> None:
+    entry = FileEntry("a.tar", 5, "0" * 64, "/data/caf\udce9/a.tar", 3)
+    record = ShardRecord(1, WANTED, "", 3, (entry,), {"rows": 4})
+    assert ShardRecord.from_json(record.to_json()) == record

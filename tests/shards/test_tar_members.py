@@ -34,8 +34,48 @@ def written(form: int, mtime: float = 0) -> bytes:
 def test_members_are_those_of_the_standard_library(form: int, mtime: float) -> None:
     data = written(form, mtime)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        wanted = [(entry.name, entry.offset, entry.offset_data, entry.size) for entry in tar if entry.isfile()]
-    assert [(found.name, found.start, found.offset, found.size) for found in tar_members(data)] == wanted
+        entries = [entry for entry in tar if entry.isfile() or entry.issym()]
+        wanted = [(entry.name, entry.offset, entry.offset_data, entry.size, entry.issym()) for entry in entries]
+    assert [(found.name, found.start, found.offset, found.size, found.link) for found in tar_members(data)] == wanted
+
+
+def test_what_follows_the_end_is_refused() -> None:
+    """Readers stop at the first empty block: of two tars in one file the second one's members would be lost."""
+    one = written(tarfile.USTAR_FORMAT)
+    end = len(one.rstrip(b"\0")) // 512 * 512 + 512
+    with pytest.raises(TarError, match=rf"ends at byte {end:,}, yet more stands at byte {len(one):,}.*\(after link"):
+        list(tar_members(one + one))
+    damaged = one[:1024] + bytes(512) + one[1536:]
+    with pytest.raises(TarError, match=r"ends at byte 1,024, yet more stands at byte"):
+        list(tar_members(damaged))
+
+
+def pax(**told: str) -> bytes:
+    """A member of three bytes after an extended header."""
+    entry = tarfile.TarInfo("a.txt")
+    entry.size, entry.pax_headers = 3, dict(told)
+    return entry.tobuf(tarfile.PAX_FORMAT) + b"abc".ljust(512, b"\0")
+
+
+def test_what_readers_differ_in_is_refused() -> None:
+    (told,) = tar_members(pax(path="b.txt", size="2"))
+    assert (told.name, told.size) == ("b.txt", 2)
+    twice = pax(path="b.txt")[:1024] + pax(path="c.txt")
+    with pytest.raises(TarError, match="two extended headers tell the path of one member"):
+        list(tar_members(twice))
+    shared = tarfile.TarInfo.create_pax_global_header({"path": "b.txt"})
+    with pytest.raises(TarError, match="one name or size for all members"):
+        list(tar_members(shared + pax()))
+    assert [found.name for found in tar_members(tarfile.TarInfo.create_pax_global_header({"comment": "x"}) + pax())]
+
+
+def test_a_folder_by_its_name_has_no_bytes() -> None:
+    entry = tarfile.TarInfo("folder/")
+    entry.type = tarfile.AREGTYPE
+    assert list(tar_members(entry.tobuf(tarfile.USTAR_FORMAT))) == []
+    entry.size = 3
+    with pytest.raises(TarError, match=r"folder/, a folder by its name, has 3 bytes"):
+        list(tar_members(entry.tobuf(tarfile.USTAR_FORMAT) + b"abc".ljust(512, b"\0")))
 
 
 def test_a_piece_from_a_members_start_to_its_end_is_read_alone() -> None:
@@ -47,7 +87,7 @@ def test_a_piece_from_a_members_start_to_its_end_is_read_alone() -> None:
 
 def test_what_is_cut_or_no_tar_is_refused() -> None:
     data = written(tarfile.PAX_FORMAT, 0.5)
-    last = list(tar_members(data))[-1]
+    last = [member for member in tar_members(data) if not member.link][-1]
     for end in (700, last.offset + 5, last.end - 3, last.start + 100, last.end):
         with pytest.raises(TarError, match=r"ends|truncated"):
             list(tar_members(data[:end], whole=True))
@@ -77,7 +117,7 @@ def test_sizes_beyond_eight_gigabytes_are_read() -> None:
 def test_a_tar_that_ends_after_an_extended_header_is_cut_whatever_that_says() -> None:
     # A header with a time alone names neither path nor size.
     data = written(tarfile.PAX_FORMAT, 0.5)
-    (last, *_) = reversed(list(tar_members(data)))
+    last = [member for member in tar_members(data) if not member.link][-1]
     for end in (last.start + 1024, last.start + 700):
         with pytest.raises(TarError, match=r"truncated|damaged"):
             list(tar_members(data[:end]))

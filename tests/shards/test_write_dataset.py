@@ -18,7 +18,7 @@ from ingest import IngestSettings, SourceSettings, ingest
 from ingest.retry import retry
 from ingest.settings import NetworkSettings
 from shards import Dataset, InProcess, UserError, verify_dataset, write_dataset
-from shards.samples import Sample, write_shards
+from shards.samples import Given, write_shards
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
@@ -27,7 +27,7 @@ def picture(number: int, kind: str = "JPEG") -> bytes:
     return sink.getvalue()
 
 
-def samples(count: int) -> Iterator[Sample]:
+def samples(count: int) -> Iterator[Given]:
     for number in range(count):
         yield f"own_{number}", picture(number), f"caption {number}", {"score": number / 2}
 
@@ -39,7 +39,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def test_what_was_given_is_there_and_is_sound(tmp_path: Path) -> None:
-    given: list[Sample] = [
+    given: list[Given] = [
         ("a", picture(0), "one", {"n": 1}),
         ("b-2", picture(1, "PNG"), ["first", "second", "drittes ü"], {"n": None}),
         ("c_3", picture(2, "WEBP"), [], {"n": 3, "key": "c_3", "deep": {"list": [1, None]}}),
@@ -96,14 +96,30 @@ def test_verify_sees_what_is_damaged_in_it(tmp_path: Path, damage_image: Callabl
         (("x", picture(0), [None], {}), "no text"),
     ],
 )
-def test_a_sample_that_cannot_be_one_is_named_and_nothing_is_a_dataset(tmp_path: Path, bad: Any, says: str) -> None:
+def test_a_sample_that_cannot_be_one_is_named_and_nothing_is_left(tmp_path: Path, bad: Any, says: str) -> None:
     out = tmp_path / "set"
     with pytest.raises(UserError, match=re.escape(says)):
         write_dataset(out, [*samples(2), bad], name="own", shard_size=1)
+    assert not out.exists()
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _stopping(count: int) -> Iterator[Given]:
+    yield from samples(count)
+    raise _StoppedError
+
+
+def test_what_was_interrupted_is_no_dataset_and_is_written_again(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    with pytest.raises(_StoppedError):
+        write_dataset(out, _stopping(3), name="own", shard_size=1)
     for use in (Dataset.open, verify_dataset):
         with pytest.raises(UserError, match=r"did not come to an end.*Write it again"):
             use(str(out))
-    # Mended, the same call makes it whole; of the shards that it has no more, nothing is left.
+    # The same call makes it whole; of the shards that it has no more, nothing is left.
     write_dataset(out, samples(1), name="own")
     assert verify_dataset(str(out)).problems == ()
     write_dataset(tmp_path / "whole", samples(1), name="own")

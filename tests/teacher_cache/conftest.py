@@ -20,16 +20,19 @@ def _quiet(one_thread: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def forge() -> Callable[[str | Path, int, Callable[[pa.Table], pa.Table]], None]:
-    """`forge(layer, shard, change)`: rewrite a file of a layer and its record, so that its hash is right."""
+def forge() -> Callable[..., None]:
+    """`forge(layer, shard, change, **options)`: rewrite a file of a layer, as Arrow's options say, and its record, so
+    that its hash is right.
+    """
 
-    def rewrite(layer: str | Path, shard: int, change: Callable[[pa.Table], pa.Table]) -> None:
+    def rewrite(layer: str | Path, shard: int, change: Callable[[pa.Table], pa.Table], **options: Any) -> None:
         folder = Folder(layer)
         record = read_records(folder)[shard]
         path = folder.path / f"{shard:05d}.arrow"
         with pa.memory_map(str(path)) as source:
             table = change(pa.ipc.open_file(source).read_all())
-        with pa.ipc.new_file(str(path.with_suffix(".new")), table.schema) as sink:
+        written = pa.ipc.IpcWriteOptions(**options)
+        with pa.ipc.new_file(str(path.with_suffix(".new")), table.schema, options=written) as sink:
             sink.write_table(table.combine_chunks())
         path.with_suffix(".new").replace(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -216,5 +216,5 @@ def test_the_sample_without_a_finite_embedding_is_named(
 
 
 def test_a_batch_of_nothing_is_refused(make: Callable[..., BuildSettings]) -> None:
-    with pytest.raises(UserError, match="batch_size is 0"):
+    with pytest.raises(UserError, match="--batch-size is 0"):
         make("cache", 1, batch_size=0)

@@ -346,7 +346,7 @@ def test_another_dataset_is_refused(
     ("changes", "message"),
     [
         ({"views": 0}, "views is 0, it must be a whole number, at least 1"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
         ({"views": 2, "policy": ViewPolicy(kind="centre")}, "2 were asked for"),
     ],
 )

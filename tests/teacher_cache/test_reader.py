@@ -25,7 +25,7 @@ from teacher_cache.layout import read_layer
 from teacher_cache.settings import Join
 
 COUNTS = (6, 0, 9)
-Forge = Callable[[str | Path, int, Callable[[pa.Table], pa.Table]], None]
+Forge = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +318,31 @@ def test_records_made_for_another_layer_are_refused(cache: str, dataset: Dataset
     rewrite(Path(cache, "teach", "captions-txt", "layer.json"), lambda settings: settings.update(precision="bf16"))
     with pytest.raises(UserError, match=r"00000\.arrow was made as [0-9a-f]{16}, captions-txt is to hold [0-9a-f]{16}"):
         TeacherCache.open(cache, dataset)
+
+
+def turned(table: pa.Table) -> pa.Table:
+    return table.select(["view_001", "view_000", *table.column_names[2:]])
+
+
+def nulled(table: pa.Table) -> pa.Table:
+    column = pa.array([None, *table["view_000"].to_pylist()[1:]], table["view_000"].type)
+    return table.set_column(0, "view_000", column)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (turned, {}, "not evenly spaced"),
+        (nulled, {}, "nulls in view_000"),
+        (lambda table: table.drop_columns(["params_001"]), {}, "params_001 that is missing"),
+        (lambda table: table, {"compression": "zstd"}, "columns that are compressed"),
+    ],
+    ids=["turned", "nulls", "lacking", "compressed"],
+)
+def test_columns_that_are_not_as_they_were_written_are_refused(
+    *, change: Callable[..., Any], options: dict[str, Any], message: str, cache: str, dataset: Dataset, forge: Forge
+) -> None:
+    """Rows are read by their addresses, which hold for columns one after the other in the mapped file alone."""
+    forge(f"{cache}/teach/views-000-001", 0, change, **options)
+    with pytest.raises(UserError, match=rf"00000\.arrow has .*{message}"):
+        TeacherCache.open(cache, dataset).image_stored(at((0, 0)), np.zeros(1, np.int64))

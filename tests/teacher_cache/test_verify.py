@@ -192,7 +192,7 @@ def test_an_embedding_of_another_width_is_found(verify: Callable[[], CacheReport
 
     forge(f"{cache}/teach/views-000-001", 0, narrow)
     (problem,) = verify().problems
-    assert problem.startswith("views-000-001/00000.arrow: view_000 is fixed_size_list")
+    assert problem.startswith("views-000-001/00000.arrow: has a column view_000 that is fixed_size_list")
     assert "halffloat>[16], the layer's are fixed_size_list" in problem
     assert problem.endswith("halffloat>[40]")
 

@@ -226,7 +226,7 @@ def test_keys_and_datacomps_uids(whole: Dataset, tmp_path: Path, capfd: pytest.C
         ({"sample": "a few"}, "--sample: 'a few' is no amount"),
         ({"sample": "41"}, "41 samples of 40"),
         ({"unique": "embeddings"}, "near embeddings stand in a table"),
-        ({"tables": ("nowhere.parquet",)}, "no table with a column key can be read"),
+        ({"tables": ("nowhere.parquet",)}, "nowhere.parquet: not readable as Parquet"),
         ({"best": "host=10%"}, "the column host holds no numbers"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teacher_cache.key_index import Entry, IndexWriter, KeyIndex
+from shards.key_index import Entry, IndexWriter, KeyIndex
 
 
 def test_every_key_is_found_where_it_was_put(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_keys_that_share_half_a_hash_are_two(monkeypatch: pytest.MonkeyPatch) ->
     def hashes(keys: list[str]) -> tuple[np.ndarray, ...]:
         return tuple(np.array([halves[key][half] for key in keys], np.uint64) for half in range(2))
 
-    monkeypatch.setattr("teacher_cache.key_index._hashes", hashes)
+    monkeypatch.setattr("shards.key_index._hashes", hashes)
     with IndexWriter() as writer:
         writer.add(["c", "a", "b"], 0, [30, 10, 20])
         index = writer.index()

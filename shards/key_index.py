@@ -9,8 +9,7 @@ memory.
 from __future__ import annotations
 
 import itertools
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shards.spill import Spill, by_part
+
 _ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("file", "<i4"), ("start", "<i8"), ("size", "<i8")])
 _SCHEMA = pa.schema([(name, pa.from_numpy_dtype(_ROW[name])) for name in _ROW.names or ()])
-_PARTS = 256
-_AT_ONCE = 1 << 16
-"""Entries that are held until they are spilled: every part is opened each time."""
-
 Numbers = npt.NDArray[np.int64] | Sequence[int] | int
 
 
@@ -36,53 +33,29 @@ class Entry(NamedTuple):
     size: int
 
 
-class IndexWriter:
+class IndexWriter(Spill):
     """Collects entries on disk; use as a context manager."""
 
     def __init__(self) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="clipstill-")
-        self._held: list[npt.NDArray[np.void]] = []
-        self.rows = self._spilled = 0
-
-    def __enter__(self) -> IndexWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._scratch.cleanup()
-
-    def _part(self, number: int) -> Path:
-        return Path(self._scratch.name) / f"{number:03d}"
+        super().__init__(_ROW)
 
     def add(self, keys: Sequence[str], files: Numbers, starts: Numbers, sizes: Numbers = 0) -> None:
         """An entry for each key."""
         rows = np.empty(len(keys), _ROW)
         rows["high"], rows["low"] = _hashes(keys)
         rows["file"], rows["start"], rows["size"] = files, starts, sizes
-        self._held.append(rows)
-        self.rows += len(rows)
-        if self.rows - self._spilled >= _AT_ONCE:
-            self._spill()
-
-    def _spill(self) -> None:
-        rows = np.concatenate([np.empty(0, _ROW), *self._held])
-        self._held, self._spilled = [], self.rows
-        for number, chosen in _by_part(rows["high"]):
-            with self._part(number).open("ab") as file:
-                rows[chosen].tofile(file)
+        self.add_rows(rows)
 
     def write(self, path: Path) -> None:
-        self._spill()
         with pa.ipc.new_file(str(path), _SCHEMA) as sink:
-            for number in range(_PARTS):
-                part = self._part(number)
-                rows = np.fromfile(part, _ROW) if part.exists() else np.empty(0, _ROW)
-                rows = rows[np.lexsort((rows["start"], rows["file"], rows["low"], rows["high"]))]
-                arrays = [pa.array(np.ascontiguousarray(rows[name])) for name in _SCHEMA.names]
+            for rows in self.parts():
+                ordered = rows[np.lexsort((rows["start"], rows["file"], rows["low"], rows["high"]))]
+                arrays = [pa.array(np.ascontiguousarray(ordered[name])) for name in _SCHEMA.names]
                 sink.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
 
     def index(self) -> KeyIndex:
         """An index that no file outlives: what it is mapped from is gone with this writer."""
-        path = Path(self._scratch.name) / "index"
+        path = self.scratch / "index"
         self.write(path)
         return KeyIndex(path)
 
@@ -109,7 +82,7 @@ class KeyIndex:
         """(n,) file and (n,) start of each key's first entry; the file is -1 where the key is unknown."""
         files, starts = np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.int64)
         highs, lows = _hashes(keys)
-        for number, chosen in _by_part(highs):
+        for number, chosen in by_part(highs):
             part = self._parts[number]
             if not len(part["high"]):
                 continue
@@ -149,11 +122,3 @@ def _hashes(keys: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np
     digests = b"".join([blake2b(key.encode(), digest_size=16).digest() for key in keys])
     halves = np.frombuffer(digests, ">u8").astype(np.uint64)
     return halves[::2], halves[1::2]
-
-
-def _by_part(highs: npt.NDArray[np.uint64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """The parts that some keys are in, with their places among these keys, in order."""
-    numbers = highs >> np.uint64(56)
-    order = np.argsort(numbers, kind="stable")
-    parts, starts = np.unique(numbers[order], return_index=True)
-    return zip(parts.tolist(), np.split(order, starts[1:]), strict=False)

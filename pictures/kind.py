@@ -1,0 +1,24 @@
+"""Which kind of file an image is, by its first bytes."""
+
+from __future__ import annotations
+
+import re
+
+_KINDS = (
+    ("JPEG", rb"\xff\xd8\xff"),
+    ("PNG", rb"\x89PNG\r\n\x1a\n"),
+    ("WebP", rb"RIFF....WEBP"),
+    ("GIF", rb"GIF8[79]a"),
+    ("AVIF or HEIF", rb"....ftyp"),
+    ("BMP", rb"BM"),
+    ("TIFF", rb"II[*+]\0|MM\0[*+]"),
+    ("JPEG 2000", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"),
+)
+_ANY = re.compile(b"|".join(b"(%s)" % pattern for _, pattern in _KINDS), re.DOTALL)
+NO_IMAGE = "no image"
+
+
+def kind_of(body: bytes) -> str:
+    """The name of the format; `NO_IMAGE` for what does not begin as any of them."""
+    found = _ANY.match(body)
+    return NO_IMAGE if found is None or found.lastindex is None else _KINDS[found.lastindex - 1][0]
