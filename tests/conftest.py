@@ -294,12 +294,17 @@ MEASURED = {"started", "seconds", "attempts"}
 
 
 def files_below(folder: str | Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too: path → bytes; of a ledger's rows all that is not measured."""
+    """Every file below a folder, hidden ones too: path → bytes; of a ledger's rows all that is not measured, of a plan
+    not the command, which may say how to fetch.
+    """
     root = Path(folder)
     return {str(path.relative_to(root)): _content(path) for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def _content(path: Path) -> bytes:
+    if path.suffix == ".json" and b'"command"' in path.read_bytes():
+        facts = json.loads(path.read_bytes())
+        return json.dumps({name: value for name, value in facts.items() if name != "command"}).encode()
     if path.suffix != ".parquet":
         return path.read_bytes()
     table = pq.read_table(path)

@@ -20,7 +20,7 @@ _SUMMARY = """\
 Check a dataset byte by byte.
 
 Sizes and hashes of every file, every tar member against the index, every image decoded, ledger rows and successes
-against plan and tars, keys unique. Exit status 1 if anything is wrong; the last line then says which command mends it.
+against plan and tars, keys unique. Exit status 1 if anything is wrong; the last line then is the command that mends it.
 """
 
 

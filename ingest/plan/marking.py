@@ -5,6 +5,7 @@ The decisions follow from the rows so far and from the settings, never from the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ SHARD_BYTES = 1 << 29
 """And no more bytes of rows than this, but for one that has more by itself: a column of text holds at most 2 GiB."""
 
 
+_LOWER = r"^https?://[^/?#\\A-Z]*[/?]"
+_START = re.compile(r"(?:https?:)?//[^/?#\\]*", re.IGNORECASE | re.ASCII)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Consecutive rows of the input: the table that a `Source` gives, and of the rows that may be fetched (they have a
@@ -38,17 +43,18 @@ class Rows:
     sizes: np.ndarray
 
     @staticmethod
-    def of(table: pa.Table) -> Rows:
+    def of(table: pa.Table, *, files: bool = False) -> Rows:
+        """`files`: what stands for URLs are paths, each its own name."""
         url, digest = table["url"], table["digest"]
         wanted = pc.and_(pc.fill_null(pc.not_equal(url, ""), False), pc.is_null(table["filtered_by"]))
         assert len(wanted) == table.num_rows
         places = np.flatnonzero(wanted.to_numpy())
         some = table.select(["url", "digest"]).take(pa.array(places))
         # Rows that promise different bytes are different files, wherever they lie.
-        named = some["url"]
+        named = some["url"] if files else asked_for(some["url"])
         if digest.null_count < len(digest):
-            both = pc.binary_join_element_wise(some["url"], some["digest"], "\n")
-            named = pc.coalesce(both, some["url"])
+            both = pc.binary_join_element_wise(named, some["digest"], "\n")
+            named = pc.coalesce(both, named)
         assert len(named) == len(places)
         assert not named.null_count
         return Rows(table, places, Hashes.of(named.cast(pa.binary()).to_pylist()), row_sizes(table))
@@ -222,6 +228,30 @@ def _value_sizes(values: pa.Array) -> np.ndarray:
         return counted
     # Numbers and times; of other kinds a guess.
     return np.full(len(values), 8, np.int64)
+
+
+def asked_for(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    """URLs as a server is asked for them: scheme and host in lower case, without a fragment."""
+    plain = pc.match_substring_regex(urls, _LOWER)
+    if pc.all(plain).as_py() and not any(_has_fragment(chunk) for chunk in urls.chunks):
+        return urls
+    odd = pc.or_(pc.invert(plain), pc.match_substring(urls, "#"))
+    places = np.flatnonzero(odd.to_numpy())
+    changed = [_asked_for(url) for url in urls.take(pa.array(places)).to_pylist()]
+    return pa.chunked_array([_replaced(urls.combine_chunks(), places, changed)])
+
+
+def _asked_for(url: str) -> str:
+    start = _START.match(url)
+    if start is None or "@" in start[0]:
+        return url  # none that is fetched
+    return start[0].encode().lower().decode() + url[start.end() :].partition("#")[0]
+
+
+def _has_fragment(urls: pa.Array) -> bool:
+    """Whether there may be a fragment in any: one look through their bytes, which is much faster than one at each."""
+    data = urls.buffers()[2]
+    return data is not None and bool((np.frombuffer(data, np.uint8) == ord("#")).any())
 
 
 def _says_something(captions: pa.ChunkedArray) -> np.ndarray:

@@ -311,7 +311,7 @@ class _Reading:
         self.row = row
         self.ended = False
         """Whether no rows come after those that were looked at last."""
-        self._tables, self._stop = source.tables(row), stop
+        self._tables, self._stop, self._files = source.tables(row), stop, source.files
         self._held: list[Rows] = []
 
     def any(self) -> bool:
@@ -344,6 +344,6 @@ class _Reading:
             if table is None:
                 break
             if table.num_rows:
-                self._held.append(Rows.of(table))
+                self._held.append(Rows.of(table, files=self._files))
                 count, size = count + table.num_rows, size + int(self._held[-1].sizes.sum())
         return count

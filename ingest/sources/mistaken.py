@@ -64,7 +64,8 @@ def refuse_folder(path: str, files: Sequence[str], lists: Sequence[str], *, pack
     if not files:
         raise UserError("this folder is empty", where=path, do=_wanted(packing=packing))
     shown = f"{', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
-    raise UserError(f"this folder has no list in it: {shown}", where=path, do="Name the files, and give --format")
+    problem = f"no list of the kind that is wanted is in this folder: {shown}"
+    raise UserError(problem, where=path, do="Check --format, or name the files")
 
 
 def refuse_file(path: str, *, packing: bool) -> None:

@@ -46,6 +46,7 @@ class Source:
 
     Attributes:
         paths: the files that hold rows, in order.
+        files: whether the rows name files, or places in files, instead of URLs.
         inputs: every file that decides the rows: `paths`, and the list of a subset.
         looks: what `look_at_input` says of each of `inputs`.
         schema: of the tables. `url` and `caption` are text, null if the row has none, the URL without white space
@@ -59,7 +60,7 @@ class Source:
 
     def __init__(self, settings: SourceSettings) -> None:
         _check(settings)
-        self._packing = settings.files
+        self.files = settings.files
         self._layout = LAYOUTS[settings.format]
         conditions = [Condition.parse(text) for text in settings.where]
         subset = find_inputs([settings.subset], lambda _: False) if settings.subset else []
@@ -165,7 +166,7 @@ class Source:
         kinds = [self._layout.kind or kind_of(path) for path in self.paths]
         for path, kind in zip(self.paths, kinds, strict=True):
             if kind is None:
-                refuse_file(path, packing=self._packing)
+                refuse_file(path, packing=self.files)
                 raise UserError("cannot tell the format from the file's ending", where=path, do="Give --format")
             if kind != kinds[0]:
                 raise UserError(
@@ -176,12 +177,12 @@ class Source:
     def _schema_of(self, path: str) -> pa.Schema:
         with _explained(path, self._kind):
             if path.startswith("file:"):
-                refuse_content(path, head_of(path), self._kind, packing=self._packing)
+                refuse_content(path, head_of(path), self._kind, packing=self.files)
             try:
                 return self._reader.schema(path)
             except UserError:
                 # Elsewhere looking takes a request, and most files are lists.
-                refuse_content(path, head_of(path), self._kind, packing=self._packing)
+                refuse_content(path, head_of(path), self._kind, packing=self.files)
                 raise
 
     def _kept_fields(self, schemas: dict[str, pa.Schema]) -> list[pa.Field]:

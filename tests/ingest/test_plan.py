@@ -19,7 +19,7 @@ import pytest
 from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.ledger import PLAN_COLUMNS
 from ingest.plan import make_plan, read_rows, write_parts
-from ingest.plan.marking import MOST_CAPTIONS
+from ingest.plan.marking import MOST_CAPTIONS, Rows
 from ingest.plan.planner import Planner
 from ingest.plan.seen import Hashes
 from shards import Folder, UserError
@@ -93,7 +93,10 @@ def test_the_plan_is_the_same_bytes_each_time(tmp_path: Path, snapshot: Callable
         make_plan(settings(tmp_path, path, out=out))
     assert snapshot(outs[0]) == snapshot(outs[1])
     before = snapshot(outs[0])
-    stage, facts = make_plan(settings(tmp_path, path, out=outs[0])), json.loads(before["dataset.json"])
+    stage, facts = (
+        make_plan(settings(tmp_path, path, out=outs[0])),
+        json.loads(Path(outs[0], "dataset.json").read_bytes()),
+    )
     assert list(facts) == [
         *("schema", "settings", "inputs", "name", "captioned", "fingerprint", "shards", "rows", "parts", "command")
     ]
@@ -311,9 +314,10 @@ def test_a_repeated_url_is_a_duplicate_of_its_first_row_which_keeps_the_captions
         ("", "http://2"),
         (None, "http://2"),
         ("f", "HTTP://1"),
+        ("g", "http://1#top"),
     ]
     assert told(plan_of(tmp_path, rows)) == [
-        ("a", ["c", "e"], None),
+        ("a", ["c", "e", "f", "g"], None),
         ("b", None, None),
         ("c", None, 0),
         ("d", None, None),
@@ -322,8 +326,35 @@ def test_a_repeated_url_is_a_duplicate_of_its_first_row_which_keeps_the_captions
         ("c", None, 0),
         ("", None, 1),
         (None, None, 1),
-        ("f", None, None),
+        ("f", None, 0),
+        ("g", None, 0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("http://a.b/C?d=E", "HTTP://A.b/C?d=E", True),
+        ("//A/b", "//a/b", True),
+        ("https://a/b#", "https://a/b#c?d#e", True),
+        ("http://A", "http://a#b", True),
+        ("http://a/B", "http://a/b", False),
+        ("http://a/?b", "http://a/?B", False),
+        ("http://a/b", "https://a/b", False),
+        ("http://Me@a/b", "http://me@a/b", False),
+        ("pictures/A.jpg", "pictures/a.jpg", False),
+        ("a.jpg#1", "a.jpg#2", False),
+    ],
+)
+def test_urls_are_one_where_a_server_is_asked_for_the_same(one: str, other: str, same: bool) -> None:
+    nothing = pa.nulls(2, pa.string())
+    table = pa.table({"url": [one, other], "caption": ["a", "b"], "filtered_by": nothing, "digest": nothing})
+    assert (Rows.of(table).hashes.firsts().tolist() == [0, 0]) == same
+    # What stands behind # in a path names one of a file's images.
+    assert Rows.of(table, files=True).hashes.firsts().tolist() == [0, 1]
+    # Beside what promises other bytes no URL is the same.
+    promised = table.set_column(3, "digest", pa.array(["0", "1"]))
+    assert Rows.of(promised).hashes.firsts().tolist() == [0, 1]
 
 
 def test_a_row_without_a_caption_takes_the_first_of_its_duplicates(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ class Row:
     @property
     def name(self) -> tuple[str, str] | None:
         """What a duplicate shares; None of rows that are not fetched."""
-        url = (self.url or "").strip()
+        url = (self.url or "").strip().split("#")[0]
+        scheme, mark, rest = url.partition("://")
+        host, slash, path = rest.partition("/")
+        url = f"{scheme.lower()}{mark}{host.lower()}{slash}{path}"
         return (url, (self.digest or "").strip().lower()) if url and self.kept else None
 
 
@@ -44,7 +47,8 @@ def draw(seed: int) -> tuple[list[Row], int, int]:
     kept = random.choice([0.05, 0.5, 0.95])
     rows = []
     for _ in range(count):
-        url: str | None = f"{random.choice(['', ' '])}http://a/{random.integers(urls)}"
+        start = random.choice(["http://a/", " http://a/", "HTTP://a/", "http://A/", "http://a/P"])
+        url: str | None = f"{start}{random.integers(urls)}{random.choice(['', '', '#top', '#'])}"
         caption: str | None = f"text {random.integers(6)}"
         digest: str | None = random.choice(["A" * 64, "a" * 64, "b" * 64])
         score: float | None = 0.9 if random.random() < kept else 0.1

@@ -64,7 +64,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "no such file": ("nothing.tsv --format cc3m", "nothing.tsv: no such input file"),
     "no such glob": ("*.nothing --format cc3m", "*.nothing: no such input file"),
     "an empty folder": ("nothing --format cc3m", "nothing: this folder is empty. Give a list of URLs"),
-    "a folder without lists": ("odd", "odd: this folder has no list in it: notes.md"),
+    "a folder without lists": ("odd", "odd: no list of the kind that is wanted is in this folder: notes.md"),
     "a run": ("run", "run: this is a run of `clipstill distill`, not a list. Give a list of URLs"),
     "a model": ("run/model", "run/model: this is a model, not a list"),
     "a cache": ("cache", "cache/t: this is a teacher cache, not a list"),
