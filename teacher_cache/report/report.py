@@ -18,8 +18,8 @@ from pages.axis import Axis
 from pages.plot import dots, histogram
 from shards import Dataset, Folder
 from shards.progress import Meter
-from teacher_cache.clusters import clusters as cluster_rows
 from teacher_cache.reader import TeacherCache
+from teacher_cache.report.clusters import clusters as cluster_rows
 from teacher_cache.report.duplicates import EXACT, Neighbours, groups, nearest, work
 from teacher_cache.report.pictures import Pictures
 from teacher_cache.report.scores import BINS, Scores, norms, score

@@ -72,5 +72,8 @@ def refuse_spec(spec: str) -> str:
         if kind != "python" and name.startswith((".", "/")) and not Path(name).is_dir():
             raise UserError("there is no such folder", where=spec)
     else:
-        refuse_absent(spec)
+        try:
+            refuse_absent(spec)
+        except UserError as error:
+            raise UserError(error.problem, where=error.where, do=f"{error.do}. {SPEC_FORMS}") from None
     return name

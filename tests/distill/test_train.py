@@ -321,7 +321,7 @@ def test_what_is_watched_may_change_on_resume_and_data_may_move(
     before = (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes()
     begin_again_after(tmp_path / "run", 4)
     for name in ("shards", "cache"):
-        shutil.copytree(getattr(settings, name), tmp_path / name)
+        shutil.copytree(getattr(settings, name)[0], tmp_path / name)
     shutil.copy(settings.student, tmp_path / "renamed.json")
     steps_taken.clear()
     moved = {"shards": tmp_path / "shards", "cache": tmp_path / "cache", "student": tmp_path / "renamed.json"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shards import UserError
-from teacher_cache.clusters import clusters
+from teacher_cache.report.clusters import clusters
 
 
 def planted(count: int, k: int, width: int, spread: float, seed: int = 0) -> tuple[npt.NDArray[np.float16], np.ndarray]:

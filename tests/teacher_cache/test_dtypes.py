@@ -182,7 +182,8 @@ def test_a_file_of_another_type_than_its_layer_says_is_refused(
 
     forge(tmp_path / "teach/views-000-000", 2, widen)
     cache = TeacherCache.open(str(tmp_path), dataset)
-    with pytest.raises(UserError, match=r"00002\.arrow view_000 is .*<item: float>\[24\], .*<item: halffloat>\[24\]"):
+    told = r"00002\.arrow has a column view_000 that is .*<item: float>\[24\], it should be .*<item: halffloat>\[24\]"
+    with pytest.raises(UserError, match=told):
         cache.image(np.array([(2, 0)]), np.array([0]))
 
 
