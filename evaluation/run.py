@@ -18,7 +18,8 @@ from clip_models import LoadedModel
 from evaluation.retrieval import SHARED, recall_of_groups
 from evaluation.zero_shot import Template, at_least_single, class_weights, top_k
 from shards.errors import UserError
-from shards.reader import Dataset, Shard
+from shards.reader import Dataset
+from shards.shard import Shard
 
 _BATCHES_AHEAD = 2
 

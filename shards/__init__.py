@@ -16,11 +16,12 @@ from shards.fingerprint import fingerprint, seed64
 from shards.lazy import lazily
 
 if TYPE_CHECKING:
-    from shards.reader import Dataset, Shard
+    from shards.reader import Dataset
     from shards.record import FileEntry, ShardRecord, published_records, read_records, sound_records
     from shards.runner import InProcess, Summary, run_shards
     from shards.sample import Sample
     from shards.samples import write_dataset
+    from shards.shard import Shard
     from shards.storage import Folder
     from shards.task import ShardTask, Spec, Worker
     from shards.verify import verify_dataset

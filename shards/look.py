@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from shards.reader import Dataset, Shard
+from shards.reader import Dataset
+from shards.shard import Shard
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from shards.errors import UserError, one_line
 if TYPE_CHECKING:
     from PIL import Image
 
-    from shards.reader import Shard
+    from shards.shard import Shard
 
 _MOST_OPEN = 64
 """Shards that are mapped at a time: each costs two file descriptors, and its keys as text."""

@@ -22,8 +22,8 @@ from shards.errors import UserError
 from shards.fingerprint import sha256_file
 from shards.keys import is_key, sample_key, sample_row
 from shards.progress import Meter
-from shards.reader import Shard
 from shards.record import RECORDS, ShardRecord, published_records, read_records
+from shards.shard import Shard
 from shards.storage import Folder
 from shards.tar_members import Member, TarError, tar_members
 

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from shards import Dataset, Folder, ShardRecord, UserError
 from shards.arrow_files import read_arrow, refuse_other_columns
-from shards.reader import map_file
+from shards.shard import map_file
 from teacher_cache.dtypes import arrow_type, numpy_type, widened
 from teacher_cache.join import Joined, join_layer
 from teacher_cache.layout import LayerFacts

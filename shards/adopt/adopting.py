@@ -27,9 +27,9 @@ from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
 from shards.publication import Publication
-from shards.reader import Shard
 from shards.record import RECORDS, FileEntry, ShardRecord, compact, published_records
 from shards.runner import Executor, Summary, run_shards
+from shards.shard import Shard
 from shards.spelled import words_of
 from shards.storage import Folder
 from shards.tar_members import TarError, tar_members

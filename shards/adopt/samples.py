@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.tar_members import Member
 
@@ -84,18 +84,19 @@ def kind_of(name: str) -> str:
 
 
 def _add(found: dict[str, Sample], key: str, extension: str, member: Member) -> None:
-    sample = found.setdefault(key, Sample(key))
+    sample = found.get(key)
+    if sample is None:
+        sample = found[key] = Sample(key)
+        if len(key) > _LONGEST_KEY or len(key.encode()) > _LONGEST_KEY:
+            sample.refusal = Refusal("long_key", f"its key has more than {_LONGEST_KEY} bytes")
     if member.link:
         sample.refusal = sample.refusal or Refusal("link", f"{member.name} is a link, which is not followed")
     elif extension in sample.members:
         sample.refusal = Refusal("member_twice", f"two members are called {member.name}")
-    elif len(key.encode()) > _LONGEST_KEY:
-        sample.refusal = Refusal("long_key", f"its key has more than {_LONGEST_KEY} bytes")
     sample.members[extension] = member
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A sample as the index has it: where its bytes lie; `caption` where no member is the caption as it stands;
     -1 for no label."""
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from shards.errors import UserError
-from shards.reader import Shard
+from shards.shard import Shard
 from shards.side_table import SideTable
 
 _ORIENTATION, _SIDEWAYS = 0x0112, 5

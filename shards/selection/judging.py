@@ -24,10 +24,11 @@ from shards.errors import UserError
 from shards.fingerprint import seed64
 from shards.near import image_hash, near_groups
 from shards.progress import Meter
-from shards.reader import Dataset, Shard
+from shards.reader import Dataset
 from shards.selection.columns import Columns, digests_of
 from shards.selection.keys import WantedKeys
 from shards.selection.settings import FilterSettings, amount_of
+from shards.shard import Shard
 from shards.side_table import SideTable
 
 Ints = npt.NDArray[np.int64]

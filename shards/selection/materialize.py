@@ -22,10 +22,11 @@ from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name, is_key
 from shards.places import refuse_other_things
 from shards.publication import Publication
-from shards.reader import Dataset, Shard
+from shards.reader import Dataset
 from shards.record import RECORDS, ShardRecord, compact, published_records
 from shards.runner import Executor, Summary, run_shards
 from shards.selection.columns import digests_of
+from shards.shard import Shard
 from shards.spelled import absolute
 from shards.storage import Folder
 from shards.task import Spec

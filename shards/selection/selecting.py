@@ -23,10 +23,11 @@ from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
 from shards.publication import Publication
-from shards.reader import Dataset, Shard
+from shards.reader import Dataset
 from shards.record import RECORDS, compact, published_records, read_records
 from shards.selection.judging import Judging
 from shards.selection.settings import FilterSettings
+from shards.shard import Shard
 from shards.side_table import SideTable
 from shards.spelled import absolute, words_of
 from shards.storage import Folder

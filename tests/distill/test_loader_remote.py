@@ -15,7 +15,7 @@ import torch
 from distill.data.loader import Loader, Views
 from distill.data.order import Order
 from shards import Dataset, InProcess, copies
-from shards.reader import Shard
+from shards.shard import Shard
 from teacher_cache import TeacherCache, ViewPolicy
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 

@@ -18,8 +18,8 @@ from PIL import Image
 from shards import Dataset, InProcess, UserError, verify_dataset, write_dataset
 from shards.adopt import adopt, find_tars
 from shards.adopt.settings import AdoptSettings
-from shards.reader import Shard
 from shards.sample import _MOST_OPEN
+from shards.shard import Shard
 
 ROOT = Path(__file__).parents[2]
 COUNT = 11
