@@ -86,7 +86,8 @@ def test_an_interrupt_ends_in_one_line_and_the_same_command_goes_on(
     assert (status, stdout) == (128 + number, "")
     *progress, last = stderr.splitlines()
     assert last == "clipstill: interrupted. What was published stays; the same command goes on from there"
-    assert all(line.startswith("ingest: ") for line in progress)
+    # The signal is the whole group's: on a busy machine a worker's end, or Ray's, may be seen before it.
+    assert all(line.startswith(("ingest: ", "out/", "Ray has died here")) for line in progress)
     # All that was started is gone with it, and whatever it kept in files.
     assert not alive(below)
     assert list(scratch.iterdir()) == []
