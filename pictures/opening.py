@@ -20,6 +20,10 @@ _UNFORESEEABLE = re.compile(
 )
 """GIF, BMP, TIFF, PPM, JPEG 2000 and AVIF."""
 
+_SIDEWAYS = 5
+"""From this turn on (of EXIF's eight) a picture's height is its width."""
+_MOST_PIXELS = 1_000_000_000
+
 Picture = Jpeg | Other
 """Both have `size`, `format`, `exif`, `is_plain()`, `memory(scale)`, `turn()` and `decode(scale, fine=...)`."""
 
@@ -53,3 +57,10 @@ def open_image(body: bytes, max_pixels: int, *, alone: bool) -> Picture:
     if not foreseeable and not alone:
         raise UnforeseeableError
     return image
+
+
+def upright_size(body: bytes) -> tuple[int, int]:
+    """Width and height of the image as it is shown, by its header. Raises as `open_image` does."""
+    image = open_image(body, _MOST_PIXELS, alone=False)
+    across, down = image.size
+    return (down, across) if image.turn() >= _SIDEWAYS else (across, down)

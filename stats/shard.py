@@ -17,15 +17,12 @@ import numpy as np
 from pages.sheet import thumbnail
 from pictures import RefusedError
 from pictures.kind import NO_IMAGE, kind_of
-from pictures.opening import UnforeseeableError, open_image
+from pictures.opening import UnforeseeableError, upright_size
 from shards import Shard
 from shards.sample import texts_of
 from stats.measures import Count, Numbers
 
-_MOST_PIXELS = 1_000_000_000
 _HOST = re.compile(r"https?://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]+)", re.IGNORECASE)
-_SIDEWAYS = 5
-"""From this turn on (of EXIF's eight) a picture's height is its width."""
 _SEVERAL = {"labels", "classes", "categories"}
 _LABELS = {"label", "class", "category", *_SEVERAL}
 ASPECT_SCALE = 1000
@@ -120,9 +117,7 @@ def _size(image: bytes, meta: dict[str, Any]) -> tuple[int, int] | str:
     if kind_of(image) == NO_IMAGE:
         return "its bytes are of no known format"
     try:
-        opened = open_image(image, _MOST_PIXELS, alone=False)
-        across, down = opened.size
-        return (down, across) if opened.turn() >= _SIDEWAYS else (across, down)
+        return upright_size(image)
     except UnforeseeableError:
         return "of a format whose header is not read"
     except RefusedError as error:

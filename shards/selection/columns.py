@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
 
+from pictures.opening import UnforeseeableError, upright_size
+from pictures.refusal import RefusedError
 from shards.errors import UserError
 from shards.shard import Shard
 from shards.side_table import SideTable
 
-_ORIENTATION, _SIDEWAYS = 0x0112, 5
-"""EXIF's tag, and the first of its turns that swap width and height."""
 _SIDES = ("width", "height", "short_side", "aspect")
 _CAPTIONS = ("caption", "caption_words", "caption_chars")
 
@@ -71,12 +69,10 @@ class Columns:
         if isinstance(width, int) and isinstance(height, int):
             return width, height
         try:
-            with Image.open(io.BytesIO(self.shard.image_bytes(row))) as image:
-                across, down = image.size
-                return (down, across) if image.getexif().get(_ORIENTATION, 1) >= _SIDEWAYS else (across, down)
-        except OSError as error:
+            return upright_size(self.shard.image_bytes(row))
+        except (RefusedError, UnforeseeableError) as error:
             raise UserError(
-                f"the image of {self.shard.keys[row]} has no header ({error})",
+                f"the image of {self.shard.keys[row]} has no header that is read ({error or 'of a rare format'})",
                 where=self.shard.tar,
                 do="Run `clipstill shards verify`",
             ) from None
