@@ -148,8 +148,6 @@ class Judging:
         self._all_but(best, f"not among the best by {column}")
 
     def _per(self, column: str, most: int, seed: int) -> None:
-        values = np.empty(len(self.codes), np.uint64)
-
         def judge(columns: Columns) -> Hashes:
             return digests_of([repr(value) for value in columns[column].to_pylist()])
 

@@ -75,7 +75,9 @@ class FilterSettings:
             ("--sample", self.sample, False),
         ):
             if text is not None:
-                amount_of(text, flag, named=named)
+                _, _, is_share = amount_of(text, flag, named=named)
+                if flag == "--per" and is_share:
+                    raise UserError(f"{text!r} is a share", where=flag, do="Write COLUMN=NUMBER")
         if self.unique == "embeddings" and not self.tables:
             raise UserError(
                 "near embeddings stand in a table, and none is given",
@@ -88,7 +90,8 @@ def amount_of(text: str, flag: str, *, named: bool = True) -> tuple[str, float, 
     """Column, amount and whether that is a share (0 to 1), of `COLUMN=AMOUNT` or, without `named`, of `AMOUNT`."""
     column, _, amount = text.rpartition("=")
     found = _AMOUNT.fullmatch(amount.strip())
-    if found is None or bool(column) != named or (found[2] and float(found[1]) > 100):
+    whole = found is not None and (found[2] or float(found[1]).is_integer())
+    if found is None or not whole or bool(column) != named or (found[2] and float(found[1]) > 100):
         form = "COLUMN=NUMBER or COLUMN=SHARE%" if named else "a NUMBER or a SHARE%"
         raise UserError(f"{text!r} is no amount", where=flag, do=f"Write {form}")
     value = float(found[1])

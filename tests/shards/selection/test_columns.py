@@ -40,7 +40,5 @@ def test_a_header_of_too_many_pixels_is_told_in_a_line(tmp_path: Path) -> None:
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", len(head)) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
     columns = adopted(tmp_path, b"\x89PNG\r\n\x1a\n" + chunk, "png")
-    with pytest.raises(
-        UserError, match=r"x\.tar: the image of a has no header that is read"
-    ):
+    with pytest.raises(UserError, match=r"x\.tar: the image of a has no header that is read"):
         columns["width"]

@@ -223,6 +223,8 @@ def test_keys_and_datacomps_uids(whole: Dataset, tmp_path: Path, capfd: pytest.C
         ({"where": ("width",)}, "'width' is not understood"),
         ({"best": "score"}, r"--best: 'score' is no amount.*COLUMN=NUMBER"),
         ({"best": "score=130%"}, "is no amount"),
+        ({"best": "score=0.5"}, "'score=0.5' is no amount"),
+        ({"per": "host=50%"}, "--per: 'host=50%' is a share"),
         ({"sample": "a few"}, "--sample: 'a few' is no amount"),
         ({"sample": "41"}, "41 samples of 40"),
         ({"unique": "embeddings"}, "near embeddings stand in a table"),
