@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.fingerprint import sha256_file
-from shards.record import RECORDS, FileEntry, RecordName, ShardRecord, read_record
+from shards.record import RECORDS, FileEntry, RecordName, ShardRecord, published_records, read_record
+from shards.storage import Folder
 from shards.task import Spec
 from shards.writer import ShardWriter
 
@@ -109,3 +110,12 @@ class Publication:
             for name in names:
                 self._spec.folder.child(RECORDS).delete(str(name))
             self._withdrawn = True
+
+
+def withdraw_from(folder: Folder, first: int) -> None:
+    """Remove the shards from number `first` on, which an earlier run of other inputs has left: records, then files."""
+    for shard, name in published_records(folder).items():
+        if shard >= first:
+            folder.child(RECORDS).delete(str(name))
+            for suffix in (".tar", ".index.arrow", ".parquet"):
+                folder.delete(f"{shard:05d}{suffix}")

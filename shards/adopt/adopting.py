@@ -26,8 +26,8 @@ from shards.executors import Work
 from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
-from shards.publication import Publication
-from shards.record import RECORDS, FileEntry, ShardRecord, compact, published_records
+from shards.publication import Publication, withdraw_from
+from shards.record import FileEntry, ShardRecord, compact, published_records
 from shards.runner import Executor, Summary, run_shards
 from shards.shard import Shard
 from shards.spelled import words_of
@@ -179,7 +179,7 @@ def adopt(settings: AdoptSettings, tars: Sequence[Tar], executor: Executor) -> A
     summary = run_shards(AdoptTask(settings, tuple(tars)), executor)
     shards = [record for shard, record in compact(folder).items() if shard < len(tars)]
     _refuse_doubles(folder, tars, shards)
-    _withdraw_others(folder, len(tars))
+    withdraw_from(folder, len(tars))
     rows = int(summary.stats["rows"])
     stage = Stage(
         name=name,
@@ -191,15 +191,6 @@ def adopt(settings: AdoptSettings, tars: Sequence[Tar], executor: Executor) -> A
     )
     publish_whole(folder, stage)
     return Adopted(summary, len(tars), rows, _counted(summary, _FAILED), _counted(summary, _OTHER))
-
-
-def _withdraw_others(folder: Folder, count: int) -> None:
-    """Shards of an earlier run that named more tars are no part of the dataset."""
-    for shard, name in published_records(folder).items():
-        if shard >= count:
-            folder.child(RECORDS).delete(str(name))
-            for suffix in (".index.arrow", ".parquet"):
-                folder.delete(f"{shard:05d}{suffix}")
 
 
 def _counted(summary: Summary, prefix: str) -> Counter[str]:

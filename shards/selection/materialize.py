@@ -15,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pictures.kind import kind_of
 from shards.dataset import DATASET, SCHEMA_VERSION, DatasetPlan, Stage, publish_whole
 from shards.errors import ShardError, UserError
 from shards.executors import Work
 from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name, is_key
 from shards.places import refuse_other_things
-from shards.publication import Publication
+from shards.publication import Publication, withdraw_from
 from shards.reader import Dataset
-from shards.record import RECORDS, ShardRecord, compact, published_records
+from shards.record import RECORDS, ShardRecord, compact
 from shards.runner import Executor, Summary, run_shards
 from shards.selection.columns import digests_of
 from shards.shard import Shard
@@ -33,7 +34,7 @@ from shards.task import Spec
 
 _BYTES_A_SECOND = 2e8
 """Of photos, read and written on one core."""
-_SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp"}
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,7 @@ def materialize(
         tuple(dataset.folder.url for dataset in datasets), contents, samples, folder.url, shard_size, named
     )
     summary = run_shards(task, executor)
-    for shard, record in published_records(folder).items():
-        if shard >= count:
-            folder.child(RECORDS).delete(str(record))
+    withdraw_from(folder, count)
     compact(folder)
     publish_whole(folder, stage)
     return summary
@@ -204,7 +203,7 @@ def _key_at(datasets: Sequence[Dataset], place: int, *, named: bool) -> str:
 
 
 def _extension(shard: Shard, row: int, image: bytes) -> str:
-    found = next((extension for begin, extension in _SIGNATURES if image.startswith(begin)), None)
-    if found is None:
-        raise ShardError(f"the image of {shard.keys[row]} is no JPEG, PNG or WebP")
-    return found
+    kind = kind_of(image)
+    if kind not in _EXTENSIONS:
+        raise ShardError(f"the image of {shard.keys[row]} is {kind}, not JPEG, PNG or WebP")
+    return _EXTENSIONS[kind]

@@ -22,9 +22,9 @@ from shards.errors import UserError
 from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
-from shards.publication import Publication
+from shards.publication import Publication, withdraw_from
 from shards.reader import Dataset
-from shards.record import RECORDS, compact, published_records, read_records
+from shards.record import compact, published_records, read_records
 from shards.selection.judging import Judging
 from shards.selection.settings import FilterSettings
 from shards.shard import Shard
@@ -144,8 +144,7 @@ def _publish(folder: Folder, judging: Judging, rules: tuple[str, ...], command: 
             whole=False,
         )
         publish_planning(folder, stage)
-        for record in published_records(folder).values():
-            folder.child(RECORDS).delete(str(record))
+        withdraw_from(folder, 0)
         reasons = list(judging.reasons)
         for place, shard in enumerate(dataset.shards):
             _write(folder, place, shard, judging.of(place), reasons)
