@@ -189,6 +189,7 @@ def _filter_options(parser: Parser) -> None:
     from shards.selection.settings import FilterSettings  # noqa: PLC0415
 
     add_options(parser, FilterSettings)
+    add_runner(parser, workers="the machine's cores")
 
 
 def _split_options(parser: Parser) -> None:
@@ -218,9 +219,9 @@ def run_filter(args: argparse.Namespace) -> int:
     from shards.selection.settings import FilterSettings  # noqa: PLC0415
 
     settings = make(FilterSettings, given(args, FilterSettings))
-    from shards.selection import select  # noqa: PLC0415 - a wrong option is told before
+    from shards.selection import select, work_of_filter  # noqa: PLC0415 - a wrong option is told before
 
-    _say_selected(select(settings))
+    _say_selected(select(settings, make_executor(args, work_of_filter(settings), workers=cores(), cpus=1)))
     return 0
 
 
