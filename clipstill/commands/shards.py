@@ -151,6 +151,7 @@ def _verify_options(parser: Parser) -> None:
     parser.add_argument(
         "--no-decode", dest="decode", action="store_false", help="hash and read everything, but decode no image"
     )
+    add_runner(parser, workers="the machine's cores")
 
 
 def _cat_options(parser: Parser) -> None:
@@ -363,11 +364,14 @@ def run_stats(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from shards import verify_dataset  # noqa: PLC0415 - `--help` stays fast
+    from shards.verify import verify_dataset, work_of_verifying  # noqa: PLC0415 - `--help` stays fast
 
     failed = False
-    for folder in args.folders:
-        report = verify_dataset(folder, decode=args.decode)
+    # Of all of them first whether they are there.
+    works = [work_of_verifying(folder, decode=args.decode) for folder in args.folders]
+    for folder, work in zip(args.folders, works, strict=True):
+        executor = make_executor(args, work, workers=cores(), cpus=1)
+        report = verify_dataset(folder, executor, decode=args.decode)
         for problem in report.problems:
             show(problem)
         verdict = f"{len(report.problems)} problems" if report.problems else "sound"

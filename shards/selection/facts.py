@@ -132,7 +132,7 @@ class FactsWorker:
             if (code == 0).any():
                 code[(code == 0) & ~rule(columns)] = number
         left = np.flatnonzero(code == 0)
-        facts = {"code": code}
+        facts: dict[str, npt.NDArray[Any]] = {"code": code}
         for name in self._wanted.names[1:]:
             facts[name] = np.zeros(count, _TYPES[name])
             if name == "key":
