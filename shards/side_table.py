@@ -7,6 +7,7 @@ disk. Of a table that is in memory only the index is made.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -14,10 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards import stores
 from shards.errors import UserError
 from shards.key_index import IndexWriter, KeyIndex
 
@@ -93,10 +96,24 @@ class SideTable:
         ]
 
 
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """A file anywhere; pyarrow by itself would go to a store without our settings, and for minutes."""
+    try:
+        file = fsspec.open(path, "rb").open()
+    except Exception as error:
+        if isinstance(error, OSError) or (known := stores.told(error)) is None:
+            raise
+        raise UserError(known[0], where=path, do=known[1]) from None
+    with file:
+        yield file
+
+
 def schema_of(path: str) -> pa.Schema:
     """Which columns a Parquet file has. Raises `UserError` if it is none."""
     try:
-        return pq.read_schema(path)
+        with _opened(path) as file:
+            return pq.read_schema(file)
     except _UNREADABLE as error:
         raise UserError(
             f"not readable as Parquet ({error})", where=path, do="Give a Parquet file with a column `key`"
@@ -117,7 +134,7 @@ def _check(schema: pa.Schema, columns: Sequence[str] | None, where: str) -> list
 
 
 def _parquet(path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as opened, pq.ParquetFile(opened) as file:
         read = 0
         for batch in file.iter_batches(_BATCH, columns=[KEY, *columns]):
             batch.validate(full=True)
