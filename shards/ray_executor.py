@@ -73,8 +73,7 @@ class RayExecutor:
     def __init__(self, workers: int, *, cpus: float = 1, gpus: float = 0, address: str | None = None) -> None:
         if workers < 1:
             raise UserError(f"{workers} workers cannot do any work", do="Ask for at least 1")
-        self.slots = workers
-        self._workers = workers
+        self.workers = self.slots = workers
         self._cpus, self._gpus, self._address = cpus, gpus, address
         self._task: ShardTask[Any] | None = None
         self._seats: list[_Seat] = []
@@ -112,7 +111,7 @@ class RayExecutor:
         self._patience = self.patience
         self._unbegun = self._renewals = 0
         self._begin()
-        self.slots = self._workers * task.overlap
+        self.slots = self.workers * task.overlap
         try:
             self._check_room()
             self._fill()
@@ -125,7 +124,7 @@ class RayExecutor:
 
         if self._ray is None:
             self._shared = ray.is_initialized()
-            cpus = max(os.cpu_count() or 1, round(self._workers * self._cpus))
+            cpus = max(os.cpu_count() or 1, round(self.workers * self._cpus))
             self._ray = self._session.enter_context(ray_session(cpus=cpus, address=self._address))
 
     def _machines(self) -> list[dict[str, float]]:
@@ -168,7 +167,7 @@ class RayExecutor:
             max_task_retries=0,
             max_concurrency=self._task.overlap,
         )(_Actor)
-        for _ in range(min(self._workers, self._room()) - len(self._seats)):
+        for _ in range(min(self.workers, self._room()) - len(self._seats)):
             seat = _Seat(remote.remote(self._task, max(1, int(self._cpus))))
             self._seats.append(seat)
             self._calls[seat.actor.begin.remote()] = seat
@@ -327,8 +326,8 @@ class RayExecutor:
         if len(under_way) > len(parts):
             parts.append(f"{len(under_way) - len(parts)} more")
         begun = sum(seat.begun for seat in self._seats)
-        if begun < self._workers:
-            parts.append(f"{begun} of {self._workers} workers have begun, the others wait for room in the cluster")
+        if begun < self.workers:
+            parts.append(f"{begun} of {self.workers} workers have begun, the others wait for room in the cluster")
         log.warning("%s: nothing has ended for %s: %s", self._task.name, _minutes(now - self._moved), "; ".join(parts))
         self._patience *= 2
 

@@ -46,11 +46,13 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs attempts. Never holds more than `slots` specs at once, a number that is known once it was started.
+    """Runs attempts, in at most `workers` processes. Never holds more than `slots` specs at once, a number that is
+    known once it was started.
 
     Where a worker process died, the outcome's spec is `careful`.
     """
 
+    workers: int
     slots: int
 
     def once(self, function: Callable[..., R], *arguments: Any) -> R:
@@ -125,7 +127,7 @@ class InProcess:
     `why`: what to say of it once there is something to do.
     """
 
-    slots = 1
+    workers = slots = 1
 
     def __init__(self, why: str = "") -> None:
         self._why = why
