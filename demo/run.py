@@ -45,6 +45,7 @@ from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSetting
 from shards import Dataset, Folder, IncompleteError, UserError
 from shards.fingerprint import first_difference
 from shards.ray_executor import RayExecutor
+from shards.ray_machines import Needs
 from shards.ray_session import ray_session
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.teachers import load_teacher
@@ -204,7 +205,7 @@ class Demo:
             batch_size=64,
         )
         began = time.monotonic()
-        report = build_cache(settings, RayExecutor(1, cpus=self.workers))
+        report = build_cache(settings, RayExecutor(1, Needs(cpus=self.workers)))
         seconds = time.monotonic() - began
         checked = verify_cache(shards, cache)
         if checked.problems:

@@ -121,9 +121,9 @@ class ImageSettings:
 class NetworkSettings:
     """How URLs are fetched. Nothing here is part of a dataset's identity.
 
-    `deadline` is with everything: redirects, body, waits and further tries. What a host is asked for (`per_host`,
-    `per_host_rate`) is the run's; a worker has its part (`shared_by`). A site's rules for the first word of `user_agent`
-    before "/" apply to us. A `proxy` looks names up, and which addresses it connects to nobody checks.
+    `deadline` is with everything: redirects, body, waits and further tries. What a host is asked for (`per_host` and
+    `per_host_rate`) is the run's; a worker has its part (`shared_by`). A site's rules for the first word of
+    `user_agent` before "/" apply to us. A `proxy` looks names up, and which addresses it connects to nobody checks.
     """
 
     deadline: Annotated[float, option("seconds for one URL, all in all", "S", gt=0, le=3600)] = 30.0

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError, one_line
+from shards.ray_machines import Machine
 from shards.scratch import end_processes_of, scratch_in, short_root
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class RaySession:
         self._cpus = cpus
         self._held = contextlib.ExitStack()
         self._folder: Path | None = None
-        self._machines: list[dict[str, float]] = []
+        self._machines: list[Machine] = []
         self._server: tuple[str, int] | None = None
         self._silent_since = 0.0
 
@@ -110,8 +111,8 @@ class RaySession:
             options["_plasma_directory"] = str(folder)
         return options
 
-    def machines(self) -> list[dict[str, float]]:
-        """What each machine that is alive has in all: "CPU", "GPU".
+    def machines(self) -> list[Machine]:
+        """The machines that are alive.
 
         Raises:
             RayLostError: what was started here has died; `renew` it.
@@ -127,7 +128,12 @@ class RaySession:
                 raise RayLostError(" and ".join(dead))
         elif not self._answers():
             return self._machines
-        self._machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        leaving = _leaving()
+        self._machines = [
+            Machine(node["NodeID"], dict(node["Resources"]), node["NodeID"] in leaving)
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
         if not self._machines:
             if self.address is None:
                 raise RayLostError("raylet")
@@ -231,6 +237,16 @@ def _told_of_token(text: str, where: str) -> UserError:
     )
 
 
+def _leaving() -> set[str]:
+    """The machines that Ray has been told to empty, because they are to go: a notice of preemption, say."""
+    from ray._private.state import state  # noqa: PLC0415
+
+    try:
+        return set(state.get_draining_nodes())
+    except (AttributeError, RuntimeError):
+        return set()  # an older Ray, or a client of a cluster, which is not told
+
+
 _sessions: list[RaySession] = []
 """The one that this process has, if any."""
 
@@ -258,13 +274,10 @@ def ray_session(*, cpus: int, address: str | None = None) -> Iterator[RaySession
         session.end()
 
 
-def cluster_resources(address: str) -> dict[str, float]:
-    """What a running cluster has in all: "CPU", "GPU". Raises `UserError` if it cannot be reached."""
-    import ray  # noqa: PLC0415
-
-    with ray_session(cpus=1, address=address):
-        resources: dict[str, float] = ray.cluster_resources()
-        return resources
+def cluster_machines(address: str) -> list[Machine]:
+    """The machines of a running cluster. Raises `UserError` if it cannot be reached."""
+    with ray_session(cpus=1, address=address) as session:
+        return session.machines()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from shards.progress import Meter
 from shards.publication import SupersededError
 from shards.record import PublishedShards, compact
 from shards.storage import Folder
-from shards.task import GrowingTask, ShardTask, Spec, Worker
+from shards.task import BusyWorker, GrowingTask, ShardTask, Spec, Worker
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,11 @@ class Host:
             if self._worker is None:
                 self._worker = self._task.open()
             return self._worker
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long an accelerator has worked here, 0 where the worker does not tell."""
+        return self._worker.busy_seconds if isinstance(self._worker, BusyWorker) else 0.0
 
     def close(self) -> None:
         if self._worker is not None:
