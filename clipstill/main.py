@@ -12,7 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
@@ -56,11 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('clipstill')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add(commands)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("clipstill")
+    except PackageNotFoundError:
+        return "(not installed)"  # shipped to a cluster as a working folder
 
 
 def _joined(words: Sequence[str]) -> list[str]:

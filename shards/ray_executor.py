@@ -31,9 +31,8 @@ R = TypeVar("R")
 _LOOK_EVERY_S = 2.0
 _TRIES = 3
 """So many workers in a row that die before they begin, or starts of Ray that bring nothing, and there is no use."""
-_LEAVE_S = 15.0
-"""So long a shard may go on upon a machine that is to go, before it is handed to another one. The shortest notice that a
-cloud gives is half a minute."""
+_LEAVE_S = 12.0
+"""So long a shard may go on upon a machine that is to go. The shortest notice of a cloud is half a minute."""
 _LOSSES = 10
 """A shard whose machine was lost so often may be what kills them: that counts as a death of its worker."""
 
@@ -279,6 +278,9 @@ class RayExecutor:
         lost = machine_went(error) or (seat.begun and seat.machine not in {machine.id for machine in machines})
         if lost:
             self._hand_back(seat, "its machine was lost")
+        elif isinstance(error, ray.exceptions.ActorUnavailableError):
+            # Nobody is left there who could say that the process died.
+            self._hand_back(seat, "its worker is heard of no more", careful=True)
         else:
             self._died(seat, f"the worker process died ({reason})", trace)
         # Whatever is left of it must not run on.
@@ -307,7 +309,7 @@ class RayExecutor:
         for reference in calls:
             del self._calls[reference]
 
-    def _hand_back(self, seat: Seat, why: str) -> None:
+    def _hand_back(self, seat: Seat, why: str, *, careful: bool = False) -> None:
         """What it was at goes to others, before all else: its machine's end is not the shards' doing."""
         for spec, _ in seat.at.values():
             self._losses[spec] += 1
@@ -317,7 +319,7 @@ class RayExecutor:
                 )
             else:
                 log.warning("%s: %s: handed to another worker", spec.label, why)
-                self._waiting.appendleft(spec)
+                self._waiting.appendleft(replace(spec, careful=careful or spec.careful))
         seat.at.clear()
 
     def _died(self, seat: Seat, cause: str, trace: str) -> None:
