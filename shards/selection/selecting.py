@@ -138,6 +138,7 @@ def select(settings: FilterSettings, executor: Executor | None = None) -> Select
     dataset, unlike = Dataset.open(settings.shards), [Dataset.open(url) for url in settings.unlike]
     for text in settings.where:
         Condition.parse(text)
+    named = WantedKeys.read(settings.keys) if settings.keys is not None else None
     marks = _marks(settings)
     rules = ("filter", *_rules(settings), *marks, *(other.content for other in unlike))
     folder = Folder(settings.out)
@@ -159,8 +160,8 @@ def select(settings: FilterSettings, executor: Executor | None = None) -> Select
                 found.remove()
             raise
         try:
-            if settings.keys is not None:
-                WantedKeys.read(settings.keys).refuse_if_none(int((facts["code"] != 1).sum()), dataset)
+            if named is not None:
+                named.refuse_if_none(int((facts["code"] != 1).sum()), dataset)
             judging = judge(settings, wanted.rules, facts, dict(zip(settings.unlike, theirs, strict=True)))
         except UserError:
             found.remove()
