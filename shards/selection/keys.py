@@ -21,8 +21,10 @@ _UID = np.dtype("u8,u8")
 """DataComp's: the two halves of 32 hexadecimal digits, sorted."""
 
 
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, pa.ArrowException)
-_UNREADABLE += (SyntaxError, tokenize.TokenError)
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, pa.ArrowException),
+    *(SyntaxError, tokenize.TokenError),
+)
 """What damaged files make of their readers; an array's header is an expression of Python's, which numpy parses."""
 
 
