@@ -33,11 +33,11 @@ def derived(name: str, make: Callable[[Path], None]) -> Iterator[int]:
     if not kept:
         with tempfile.TemporaryDirectory(prefix="clipstill-") as scratch:
             make(Path(scratch) / name)
-            held = os.open(Path(scratch) / name, os.O_RDONLY)
+            descriptor = os.open(Path(scratch) / name, os.O_RDONLY)
         try:
-            yield held
+            yield descriptor
         finally:
-            os.close(held)
+            os.close(descriptor)
         return
     path, turn = folder.path / name, folder.path / f".{name}.turn"
     while (held := copies.use(path)) is None:

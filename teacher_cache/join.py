@@ -128,12 +128,7 @@ def join_layer(folder: Folder, layer: LayerFacts, dataset: Dataset, join: Join, 
         for shard in others:
             _refuse_short(folder, records[shard.id], shard.count, f"shard {shard.id:05d}")
         return Joined(records, dataset, selected, {})
-    left = [
-        place
-        for place, shard in enumerate(dataset.shards)
-        if place not in selected and not _is_of(records.get(shard.id), layer, shard)
-    ]
-    return Joined(records, dataset, selected, _by_key(layer, dataset, records, selected, left, keys) if left else {})
+    return Joined(records, dataset, selected, _by_key(layer, dataset, records, selected, keys))
 
 
 def _is_of(record: ShardRecord | None, layer: LayerFacts, shard: Shard) -> bool:
@@ -169,20 +164,23 @@ def _by_key(
     dataset: Dataset,
     records: Mapping[int, ShardRecord],
     selected: Mapping[int, _Selected],
-    left: Sequence[int],
     keys: Keys,
 ) -> dict[int, Rows]:
-    """`Joined.rows` of the shards that are `left`, mapped from a file among the local copies.
+    """`Joined.rows` of the shards that are not `selected` and of which no file has the very rows, mapped from a file.
 
     It is made once for equal shards and files, by the first of all processes that want it: 8 bytes a sample.
     """
+    left = [
+        place
+        for place, shard in enumerate(dataset.shards)
+        if place not in selected and not _is_of(records.get(shard.id), layer, shard)
+    ]
     # Files that were built have the rows of their shards, in order: all layers of a cache then share the file.
     built = bool(layer.settings["precision"])
     files = [(number, record.parent if built else record.content, record.count) for number, record in records.items()]
     known = [(place, found.file, found.generation) for place, found in selected.items()]
-    shards = [(dataset.shards[place].content, dataset.shards[place].count) for place in left]
-    name = sha256(json.dumps([dataset.content, files, known, list(left)]).encode()).hexdigest()
-    counts = [count for _, count in shards]
+    name = sha256(json.dumps([dataset.content, files, known, left]).encode()).hexdigest()
+    counts = [dataset.shards[place].count for place in left]
     if not sum(counts):
         return {place: np.empty((0, 2), np.int32) for place in left}
 

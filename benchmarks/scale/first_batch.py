@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from benchmarks.scale.process import memory
 from distill.settings import RunSettings
 from distill.training.run import Run
 
@@ -18,14 +18,14 @@ from distill.training.run import Run
 def main(given: str) -> None:
     settings: dict[str, Any] = json.loads(given)
     settings |= {name: tuple(settings[name]) for name in ("shards", "cache", "weight") if name in settings}
-    before = _memory()
+    before = memory()
     began, cpu = time.perf_counter(), time.process_time()
     run = Run(RunSettings(**settings))
     opened = time.perf_counter() - began
     batch = run.loader.batch(0)
     assert len(batch.keys) == settings["batch_size"]
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    now = _memory()
+    now = memory()
     found = {
         "samples": run.order.samples,
         "opened": opened,
@@ -37,12 +37,6 @@ def main(given: str) -> None:
         "bytes_a_sample": (now["RssAnon"] - before["RssAnon"]) / len(run.dataset),
     }
     print(json.dumps(found))  # noqa: T201
-
-
-def _memory() -> dict[str, int]:
-    """Bytes of this process by the kernel's names: at most at once, and now without what is mapped from files."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[0] in {"VmHWM:", "RssAnon:"}}
 
 
 if __name__ == "__main__":

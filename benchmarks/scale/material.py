@@ -1,4 +1,4 @@
-"""What is read: one real shard and one real file of each layer, under the names of tens of thousands, with a record each."""
+"""What is read: one real shard and one real file of each layer, each under tens of thousands of names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from benchmarks.cache.material import CacheShape, SampleBytes, blank_params, random_rows, settle, write_samples
@@ -52,27 +53,74 @@ def simulate_cache(cache: Path, dataset: Dataset, lacking: Callable[[int], bool]
     for place, layer in settle(cache, SHAPE):
         folder, first = place.path, dataset.shards[0]
         own = folder / "one.arrow"
-        write_file(own, layer, first)
-        size, digest = own.stat().st_size, sha256_file(own)
-        link = _Links(folder, folder)
+        _write_file(own, layer, first.keys)
+        link, said = _Links(folder, folder), _entry(own)
 
         def record(
-            number: int, layer: LayerFacts = layer, link: _Links = link, said: tuple[int, str] = (size, digest)
+            number: int, layer: LayerFacts = layer, link: _Links = link, one: FileEntry = said
         ) -> ShardRecord | None:
             if lacking(number):
                 return None
             shard = dataset.shards[number]
-            entry = FileEntry(f"{number:05d}.arrow", *said)
-            link("one.arrow", entry.name)
+            entry = replace(one, name=f"{number:05d}.arrow")
+            link(one.name, entry.name)
             return ShardRecord(number, layer.shard_fingerprint(shard.content), shard.content, shard.count, (entry,))
 
         _publish(folder, len(dataset.shards), record)
 
 
-def write_file(path: Path, layer: LayerFacts, shard: Shard) -> None:
-    """A layer's file for the samples of a shard."""
-    embeddings = [store(random_rows(column, shard.count, SHAPE.width), layer.dtype) for column in layer.columns]
-    write_layer_file(str(path), layer_table(layer, shard.keys, embeddings, params=blank_params(layer, shard.count)))
+def _write_file(path: Path, layer: LayerFacts, keys: list[str]) -> None:
+    """A layer's file for these samples."""
+    count = len(keys)
+    embeddings = [store(random_rows(column, count, SHAPE.width), layer.dtype) for column in layer.columns]
+    write_layer_file(str(path), layer_table(layer, keys, embeddings, params=blank_params(layer, count)))
+
+
+def write_cut_otherwise(scratch: Path, shard: Shard, shards: int) -> str:
+    """A dataset of so many shards with keys of their own, and in `cut-cache` a cache of its samples in smaller shards.
+
+    Returns the dataset's name in `scratch`.
+    """
+    rows, index = shard.count, _read_index(shard)
+    folder = scratch / "keyed"
+    link = _Links(shard.folder.path, folder)
+    tar = shard.record.file(".tar")
+
+    def record(number: int) -> ShardRecord:
+        link(tar.name, f"{number:05d}.tar")
+        path = folder / f"{number:05d}.index.arrow"
+        keys = pa.array(_keys(number * rows, rows), pa.string())
+        table = index.set_column(index.schema.get_field_index("key"), index.schema.field("key"), keys)
+        with pa.ipc.new_file(str(path), table.schema) as sink:
+            sink.write_table(table)
+        files = (replace(tar, name=f"{number:05d}.tar"), _entry(path))
+        return replace(shard.record, shard=number, files=files)
+
+    _publish(folder, shards, record)
+    publish_whole(Folder(folder), Stage(name="keyed", shards=shards, rows=shards * rows))
+    cut = rows * 4 // 5
+    for place, layer in settle(scratch / "cut-cache", SHAPE):
+
+        def file(number: int, layer: LayerFacts = layer, folder: Path = place.path) -> ShardRecord:
+            path = folder / f"{number:05d}.arrow"
+            _write_file(path, layer, _keys(number * cut, cut))
+            return ShardRecord(number, "f" * 16, "0" * 16, cut, (_entry(path),))
+
+        _publish(place.path, shards * rows // cut, file)
+    return "keyed"
+
+
+def _read_index(shard: Shard) -> pa.Table:
+    with pa.ipc.open_file(str(shard.folder.path / shard.record.file(".index.arrow").name)) as reader:
+        return reader.read_all()
+
+
+def _keys(first: int, count: int) -> list[str]:
+    return [f"sample-{number:012d}" for number in range(first, first + count)]
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(path.name, path.stat().st_size, sha256_file(path))
 
 
 class _Links:

@@ -29,8 +29,8 @@ def shuffled(count: int, seed: int) -> npt.NDArray[np.int64]:
 class Order:
     """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
 
-    `shards`: for each, how many samples it has, or (count,) which of them take part. `window`: how many shards are shuffled
-    together. `samples` is how many there are in all, of how many `shards`.
+    `shards`: for each, how many samples it has, or (count,) which of them take part. `window`: how many shards are
+    shuffled together. `samples` is how many there are in all, of how many `shards`.
     """
 
     def __init__(
