@@ -128,7 +128,9 @@ def _check(folder: Folder, record: ShardRecord, *, decode: bool) -> Found:
         bad, captionless = _check_captions(shard)
         return Found(keys, shard.keys, found + bad, [], captionless)
     except UserError as error:
-        return Found(keys, [], [error.problem], [])
+        tar = record.file(".tar")
+        is_tars = bool(tar.at) and error.where == str(tar.place(folder)[0])
+        return Found(keys, [], [error.problem], [], lost_tar=is_tars)
 
 
 def _check_captions(shard: Shard) -> tuple[list[str], int]:

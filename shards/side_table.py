@@ -61,7 +61,9 @@ class SideTable:
             )
         whole = pa.table(table)
         columns = _check(whole.schema, None, "the table")
-        return _indexed(columns, _keyed(whole.select([KEY, *columns]).to_batches(_BATCH)), "the table", on_disk=False)
+        return _indexed(
+            columns, _keyed(whole.select([KEY, *columns]).to_batches(_BATCH), "the table"), "the table", on_disk=False
+        )
 
     @staticmethod
     def read(path: str, columns: Sequence[str] | None = None) -> SideTable:
@@ -71,7 +73,7 @@ class SideTable:
         """
         columns = _check(schema_of(path), columns, path)
         try:
-            return _indexed(columns, _keyed(_parquet(path, columns)), path, on_disk=True)
+            return _indexed(columns, _keyed(_parquet(path, columns), path), path, on_disk=True)
         except _UNREADABLE as error:
             raise UserError(
                 f"it cannot be unpacked ({error})",
@@ -145,13 +147,13 @@ def _parquet(path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
             raise EOFError(f"it has {read} rows instead of {file.metadata.num_rows}")
 
 
-def _keyed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _keyed(batches: Iterable[pa.RecordBatch], where: str) -> Iterator[pa.RecordBatch]:
     """With keys as text, and without the rows that have none."""
     for batch in batches:
         try:
             keys = batch[KEY].cast(pa.large_string())
         except pa.ArrowException as error:
-            raise UserError(f"its keys are no text ({error})", do="Give a column `key` of texts") from None
+            raise UserError(f"its keys are no text ({error})", where=where, do="Give a column `key` of texts") from None
         plain = batch.set_column(batch.schema.get_field_index(KEY), KEY, keys)
         yield plain.filter(keys.is_valid()) if keys.null_count else plain
 

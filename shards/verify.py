@@ -178,13 +178,12 @@ def _mend(plan: DatasetPlan, unmade: set[int], damaged: set[int], *, lost_tars: 
     """
     folder = plan.folder
     made_of = plan.stages[0].made_of
-    if lost_tars and made_of:
-        # The dataset that a selection was made of, and its content, come last. Its tars are that one's to mend.
-        return shlex.join(["clipstill", "shards", "verify", made_of[-2]])
     if not plan.stages[0].command:
         return f"restore the files from where they came: {folder} does not say which command made it"
     records = [f"{shlex.quote(f'{folder}/{RECORDS}')}/{shard:05d}.*" for shard in sorted(damaged)]
-    steps = [f"rm {' '.join(records)}"] if records and folder.is_local else []
+    # The dataset that a selection was made of, and its content, come last. Its tars are that one's to mend, before.
+    steps = [shlex.join(["clipstill", "shards", "verify", made_of[-2]])] if lost_tars and made_of else []
+    steps += [f"rm {' '.join(records)}"] if records and folder.is_local else []
     stages = {plan.stage_of(shard).round for shard in unmade | damaged if shard <= max(plan.wanted)}
     hit = [stage for stage in plan.stages if stage.round in stages]
     if any(not stage.is_retry for stage in hit):

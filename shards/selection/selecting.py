@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import fsspec
@@ -33,7 +33,7 @@ from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
 from shards.publication import Publication, withdraw_from
 from shards.reader import Dataset
-from shards.record import ShardRecord, published_records, read_records
+from shards.record import ShardRecord, published_records, read_records, sound_records
 from shards.runner import Executor, InProcess, run_shards, threads_of
 from shards.selection.columns import digests_of
 from shards.selection.facts import Wanted, drawn, facts_of
@@ -90,7 +90,9 @@ class SelectTask:
         for place, shard in enumerate(self._shards):
             codes = self._codes[at : at + shard.count].tobytes()
             at += shard.count
-            mark = fingerprint([SCHEMA_VERSION, "selection", shard.content, self._reasons, codes.hex()])
+            # With the tar's place and time, which its content says nothing of: one that was adopted again is another.
+            tar = asdict(shard.tar_elsewhere())
+            mark = fingerprint([SCHEMA_VERSION, "selection", shard.content, tar, self._reasons, codes.hex()])
             yield SelectSpec(place, self._folder, mark, of=shard, codes=codes)
 
     def open(self) -> SelectWorker:
@@ -138,6 +140,7 @@ def select(settings: FilterSettings, executor: Executor | None = None) -> Select
     dataset, unlike = Dataset.open(settings.shards), [Dataset.open(url) for url in settings.unlike]
     for text in settings.where:
         Condition.parse(text)
+    named = WantedKeys.read(settings.keys) if settings.keys is not None else None
     marks = _marks(settings)
     rules = ("filter", *_rules(settings), *marks, *(other.content for other in unlike))
     folder = Folder(settings.out)
@@ -159,8 +162,8 @@ def select(settings: FilterSettings, executor: Executor | None = None) -> Select
                 found.remove()
             raise
         try:
-            if settings.keys is not None:
-                WantedKeys.read(settings.keys).refuse_if_none(int((facts["code"] != 1).sum()), dataset)
+            if named is not None:
+                named.refuse_if_none(int((facts["code"] != 1).sum()), dataset)
             judging = judge(settings, wanted.rules, facts, dict(zip(settings.unlike, theirs, strict=True)))
         except UserError:
             found.remove()
@@ -278,9 +281,15 @@ def _standing(folder: Folder, dataset: Dataset, rules: tuple[str, ...]) -> Selec
     plan = DatasetPlan.read(folder)
     stage = plan.stages[0]
     if stage.made_of != (*rules, dataset.folder.url, dataset.content):
+        if stage.made_of[:-1] == (*rules, dataset.folder.url):
+            raise UserError(
+                f"this selection was made of {dataset.folder} as it was before it changed",
+                where=str(folder),
+                do="Give another --out, or remove this one",
+            )
         held = f"a dataset made by {' '.join(stage.made_of[:-1])}" if stage.made_of else "a dataset of another origin"
         raise UserError(f"there is {held}", where=str(folder), do="Give another --out")
-    names = published_records(folder)
+    names = sound_records(folder)
     if plan.missing(names):
         return None
     records = read_records(folder, names.values()).values()

@@ -1,4 +1,4 @@
-"""Datasets on a hub, adopted where they are and packed from, through `huggingface_hub`; stores whose package is missing."""
+"""Datasets on a hub, adopted where they are and packed from, through `huggingface_hub`; stores without a package."""
 
 from __future__ import annotations
 
