@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-manifest bench-near bench-scale bench-quick lint types format tree lock clean
+.PHONY: demo test test-demo test-long bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-manifest bench-near bench-scale bench-cluster bench-quick lint types format tree lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -61,11 +61,15 @@ bench-near: $(READY)
 bench-scale: $(READY)
 	exec $(BIN)/python -m benchmarks.scale
 
+# Two machines of one core beside one of two, on Ray clusters of this machine's: ingest and cache; about 15 minutes.
+bench-cluster: $(READY)
+	exec $(BIN)/python -m benchmarks.cluster
+
 # Every benchmark once, as small as it goes and without peers: that they run, not how fast anything is. Three at once,
 # as nothing is judged; what one says is in .bench/quick/NAME.log, and shown if it fails.
 bench-quick: $(READY)
 	mkdir -p .bench/quick
-	printf '%s\n' ingest loader distill cache scale inheritance plan near manifest | xargs -P 3 -I NAME sh -c \
+	printf '%s\n' ingest loader distill cache cluster scale inheritance plan near manifest | xargs -P 3 -I NAME sh -c \
 		'$(BIN)/python -m benchmarks.NAME --quick > .bench/quick/NAME.log 2>&1 && echo "NAME ran" || \
 		{ echo "NAME failed:"; cat .bench/quick/NAME.log; exit 1; }'
 

@@ -198,18 +198,28 @@ class RayExecutor:
         return bool(ended)
 
     def _look_around(self) -> None:
-        """Let go of machines that are to go, and find room on others."""
+        """Let go of machines that went, or are to go, and find room on others.
+
+        Of a machine whose raylet alone has died, calls do not tell.
+        """
+        now = time.monotonic()
+        machines = {machine.id: machine for machine in self._check_room()}
+        for seat in [seat for seat in self._seats if seat.begun]:
+            machine = machines.get(seat.machine)
+            if machine is None:
+                self._let_go(seat, "its machine was lost")
+            elif machine.leaves:
+                seat.leaving = seat.leaving or now
+                if not seat.at or now - seat.leaving >= _LEAVE_S:
+                    self._let_go(seat, "its machine is to go")
+        self._fill()
+
+    def _let_go(self, seat: Seat, why: str) -> None:
         import ray  # noqa: PLC0415
 
-        now = time.monotonic()
-        leaving = {machine.id for machine in self._check_room() if machine.leaves}
-        for seat in [seat for seat in self._seats if seat.machine in leaving]:
-            seat.leaving = seat.leaving or now
-            if not seat.at or now - seat.leaving >= _LEAVE_S:
-                self._clear(seat)
-                self._hand_back(seat, "its machine is to go")
-                ray.kill(seat.actor)
-        self._fill()
+        self._clear(seat)
+        self._hand_back(seat, why)
+        ray.kill(seat.actor)
 
     def _hand_out(self) -> None:
         """Give what waits to whoever has least to do; what died once goes first, and only to a worker with nothing.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipstill.parser import Parser
 from shards.errors import UserError
@@ -16,6 +17,8 @@ from shards.ray_machines import Machine, Needs
 if TYPE_CHECKING:
     from shards.executors import Work
     from shards.runner import Executor
+
+R = TypeVar("R")
 
 Subparsers = Any
 """What `ArgumentParser.add_subparsers` returns; argparse keeps its type private."""
@@ -101,6 +104,22 @@ def machines_of(address: str) -> list[Machine]:
     from shards.ray_session import cluster_machines  # noqa: PLC0415 - brings Ray
 
     return cluster_machines(address)
+
+
+def called_there(address: str | None, function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function here, or as one task of the Ray cluster at `address`: with a GPU where it has any, and with the
+    cores that go with it.
+    """
+    if address is None:
+        return function(*arguments)
+    from shards.ray_executor import RayExecutor  # noqa: PLC0415 - brings Ray
+
+    machines = [machine.resources for machine in machines_of(address) if machine.resources.get("CPU", 0) >= 1]
+    gpus = 1 if any(machine.get("GPU", 0) >= 1 for machine in machines) else 0
+    fit = [machine for machine in machines if machine.get("GPU", 0) >= gpus]
+    cpus = min((int(machine["CPU"] / max(1, machine.get("GPU", 0))) for machine in fit), default=1)
+    with contextlib.closing(RayExecutor(1, Needs(max(1, cpus), gpus), address=address)) as executor:
+        return executor.once(function, *arguments)
 
 
 def cores() -> int:

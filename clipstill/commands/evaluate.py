@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipstill.commands.common import Subparsers, add_command, show_json
+from clipstill.commands.common import Subparsers, add_command, called_there, show_json
 from clipstill.parser import Parser
 from shards.errors import UserError
+
+if TYPE_CHECKING:
+    from shards import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ def _options(parser: Parser) -> None:
     parser.add_argument("--classes", metavar="FILE", help="JSON with classes and templates, for zero-shot")
     parser.add_argument("--label", metavar="COLUMN", help="the metadata column that names a sample's class")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples a forward")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="evaluate on this Ray cluster, as one task of it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,31 +53,31 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
     refuse_absent(args.model)
     datasets = {shards: Dataset.open(shards) for shards in args.shards}
-    import torch  # noqa: PLC0415 - slow: what is wrong with paths is said before
+    from evaluation import SHARED, shared_note  # noqa: PLC0415 - slow: what is wrong with paths is said before
 
-    from clip_models import load_model  # noqa: PLC0415
-    from evaluation import SHARED, evaluate, shared_note  # noqa: PLC0415
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, results = load_model(args.model, device), {}
-    for shards, dataset in datasets.items():
-        result = evaluate(
-            model,
-            dataset,
-            classes=classes,
-            templates=templates,
-            label_field=args.label,
-            batch_size=args.batch_size,
-            device=device,
-        )
-        results[shards] = _rounded(result)
+    options = {"classes": classes, "templates": templates, "label_field": args.label, "batch_size": args.batch_size}
+    results = called_there(args.ray_address, _evaluated, args.model, datasets, options)
+    for shards, result in results.items():
         retrieval = result["retrieval"]
         if retrieval is None:
             log.warning("%s has no captions, so there is no retrieval", shards)
         elif note := shared_note(retrieval[SHARED], result["samples"]):
             log.warning("%s: %s", shards, note)
-    show_json(results if len(results) > 1 else next(iter(results.values())))
+    rounded = _rounded(results)
+    show_json(rounded if len(rounded) > 1 else next(iter(rounded.values())))
     return 0
+
+
+def _evaluated(spec: str, datasets: dict[str, Dataset], options: dict[str, Any]) -> dict[str, Any]:
+    """The results of each dataset, on the device that is where this runs."""
+    import torch  # noqa: PLC0415
+
+    from clip_models import load_model  # noqa: PLC0415
+    from evaluation import evaluate  # noqa: PLC0415
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(spec, device)
+    return {shards: evaluate(model, dataset, device=device, **options) for shards, dataset in datasets.items()}
 
 
 def _rounded(value: Any) -> Any:
