@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
+from clipstill.logs import start_logging
 from clipstill.parser import Parser
 from shards.causes import machines_refusal
 from shards.errors import IncompleteError, UserError, one_line
@@ -80,9 +81,6 @@ def _joined(words: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for package in ("shards", "teacher_cache", "distill"):
-        logging.getLogger(package).setLevel(logging.INFO)  # what takes time, before there is progress to show
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -93,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     told: list[int] = []
     try:
+        start_logging()
         with _told_to_end(told), command_scratch():
             status: int = args.run(args)
     except UserError as error:

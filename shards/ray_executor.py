@@ -290,7 +290,7 @@ class RayExecutor:
             self._hand_back(seat, "its machine was lost")
         elif isinstance(error, ray.exceptions.ActorUnavailableError):
             # Nobody is left there who could say that the process died.
-            self._hand_back(seat, "its worker is heard of no more", careful=True)
+            self._hand_back(seat, "its worker is heard of no more", suspected=True)
         else:
             self._died(seat, f"the worker process died ({reason})", trace)
         # Whatever is left of it must not run on.
@@ -319,8 +319,11 @@ class RayExecutor:
         for reference in calls:
             del self._calls[reference]
 
-    def _hand_back(self, seat: Seat, why: str, *, careful: bool = False) -> None:
-        """What it was at goes to others, before all else: its machine's end is not the shards' doing."""
+    def _hand_back(self, seat: Seat, why: str, *, suspected: bool = False) -> None:
+        """What it was at goes to others, before all else: its machine's end is not the shards' doing.
+
+        `suspected`: it may be; whoever meets that twice is made with care.
+        """
         for spec, _ in seat.at.values():
             self._losses[spec] += 1
             if self._losses[spec] >= _LOSSES:
@@ -329,7 +332,7 @@ class RayExecutor:
                 )
             else:
                 log.warning("%s: %s: handed to another worker", spec.label, why)
-                self._waiting.appendleft(replace(spec, careful=careful or spec.careful))
+                self._waiting.appendleft(replace(spec, careful=spec.careful or (suspected and self._losses[spec] > 1)))
         seat.at.clear()
 
     def _died(self, seat: Seat, cause: str, trace: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -60,6 +61,9 @@ class RaySession:
         # Ray's auto-configuration of `uv run` rebuilds the environment in every worker.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        # Actors are numbered anew in each session: a handle of the last one that is collected later, in some cycle,
+        # would let go of another actor.
+        gc.collect()
         with contextlib.ExitStack() as held:
             held.enter_context(_silent())
             if self.address is None:

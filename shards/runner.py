@@ -43,6 +43,7 @@ class Outcome:
     cause: str = ""
     trace: str = ""
     error: UserError | None = None
+    key: str | None = None
 
 
 class Executor(Protocol):
@@ -96,7 +97,9 @@ class Host:
         except UserError as error:
             return Outcome(spec, kind="user", cause=str(error), error=error)
         except ShardError as error:
-            return Outcome(spec, kind="permanent", cause=one_line(str(error)), trace=traceback.format_exc())
+            return Outcome(
+                spec, kind="permanent", cause=one_line(str(error)), trace=traceback.format_exc(), key=error.key
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
             return _failed(spec, error)
 
@@ -378,8 +381,23 @@ def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
     if outcome.error is not None:
         raise outcome.error
     if outcome.kind == "transient" and tried < work.attempts:
-        log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
+        log.warning(
+            "%s: attempt %d failed (%s), trying again",
+            outcome.spec.label,
+            tried,
+            outcome.cause,
+            extra=_facts(outcome, tried),
+        )
         work.again.append(outcome.spec)
         return False
-    work.failures.add(outcome.spec, outcome.cause, tried, outcome.trace)
+    work.failures.add(outcome.spec, outcome.cause, tried, outcome.trace, outcome.key)
+    # Said to people at the end of the run, with the others.
+    log.debug("%s: failed for good (%s)", outcome.spec.label, outcome.cause, extra=_facts(outcome, tried))
     return True
+
+
+def _facts(outcome: Outcome, tried: int) -> dict[str, Any]:
+    """What a log of JSON lines has beside the message."""
+    spec = outcome.spec
+    facts = {"folder": spec.folder.url, "shard": spec.shard, "key": outcome.key, "attempt": tried}
+    return {"facts": {**facts, "cause": outcome.cause}}

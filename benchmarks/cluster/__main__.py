@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cache.material import SampleBytes, photos, write_samples
+from benchmarks.distill.material import architecture
 from benchmarks.ingest.certificate import make_certificate
 from benchmarks.ingest.server import HOSTS, serving
 from benchmarks.record import RESULTS, Goal, finish, machine, say, spread, versions
@@ -38,18 +39,18 @@ _ONE, _TWO = "one of two cores", "two of one core"
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """`rows` to fetch in shards of `shard`; `shards` of `samples` each to embed by `model`; `rounds` of each pair."""
+    """`rows` to fetch in shards of `shard`; `shards` of `samples` each to embed by `model`, None for a tiny one."""
 
     rows: int = 8000
     shard: int = 200
     shards: int = 12
     samples: int = 40
-    model: str = "ViT-B-32"
+    model: str | None = "ViT-B-32"
     rounds: int = 5
     pictures: int = 100
 
 
-QUICK = Sizes(rows=60, shard=10, shards=2, samples=4, rounds=1, pictures=8)
+QUICK = Sizes(rows=60, shard=10, shards=2, samples=4, model=None, rounds=1, pictures=8)
 
 
 def main() -> int:
@@ -97,7 +98,8 @@ def _measure(scratch: Path, addresses: dict[str, str], sizes: Sizes) -> tuple[di
     samples = [SampleBytes(body, f"photo {number}") for number, body in enumerate(bodies)]
     rows = [[samples[row % len(samples)] for row in range(sizes.samples)] for _ in range(sizes.shards)]
     write_samples(scratch / "shards", rows)
-    model, config = create_student(sizes.model, 0)
+    tiny = architecture(scratch / "tiny.json", embed_dim=32, image_size=32, width=32, layers=1, context=16)
+    model, config = create_student(sizes.model or tiny, 0)
     save_model(model.eval(), config, str(scratch / "teacher"))
     with serving(scratch / "web") as (_, ports):
         listing = scratch / "list.tsv"

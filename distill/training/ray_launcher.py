@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,15 @@ from distill.settings import RunSettings
 from distill.training.ranks import PATIENCE
 from shards import UserError
 from shards.progress import Meter
-from shards.ray_session import ray_session
+from shards.ray_session import RaySession, ray_session
 
 log = logging.getLogger(__name__)
 
 _STARTS = 3
 """How often the group is started without a step of progress in between."""
 _LOOK_EVERY_S = 1.0
+_ROOM_PATIENCE_S = 900
+"""As that of `shards.ray_executor`."""
 
 
 def train_on_ray(settings: RunSettings, processes: int | None = None, address: str | None = None) -> Result:
@@ -34,8 +37,7 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
     `address` as in `shards.ray_session.ray_session`. `settings.out` is a folder that every node sees. Raises
     `UserError` as `train` does, or if the cluster has no room for that many.
     """
-    import ray  # noqa: PLC0415 - slow to import, and the loop itself needs none of it
-    from ray.train import RunConfig, ScalingConfig  # noqa: PLC0415
+    from ray.train import RunConfig, ScalingConfig  # noqa: PLC0415 - slow to import; the loop itself needs none of it
     from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
     from ray.train.v2.api.exceptions import WorkerGroupError  # noqa: PLC0415
 
@@ -43,33 +45,34 @@ def train_on_ray(settings: RunSettings, processes: int | None = None, address: s
     settings = replace(settings, out=str(files.path))
     # What Ray Train has to say is its log; what goes wrong comes as an exception.
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_LOGGING", "0")
-    with ray_session(cpus=max(os.cpu_count() or 1, processes or 1), address=address):
-        there = ray.cluster_resources()
-        gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-        processes = processes or gpus or 1
-        room, kind = (gpus, "GPUs") if gpus else (cpus, "cores")
-        if processes > room:
-            raise UserError(
-                f"{processes} processes were asked for, the cluster has {room} {kind}",
-                where="--processes",
-                do="Ask for fewer",
-            )
-        scaling = ScalingConfig(
-            num_workers=processes,
-            use_gpu=gpus > 0,
-            # Cores are not shared out where there are GPUs: those may stand on other machines.
-            resources_per_worker={"CPU": 1, "GPU": 1} if gpus else {"CPU": max(1, cpus // processes)},
-        )
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"settings": settings},
-            scaling_config=scaling,
-            torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
-            run_config=RunConfig(name=files.ray.name, storage_path=str(files.path)),
-        )
+    with ray_session(cpus=max(os.cpu_count() or 1, processes or 1), address=address) as session:
         starts, reached = 0, _reached(files)
         with _followed(files):
             while True:
+                # Machines may have gone since the last start.
+                gpus, cpus = _room(session)
+                if starts and processes is not None:
+                    gpus, cpus = _awaited(session, processes)
+                wanted = processes or gpus or 1
+                room, kind = (gpus, "GPUs") if gpus else (cpus, "cores")
+                if wanted > room:
+                    raise UserError(
+                        f"{wanted} processes were asked for, the cluster has {room} {kind}",
+                        where="--processes",
+                        do="Ask for fewer",
+                    )
+                trainer = TorchTrainer(
+                    _work,
+                    train_loop_config={"settings": settings},
+                    scaling_config=ScalingConfig(
+                        num_workers=wanted,
+                        use_gpu=gpus > 0,
+                        # Cores are not shared out where there are GPUs: those may stand on other machines.
+                        resources_per_worker={"CPU": 1, "GPU": 1} if gpus else {"CPU": max(1, cpus // wanted)},
+                    ),
+                    torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
+                    run_config=RunConfig(name=files.ray.name, storage_path=str(files.path)),
+                )
                 try:
                     trainer.fit()
                     break
@@ -95,6 +98,31 @@ def _work(config: dict[str, RunSettings]) -> None:
     from distill.training.train import train  # noqa: PLC0415
 
     train(config["settings"])
+
+
+def _room(session: RaySession) -> tuple[int, int]:
+    """GPUs and cores of the machines that are there, and stay."""
+    machines = [machine.resources for machine in session.machines() if not machine.leaves]
+    gpus, cpus = (int(sum(machine.get(kind, 0) for machine in machines)) for kind in ("GPU", "CPU"))
+    return gpus, cpus
+
+
+def _awaited(session: RaySession, processes: int) -> tuple[int, int]:
+    """The same, once it is room for as many processes as a run began with; or what there is after a while."""
+    until = time.monotonic() + _ROOM_PATIENCE_S
+    told = False
+    while True:
+        gpus, cpus = _room(session)
+        if (gpus or cpus) >= processes or time.monotonic() >= until:
+            return gpus, cpus
+        if not told:
+            log.warning(
+                "%d processes have no room now: waiting for a machine to join, %d minutes at most",
+                processes,
+                _ROOM_PATIENCE_S // 60,
+            )
+            told = True
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _reached(files: RunFiles) -> int:

@@ -117,7 +117,7 @@ def embed_views(
                 views = [policy.draw(shard.keys[row], index, image.width, image.height) for index in indices]
                 pixels = {size: np.stack([policy.render(image, view, size) for view in views]) for size in sizes}
             except OSError as error:
-                raise ShardError(f"the image of {shard.keys[row]} does not decode ({error})") from None
+                raise ShardError(f"the image of {shard.keys[row]} does not decode ({error})", shard.keys[row]) from None
             return views, pixels
 
         most = max(column.rows_a_batch for column in columns)

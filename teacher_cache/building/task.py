@@ -117,7 +117,7 @@ class _CacheWorker:
             may_help = "" if self._settings.forward.precision == "fp32" else "; --precision fp32 may help"
             key = spec.source.keys[error.row]
             raise ShardError(
-                f"the teacher's embedding of {key} is zero or not finite ({error.spec}){may_help}"
+                f"the teacher's embedding of {key} is zero or not finite ({error.spec}){may_help}", key
             ) from None
         finally:
             spec.source.release()

@@ -190,7 +190,7 @@ def size_of(shard: Shard, row: int) -> tuple[int, int]:
     try:
         image = EncodedImage(shard.image_bytes(row))
     except OSError as error:
-        raise ShardError(f"the image of {shard.keys[row]} cannot be read ({error})") from None
+        raise ShardError(f"the image of {shard.keys[row]} cannot be read ({error})", shard.keys[row]) from None
     return image.width, image.height
 
 

@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,52 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_nothing_else(
     assert "resumed" in (out / "events.jsonl").read_text()
     weights = [(tmp_path / name / "model" / "open_clip_model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.long
+def test_a_machine_that_is_lost_is_waited_for_and_training_goes_on(
+    settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    steps = 60
+    with ray_session(cpus=2):
+        launch(moved(settings, tmp_path / "whole", steps=steps), "ray", 2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        _, second = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+        out = tmp_path / "lost"
+        with ThreadPoolExecutor(1) as pool:
+            # Machines can only be added by the main thread.
+            run = pool.submit(launch, moved(settings, out, steps=steps), "ray", 2, cluster.address)
+            deadline = time.monotonic() + 600
+            while not (out / "checkpoints" / "00000004").exists():
+                assert time.monotonic() < deadline, "no checkpoint"
+                assert not run.done(), run
+                time.sleep(0.01)
+            raylet = second.all_processes["raylet"][0].process.pid
+            below = [
+                int(path.name)
+                for path in Path("/proc").glob("[0-9]*")
+                if (path / "stat").exists() and _parent(path) == raylet
+            ]
+            for process in (raylet, *below):
+                os.kill(process, signal.SIGKILL)
+            cluster.add_node(num_cpus=1)
+            run.result()
+    finally:
+        cluster.shutdown()
+    assert "resumed" in (out / "events.jsonl").read_text()
+    weights = [(tmp_path / name / "model" / "open_clip_model.safetensors").read_bytes() for name in ("whole", "lost")]
+    assert weights[0] == weights[1]
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _a_worker() -> int:
