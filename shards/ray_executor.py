@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from shards.errors import UserError
 from shards.ray_machines import Machine, Needs
 from shards.ray_session import RayLostError, RaySession, ray_session
-from shards.ray_worker import RayWorker, Seat, call, cause_of, machine_went
+from shards.ray_worker import LEAVE_S, RayWorker, Seat, call, cause_of, machine_went
 from shards.runner import Outcome
 from shards.task import ShardTask, Spec
 
@@ -31,8 +31,6 @@ R = TypeVar("R")
 _LOOK_EVERY_S = 2.0
 _TRIES = 3
 """So many workers in a row that die before they begin, or starts of Ray that bring nothing, and there is no use."""
-_LEAVE_S = 12.0
-"""So long a shard may go on upon a machine that is to go. The shortest notice of a cloud is half a minute."""
 _LOSSES = 10
 """A shard whose machine was lost so often may be what kills them: that counts as a death of its worker."""
 
@@ -210,7 +208,7 @@ class RayExecutor:
                 self._let_go(seat, "its machine was lost")
             elif machine.leaves:
                 seat.leaving = seat.leaving or now
-                if not seat.at or now - seat.leaving >= _LEAVE_S:
+                if not seat.at or now - seat.leaving >= LEAVE_S:
                     self._let_go(seat, "its machine is to go")
         self._fill()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +17,9 @@ from shards.task import ShardTask, Spec
 
 R = TypeVar("R")
 
+LEAVE_S = 12.0
+"""So long a shard may go on where it is to end. The shortest notice of a cloud is half a minute."""
+
 
 class RayWorker(Host):
     """An actor's class. It counts what it does in Ray's metrics."""
@@ -22,6 +27,7 @@ class RayWorker(Host):
     def __init__(self, task: ShardTask[Any], threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         super().__init__(task)
+        _end_soon_when_told()
         self._metrics = WorkerMetrics(task.name)
 
     def begin(self) -> str:
@@ -35,6 +41,22 @@ class RayWorker(Host):
         outcome = super().run(spec)
         self._metrics.ended(outcome, self.busy_seconds)
         return outcome
+
+
+def _end_soon_when_told() -> None:
+    """At SIGTERM Ray's worker takes nothing more and ends once its calls have: that is to be soon."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    rays = signal.getsignal(signal.SIGTERM)
+
+    def end(number: int, frame: Any) -> None:
+        last = threading.Timer(LEAVE_S, os._exit, (128 + signal.SIGTERM,))
+        last.daemon = True
+        last.start()
+        if callable(rays):
+            rays(number, frame)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def call(threads: int, function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
