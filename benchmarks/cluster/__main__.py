@@ -44,9 +44,9 @@ class Sizes:
     rows: int = 8000
     shard: int = 200
     shards: int = 12
-    samples: int = 40
+    samples: int = 32
     model: str | None = "ViT-B-32"
-    rounds: int = 5
+    rounds: int = 3
     pictures: int = 100
 
 
