@@ -122,15 +122,18 @@ def _told_to_end(told: list[int]) -> Iterator[None]:
     """
 
     def end(number: int, _frame: object) -> None:
-        # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
-        signal.signal(number, signal.SIG_IGN)
-        told.append(number)
+        if number != signal.SIGINT:
+            # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
+            signal.signal(number, signal.SIG_IGN)
+            told.append(number)
+        if (outages := sys.modules.get("shards.outages")) is not None:
+            outages.wait_no_more()
         raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:  # `nohup` has SIGHUP ignored
                 before[number] = signal.signal(number, end)
     try:
         yield

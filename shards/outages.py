@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from shards.errors import UserError, one_line
-from shards.stores import ShortReadError, is_passing
+from shards.stores import ShortReadError, came_wrong, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ _lock = threading.Lock()
 _answered: set[str] = set()
 _away: dict[str, float] = {}
 """Stores that do not answer now, and since when."""
+_ending = threading.Event()
+"""Set when the process was told to end."""
 
 
 def store_of(url: str) -> str:
@@ -50,12 +52,20 @@ def remember(url: str) -> None:
     _answered.add(store_of(url))
 
 
+def wait_no_more() -> None:
+    """The process was told to end: whoever waits for a store, or would, gives up at once."""
+    _ending.set()
+
+
 def ride_out(url: str, call: Callable[[], T]) -> T:
     """Call, again and again while the store at `url` is away, overloaded, or breaks off, and return what comes of it.
 
     A store that never answered is not waited for: its name may be wrong. Raises what `call` raises; `UserError` where
-    the store was waited for and did not come back.
+    the store was waited for and did not come back; `KeyboardInterrupt` for a store that is away when the process was
+    told to end.
     """
+    if _ending.is_set() and store_of(url) in _away:
+        raise KeyboardInterrupt
     began: float | None = None
     tries = short = 0
     while True:
@@ -67,8 +77,10 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
         except Exception as error:
             if not is_passing(error):
                 raise
-            short += isinstance(error, ShortReadError)
-            if short >= _SHORT or not (short or has_answered(url)):
+            short += came_wrong(error)
+            if short >= _SHORT:
+                raise error if isinstance(error, ShortReadError) else ShortReadError(f"{url}: {error}") from error
+            if not (came_wrong(error) or has_answered(url)):
                 raise
             began = began or time.monotonic()
             if time.monotonic() - began > PATIENCE_S:
@@ -77,12 +89,13 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
                     where=store_of(url),
                     do="What was published stays: run the same command again once it answers",
                 ) from error
-            if short:
+            if came_wrong(error):
                 pause = 0.2
             else:
                 pause = 1.0
                 _went_away(url, error)
-            time.sleep(random.uniform(0.5, 1) * min(_LONGEST_S, pause * 2.0**tries))
+            if _ending.wait(random.uniform(0.5, 1) * min(_LONGEST_S, pause * 2.0**tries)):
+                raise KeyboardInterrupt from error
             tries += 1
         else:
             _came_back(url)

@@ -23,9 +23,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards import copies, credentials, outages
 from shards.errors import UserError
+from shards.lease import leased
 from shards.outages import ride_out
 from shards.ranges import read_file, short_read
-from shards.stores import CREDENTIALS, ShortReadError, is_passing, located
+from shards.stores import CREDENTIALS, ShortReadError, came_wrong, is_passing, located
 
 log = logging.getLogger(__name__)
 
@@ -211,12 +212,16 @@ class Folder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other process holds this local folder, then hold it; on an object store nobody can.
+        """Wait until no other process holds this folder, then hold it; of object stores only S3's can be held.
 
-        A folder that was made for it and is still empty in the end is removed.
+        A local folder that was made for it and is still empty in the end is removed.
         """
         if not self.is_local:
-            yield
+            fs, path = self._located
+            with contextlib.ExitStack() as stack:
+                with _explained(self.url):  # what the block raises is the block's own
+                    stack.enter_context(leased(fs, path, self.url))
+                yield
             return
         made = not self.path.exists()
         with _explained(self.url):
@@ -278,7 +283,7 @@ class Folder:
                 raise ShortReadError(f"{url}: downloaded bytes hash to {got}, expected {sha256}")
 
         with _explained(self.url), root.staged(sha256) as path:
-            ride_out(self.url, copy)
+            ride_out(url, copy)
 
 
 def _absolute(path: str) -> str:
@@ -349,6 +354,6 @@ def _explained(url: str, *, absent_is_error: bool = True) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ in CREDENTIALS:
             raise UserError(f"no usable credentials ({error})", where=url, do="Set the store's credentials") from error
-        if "://" in url and is_passing(error) and not isinstance(error, ShortReadError):
+        if "://" in url and is_passing(error) and not came_wrong(error):
             raise UserError(f"cannot be reached ({error})", where=url, do="Check the endpoint and network") from error
         raise

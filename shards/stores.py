@@ -31,6 +31,8 @@ _BROKEN = frozenset(
     }
 )
 """Kinds of errors that say that a store could not be reached, or that an answer broke off."""
+_DIFFERENT = frozenset({"FlexibleChecksumError", "ChecksumError"})
+"""Kinds of errors that say that what came is not what was stored."""
 _CERTIFICATES = frozenset({"SSLError", "ClientSSLError", "CertificateError", "SSLCertVerificationError"})
 _BUSY = frozenset({408, 409, 425, 429})
 _CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown"})
@@ -39,6 +41,11 @@ _CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzConten
 
 class ShortReadError(OSError):
     """A store sent fewer or more bytes than there are, or others than were stored."""
+
+
+def came_wrong(error: BaseException) -> bool:
+    """Whether an answer came, of other bytes than there are: the next one may be right, unless the file is damaged."""
+    return isinstance(error, ShortReadError) or type(error).__name__ in _DIFFERENT
 
 
 def located(url: str) -> tuple[Any, str]:
@@ -60,9 +67,7 @@ def is_passing(error: BaseException) -> bool:
     kinds = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
     if kinds & (CREDENTIALS | _CERTIFICATES):
         return False
-    if isinstance(error, ShortReadError) or kinds & _BROKEN:
-        return True
-    return any(_is_busy(link) for link in _chain(error))
+    return came_wrong(error) or bool(kinds & _BROKEN) or any(_is_busy(link) for link in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
