@@ -196,8 +196,12 @@ def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> 
         if name in missing:
             missing.remove(name)
             held[name] = record
-    with ThreadPoolExecutor(16) as pool:
+    pool = ThreadPoolExecutor(16)
+    try:
         held |= zip(missing, pool.map(lambda name: read_record(folder, name), missing), strict=True)
+    finally:
+        # An interrupt waits for none of them: in an outage that would be minutes.
+        pool.shutdown(wait=False, cancel_futures=True)
     return {name.shard: held[name] for name in names}
 
 
