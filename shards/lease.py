@@ -64,7 +64,12 @@ class _Lease:
         self._fs, self._name, self._url = fs, name, url
         protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
         self.is_kept = "s3" in protocols
-        self._me = {"run": uuid.uuid4().hex, "process": os.getpid(), "began": _begun(os.getpid()), "machine": _machine()}
+        self._me = {
+            "run": uuid.uuid4().hex,
+            "process": os.getpid(),
+            "began": _begun(os.getpid()),
+            "machine": _machine(),
+        }
         self._renewals = 0
         self._tag = ""
         self._lost = False

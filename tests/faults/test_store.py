@@ -79,9 +79,7 @@ def test_every_stage_on_a_store_that_fails_has_the_bytes_of_a_disk(
         report = ingest(settings(listing, f"{base}/set"), InProcess())
         assert (report.rows, report.samples) == (ROWS, ROWS)
         teachers = (TeacherSpec(teacher, "teach"),)
-        built = BuildSettings(
-            shards=f"{base}/set", cache=f"{base}/cache", teachers=teachers, views=1, batch_size=64
-        )
+        built = BuildSettings(shards=f"{base}/set", cache=f"{base}/cache", teachers=teachers, views=1, batch_size=64)
         build_cache(built, InProcess())
         chosen = RunSettings(
             shards=f"{base}/set",
