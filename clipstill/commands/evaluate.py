@@ -1,4 +1,4 @@
-"""`clipstill evaluate`: how good a model is on a dataset of shards."""
+"""`clipstill evaluate`: how good models are, on the sets that people judge them by."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import logging
 from typing import Any
 
 from clipstill.commands.common import Subparsers, add_command, show_json
+from clipstill.options import add_options, given
 from clipstill.parser import Parser
-from shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _SUMMARY = """\
-Evaluate a model by zero-shot classification and image-text retrieval.
+Evaluate models by zero-shot classification, retrieval and whatever a set asks.
 
-Retrieval needs only the shards, with captions; samples whose captions are equal are hits for each other, and how many
-there are is said (shared_captions). Zero-shot needs a JSON file {"classes": [...], "templates": ["a photo of a {}",
-...]} and the metadata column (kept at ingest with --keep) that holds each sample's class. Numbers are percent, as JSON;
-of several datasets each has its own, by its path.
+A set is a dataset of shards (adopted ones and selections too), a wds_* folder as CLIP_benchmark and DataComp have them,
+a folder of images for each class (ImageNet's among them), CIFAR's files, ObjectNet, Parquet with images and captions,
+SugarCrepe or Winoground: what it is shows by its files. Nothing is downloaded that is not asked for by its address. A
+dataset is classified by --classes, a JSON file {"classes": [...], "templates": ["a photo of a {}", ...]}, and --label.
+Numbers are percent, as JSON by model and set, with 95 % intervals; several models are averaged as seeds of one, and
+compared with the first by a paired bootstrap.
 """
 
 _EXAMPLE = """\
-  clipstill evaluate runs/vit-s/model data/val --classes classes.json --label label
-  clipstill evaluate ViT-B-32:laion2b_s34b_b79k data/val data/flickr30k
+  clipstill evaluate runs/vit-s/model --on data/val --classes classes.json --label label
+  clipstill evaluate ViT-B-32:laion2b_s34b_b79k --on evalsets/wds_cifar10_test --on imagenet/val
 """
 
 
@@ -32,47 +34,43 @@ def add(commands: Subparsers) -> None:
 
 
 def _options(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="ARCH:TAG, ARCH:/path/to/weights, or a folder")
-    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="what `clipstill ingest` wrote")
-    parser.add_argument("--classes", metavar="FILE", help="JSON with classes and templates, for zero-shot")
-    parser.add_argument("--label", metavar="COLUMN", help="the metadata column that names a sample's class")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="samples a forward")
+    from evaluation.settings import EvaluateSettings  # noqa: PLC0415
+
+    add_options(parser, EvaluateSettings)
 
 
 def run(args: argparse.Namespace) -> int:
     from clip_models.spec import refuse_absent  # noqa: PLC0415
-    from evaluation.classes import read_classes  # noqa: PLC0415
-    from shards import Dataset  # noqa: PLC0415
+    from evaluation.sets import open_sets  # noqa: PLC0415
+    from evaluation.settings import EvaluateSettings  # noqa: PLC0415
+    from shards.settings import make  # noqa: PLC0415
 
-    classes, templates = read_classes(args.classes) if args.classes else (None, ())
-    if args.batch_size < 1:
-        raise UserError(f"a batch of {args.batch_size} samples", where="--batch-size", do="Give at least 1")
-    refuse_absent(args.model)
-    datasets = {shards: Dataset.open(shards) for shards in args.shards}
+    settings = make(EvaluateSettings, given(args, EvaluateSettings))
+    for spec in (*settings.models, *([settings.teacher] if settings.teacher else [])):
+        refuse_absent(spec)
+    settings.sets.class_file()
+    opened = dict(zip(settings.on, open_sets(settings.on, settings.sets), strict=True))
+    for at, evaluated in opened.items():
+        for note in evaluated.notes:
+            log.warning("%s: %s", at, note)
     import torch  # noqa: PLC0415 - slow: what is wrong with paths is said before
 
     from clip_models import load_model  # noqa: PLC0415
-    from evaluation import SHARED, evaluate, shared_note  # noqa: PLC0415
+    from evaluation import TextCache, evaluate_all  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, results = load_model(args.model, device), {}
-    for shards, dataset in datasets.items():
-        result = evaluate(
-            model,
-            dataset,
-            classes=classes,
-            templates=templates,
-            label_field=args.label,
-            batch_size=args.batch_size,
-            device=device,
-        )
-        results[shards] = _rounded(result)
-        retrieval = result["retrieval"]
-        if retrieval is None:
-            log.warning("%s has no captions, so there is no retrieval", shards)
-        elif note := shared_note(retrieval[SHARED], result["samples"]):
-            log.warning("%s: %s", shards, note)
-    show_json(results if len(results) > 1 else next(iter(results.values())))
+    models = {spec: load_model(spec, device) for spec in settings.models}
+    teacher = load_model(settings.teacher, device) if settings.teacher else None
+    results = evaluate_all(
+        models,
+        opened,
+        teacher=teacher,
+        cache=TextCache(),
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        device=device,
+    )
+    show_json(_rounded(results))
     return 0
 
 
@@ -80,4 +78,6 @@ def _rounded(value: Any) -> Any:
     """To four decimals: of a million samples one is 0.0001 %."""
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
     return round(value, 4) if isinstance(value, float) else value
