@@ -8,8 +8,9 @@ from pydantic import Field
 
 from clip_models.precision import Precision
 from evaluation.prompts import ClassFile, read_classes
+from evaluation.suites.suites import SUITES
 from shards.errors import UserError
-from shards.settings import option, settings
+from shards.settings import Known, option, settings
 
 
 @settings
@@ -65,10 +66,30 @@ class EvaluateSettings:
     precision: Annotated[Precision, option("of the forward; published figures are of fp32")] = "fp32"
     batch_size: Annotated[int, option("images a forward", "N", ge=1)] = 64
 
+    suite: Annotated[
+        Annotated[str, Known(tuple(SUITES))] | None,
+        option("a published table with these models in it; what is not there is a gap", "SUITE", section="tables"),
+    ] = None
+    root: Annotated[
+        str | None,
+        option("a suite's sets lie here, each in a folder wds_NAME_test or as it is called", "ROOT", path=True),
+    ] = None
+    beside: Annotated[
+        tuple[str, ...],
+        option("more rows: JSON Lines as MobileCLIP's, or CSV as open_clip's results; repeatable", "FILE", path=True),
+    ] = ()
+    out: Annotated[
+        str | None,
+        option("write results.json, results.jsonl, results.csv, and of a suite table.md and index.html", "FOLDER"),
+    ] = None
+
     def __post_init__(self) -> None:
-        for name, values in (("MODEL", self.models), ("--on", self.on)):
+        if self.suite is None and (self.root or self.beside):
+            flag = "--root" if self.root else "--beside"
+            raise UserError(f"{flag} would be ignored without a suite", do="Give --suite, or leave it out")
+        for name, values in (("MODEL", self.models), ("--on", self.on), ("--beside", self.beside)):
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise UserError(f"{twice} is given twice", where=name, do="Give each once")
-        if not self.on:
+        if not self.on and not self.root:
             raise UserError("there is nothing to evaluate on", do="Give --on SET")

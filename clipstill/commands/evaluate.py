@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipstill.commands.common import Subparsers, add_command, show_json
+from clipstill.commands.common import Subparsers, add_command, show, show_json
 from clipstill.options import add_options, given
 from clipstill.parser import Parser
+
+if TYPE_CHECKING:
+    from evaluation.sets import EvaluationSet
+    from evaluation.settings import EvaluateSettings
+    from evaluation.suites.rows import Row
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +31,7 @@ compared with the first by a paired bootstrap.
 _EXAMPLE = """\
   clipstill evaluate runs/vit-s/model --on data/val --classes classes.json --label label
   clipstill evaluate ViT-B-32:laion2b_s34b_b79k --on evalsets/wds_cifar10_test --on imagenet/val
+  clipstill evaluate runs/vit-s/model --suite datacomp-38 --root evalsets --out evaluated
 """
 
 
@@ -41,37 +47,71 @@ def _options(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from clip_models.spec import refuse_absent  # noqa: PLC0415
+    from evaluation.report import FILES, below_root  # noqa: PLC0415
     from evaluation.sets import open_sets  # noqa: PLC0415
     from evaluation.settings import EvaluateSettings  # noqa: PLC0415
+    from evaluation.suites.files import read_rows  # noqa: PLC0415
+    from evaluation.suites.table import part_note, refuse_larger  # noqa: PLC0415
+    from shards.places import refuse_other_things  # noqa: PLC0415
     from shards.settings import make  # noqa: PLC0415
+    from shards.storage import Folder  # noqa: PLC0415
 
     settings = make(EvaluateSettings, given(args, EvaluateSettings))
     for spec in (*settings.models, *([settings.teacher] if settings.teacher else [])):
         refuse_absent(spec)
     settings.sets.class_file()
-    opened = dict(zip(settings.on, open_sets(settings.on, settings.sets), strict=True))
+    if settings.out is not None:
+        refuse_other_things(Folder(settings.out), "an evaluation", FILES)
+    others = [row for path in settings.beside for row in read_rows(path)]
+    on = list(settings.on)
+    if settings.suite is not None and settings.root is not None:
+        on += below_root(settings.suite, settings.root, on)
+    opened = dict(zip(on, open_sets(on, settings.sets), strict=True))
     for at, evaluated in opened.items():
+        if settings.suite is not None:
+            refuse_larger(evaluated.name, len(evaluated), at)
+            evaluated.notes += filter(None, [part_note(evaluated.name, len(evaluated))])
         for note in evaluated.notes:
             log.warning("%s: %s", at, note)
+    results, rows = _evaluated(settings, opened)
+    if settings.suite is None and settings.out is None:
+        show_json(results)
+        return 0
+    from evaluation.report import files_of, only_of, write  # noqa: PLC0415
+    from evaluation.suites.suites import SUITES  # noqa: PLC0415
+
+    if settings.suite is not None:
+        rows, others = only_of(settings.suite, rows), [*SUITES[settings.suite].published(), *others]
+    files = files_of(results, rows, settings.suite, others)
+    shown = files["results.json"] if settings.suite is None else files["table.md"]
+    show(str(shown).rstrip())
+    if settings.out is not None:
+        write(settings.out, files)
+        log.warning("written: %s", ", ".join(f"{settings.out}/{name}" for name in files))
+    return 0
+
+
+def _evaluated(settings: EvaluateSettings, opened: dict[str, EvaluationSet]) -> tuple[dict[str, Any], list[Row]]:
+    """The results of every model, rounded, and the rows that stand for them in tables, which are not."""
     import torch  # noqa: PLC0415 - slow: what is wrong with paths is said before
 
     from clip_models import load_model  # noqa: PLC0415
     from evaluation import TextCache, evaluate_all  # noqa: PLC0415
+    from evaluation.suites.table import our_row  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = {spec: load_model(spec, device) for spec in settings.models}
     teacher = load_model(settings.teacher, device) if settings.teacher else None
-    results = evaluate_all(
-        models,
-        opened,
-        teacher=teacher,
-        cache=TextCache(),
-        batch_size=settings.batch_size,
-        precision=settings.precision,
-        device=device,
-    )
-    show_json(_rounded(results))
-    return 0
+    how = {"batch_size": settings.batch_size, "precision": settings.precision, "device": device}
+    results = evaluate_all(models, opened, teacher=teacher, cache=TextCache(), **how)
+    rows = []
+    if settings.suite is not None or settings.out is not None:
+        from evaluation.suites.costs import costs  # noqa: PLC0415
+
+        for spec, loaded in models.items():
+            told = {opened[at].name: result for at, result in results["models"][spec].items()}
+            rows.append(our_row(spec, told, costs(loaded)))
+    return _rounded(results), rows
 
 
 def _rounded(value: Any) -> Any:
