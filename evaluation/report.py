@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from evaluation.sets import EvaluationSet
 from evaluation.sets.files import Tree
 from evaluation.suites.files import json_lines, table_csv
 from evaluation.suites.page import suite_page
@@ -18,7 +18,7 @@ from evaluation.suites.tasks import folders_of, task_name
 from shards.errors import UserError
 from shards.storage import Folder
 
-FILES = ("results.json", "results.jsonl", "results.csv", "table.md", "index.html")
+FILES = ("results.json", "results.jsonl", "results.csv", "table.json", "table.md", "index.html")
 
 
 def below_root(suite: str, root: str, on: Sequence[str]) -> list[str]:
@@ -47,7 +47,7 @@ def below_root(suite: str, root: str, on: Sequence[str]) -> list[str]:
 
 
 def files_of(
-    results: Mapping[str, Any], rows: Sequence[Row], suite: str | None, others: Sequence[Row]
+    results: Mapping[str, Any], rows: Sequence[Row], suite: str | None, others: Sequence[Row], notes: Sequence[str]
 ) -> dict[str, str | bytes]:
     """Name → content of every file. With several models each has JSON Lines of its own, `results-MODEL.jsonl`."""
     written: dict[str, str | bytes] = {"results.json": json.dumps(results, indent=1, ensure_ascii=False)}
@@ -56,7 +56,7 @@ def files_of(
         written[name] = json_lines(row)
     written["results.csv"] = table_csv(rows)
     if suite is not None:
-        told = table(SUITES[suite], [*rows, *others])
+        told = table(SUITES[suite], [*rows, *others], notes)
         written["table.json"] = json.dumps(told, indent=1, ensure_ascii=False)
         written["table.md"] = markdown(told)
         written["index.html"] = suite_page(suite, SUITES[suite], told, results)
@@ -71,15 +71,8 @@ def write(out: str, files: Mapping[str, str | bytes]) -> None:
 
 def only_of(suite: str, rows: Sequence[Row]) -> list[Row]:
     """The rows with the suite's own tasks alone, as DataComp's aggregate counts them."""
-    from dataclasses import replace  # noqa: PLC0415
-
     wanted = set(SUITES[suite].tasks())
     return [replace(row, tasks={name: told for name, told in row.tasks.items() if name in wanted}) for row in rows]
-
-
-def names_of(sets: Mapping[str, EvaluationSet]) -> dict[str, str]:
-    """`--on` as given → the set's name."""
-    return {given: one.name for given, one in sets.items()}
 
 
 def _tidy(name: str) -> str:

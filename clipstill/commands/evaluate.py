@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from evaluation.sets import open_sets  # noqa: PLC0415
     from evaluation.settings import EvaluateSettings  # noqa: PLC0415
     from evaluation.suites.files import read_rows  # noqa: PLC0415
-    from evaluation.suites.table import part_note, refuse_larger  # noqa: PLC0415
+    from evaluation.suites.table import part_note, refuse_larger, samples_of  # noqa: PLC0415
     from shards.places import refuse_other_things  # noqa: PLC0415
     from shards.settings import make  # noqa: PLC0415
     from shards.storage import Folder  # noqa: PLC0415
@@ -67,12 +67,15 @@ def run(args: argparse.Namespace) -> int:
     if settings.suite is not None and settings.root is not None:
         on += below_root(settings.suite, settings.root, on)
     opened = dict(zip(on, open_sets(on, settings.sets), strict=True))
+    parts: list[str] = []
     for at, evaluated in opened.items():
         if settings.suite is not None:
-            refuse_larger(evaluated.name, len(evaluated), at)
-            evaluated.notes += filter(None, [part_note(evaluated.name, len(evaluated))])
+            refuse_larger(evaluated.name, samples_of(evaluated), at)
+            parts += filter(None, [part_note(evaluated.name, samples_of(evaluated))])
         for note in evaluated.notes:
             log.warning("%s: %s", at, note)
+    if parts:
+        log.warning("not the whole of %d published test splits: %s", len(parts), "; ".join(parts))
     results, rows = _evaluated(settings, opened)
     if settings.suite is None and settings.out is None:
         show_json(results)
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     if settings.suite is not None:
         rows, others = only_of(settings.suite, rows), [*SUITES[settings.suite].published(), *others]
-    files = files_of(results, rows, settings.suite, others)
+    files = files_of(results, rows, settings.suite, others, parts)
     shown = files["results.json"] if settings.suite is None else files["table.md"]
     show(str(shown).rstrip())
     if settings.out is not None:

@@ -24,6 +24,7 @@ def suite_page(name: str, suite: Suite, told: Mapping[str, Any], results: Mappin
         columns=told["columns"],
         costs=cost_columns(told),
         rows=told["rows"],
+        notes=told["notes"],
         best=_best(told),
         ours=OURS,
         charts=_charts(suite, told),

@@ -33,7 +33,6 @@ class Row:
     macs: float | None = None
     pairs: float | None = None
     latency: float | None = None
-    notes: tuple[str, ...] = ()
 
     def metric(self, task: str, metric: str) -> float | None:
         """Of a task, or of a group of tasks: the mean of their main metrics, None unless all are there."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.sets.base import EvaluationSet
 from evaluation.suites.metrics import rows_of
 from evaluation.suites.rows import OURS, Row
 from evaluation.suites.suites import Suite
 from evaluation.suites.tasks import TASKS, task_name
+from evaluation.tasks import Association
 from shards.errors import UserError
 
 GAP = "–"
@@ -18,12 +20,14 @@ _COSTS = ("parameters (M)", "MACs (G)", "pairs/s", "latency (ms)")
 def our_row(name: str, sets: Mapping[str, Mapping[str, Any]], costs: Mapping[str, float | None]) -> Row:
     """A model's row: `sets` is result by the set's name, `costs` are fields of `Row`."""
     tasks = {}
-    notes = []
     for set_name, result in sets.items():
         tasks.update(rows_of(set_name, result))
-        if (note := part_note(set_name, int(result["samples"]))) is not None:
-            notes.append(note)
-    return Row(name=name, source=OURS, tasks=tasks, notes=tuple(notes), **costs)  # type: ignore[arg-type]
+    return Row(name=name, source=OURS, tasks=tasks, **costs)  # type: ignore[arg-type]
+
+
+def samples_of(one: EvaluationSet) -> int:
+    """What published sizes count: images, of WinoGAViL's kind instances."""
+    return next((len(task.cues) for task in one.tasks.values() if isinstance(task, Association)), len(one))
 
 
 def part_note(set_name: str, samples: int) -> str | None:
@@ -31,7 +35,7 @@ def part_note(set_name: str, samples: int) -> str | None:
     task = TASKS.get(task_name(set_name))
     if task is None or samples == task.size:
         return None
-    return f"{task.name}: {samples:,} samples, the published test split has {task.size:,}"
+    return f"{task.name} has {samples:,} of {task.size:,} samples"
 
 
 def refuse_larger(set_name: str, samples: int, where: str) -> None:
@@ -45,10 +49,10 @@ def refuse_larger(set_name: str, samples: int, where: str) -> None:
         )
 
 
-def table(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
-    """`{"columns": [...], "rows": [{"name", "source", "data", costs, "scores": {column: percent or None}, "notes"}]}`.
+def table(suite: Suite, rows: Sequence[Row], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """`{"columns": [...], "rows": [{"name", "source", "data", costs, "scores": {column: percent or None}}], "notes"}`.
 
-    Ours come first, then the others in their order.
+    Ours come first, then the others in their order. `notes`: what is to be known of ours.
     """
     listed = sorted(rows, key=lambda row: row.source != OURS)
     return {
@@ -63,10 +67,10 @@ def table(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
                     column.title: None if (found := row.metric(column.task, column.metric)) is None else 100 * found
                     for column in suite.columns
                 },
-                "notes": list(row.notes),
             }
             for row in listed
         ],
+        "notes": list(notes),
     }
 
 
@@ -82,13 +86,9 @@ def cost_columns(told: Mapping[str, Any]) -> list[str]:
 def say_cost(name: str, value: float | None) -> str:
     if value is None:
         return GAP
-    return (
-        f"{value:,.0f}"
-        if name == "pairs/s"
-        else f"{value:,.2f}"
-        if name.startswith(("param", "MACs"))
-        else f"{value:.1f}"
-    )
+    if name == "pairs/s":
+        return f"{value:,.0f}"
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
 
 
 def say_score(value: float | None) -> str:
@@ -96,7 +96,7 @@ def say_score(value: float | None) -> str:
 
 
 def markdown(told: Mapping[str, Any]) -> str:
-    """The table, percent with two digits; below it what is to be known of our rows."""
+    """The table, percent with two digits; below it what is to be known of ours."""
     costs = cost_columns(told)
     heads = ["model", "source", *costs, *told["columns"]]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * 2}{' ---: |' * (len(heads) - 2)}"]
@@ -105,5 +105,5 @@ def markdown(told: Mapping[str, Any]) -> str:
         scores = [say_score(row["scores"][title]) for title in told["columns"]]
         cells = [name, row["source"], *(say_cost(cost, row[cost]) for cost in costs), *scores]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    notes = [f"{row['name']}: {note}" for row in told["rows"] for note in row["notes"]]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+    notes = ["", f"Not the whole of a published test split: {'; '.join(told['notes'])}."] if told["notes"] else []
+    return "\n".join([*lines, *notes]) + "\n"
