@@ -147,7 +147,7 @@ def scatter(dots: Sequence[Dot], label: str, *, height: int = 300) -> Markup:
         place = f'cx="{100 * share:.4g}%" cy="{up:.1f}" r="{6 if dot.loud else 4}"'
         title = f"<title>{escape(dot.name)}: {dot.y:.2f} at {dot.x:,.4g}</title>"
         plot.add(f'<circle class="area {escape(dot.look)}" {place}>{title}</circle>')
-    plot.add(*[_beside(share, up + 4, dot.name, "loud" if dot.loud else "") for dot, share, up in _apart(placed)])
+    plot.add(*[_beside(share, up + 4, dot.name, "named" if dot.loud else "", 0.6) for dot, share, up in _apart(placed)])
     return plot.svg(label)
 
 
@@ -156,14 +156,14 @@ def _apart(placed: Sequence[tuple[Dot, float, float]]) -> list[tuple[Dot, float,
     kept: list[tuple[Dot, float, float]] = []
     for one in sorted(placed, key=lambda each: not each[0].loud):
         free = all(abs(one[2] - other[2]) > _NAME_HIGH or abs(one[1] - other[1]) > _NAME_WIDE for other in kept)
-        if free or one[0].loud:
+        if free:
             kept.append(one)
     return kept
 
 
-def _beside(share: float, y: float, word: str, kind: str) -> str:
-    """A word to the right of a place, or to its left where there is no room."""
-    anchor, shift = ("end", -9) if share > 0.8 else ("start", 9)
+def _beside(share: float, y: float, word: str, kind: str, room: float = 0.8) -> str:
+    """A word to the right of a place, or to its left from `room` on, where there is none."""
+    anchor, shift = ("end", -9) if share > room else ("start", 9)
     return (
         f'<text class="{kind}" x="{100 * share:.4g}%" dx="{shift}" y="{y:.1f}" text-anchor="{anchor}">'
         f"{escape(word)}</text>"

@@ -42,7 +42,7 @@ def _best(told: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _charts(suite: Suite, told: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first columns over what models cost: one that no two rows have is not drawn."""
+    """The first columns over what models cost: one that nobody else has is not drawn."""
     sources = list(dict.fromkeys(row["source"] for row in told["rows"]))
     charts = []
     for title in told["columns"][:2]:
@@ -58,7 +58,7 @@ def _charts(suite: Suite, told: Mapping[str, Any]) -> list[dict[str, Any]]:
             for row in told["rows"]
             if row[cost] and row["scores"][title] is not None
         ]
-        if len(dots) > 1:
+        if len({dot.look for dot in dots}) > 1:
             charts.append({"title": f"{title}, %, over {cost}", "chart": scatter(dots, f"{title} over {cost}")})
     shown = [(f"c{min(at, 5)}", source) for at, source in enumerate(sources)]
     return [{**chart, "key": shown} for chart in charts]
