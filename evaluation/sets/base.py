@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,10 +42,15 @@ class Images(ABC):
                 return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(
-                f"the image cannot be decoded ({one_line(str(error))})",
+                f"the image cannot be decoded ({_without_addresses(one_line(str(error)))})",
                 where=self.name(at),
                 do="Fetch it again, or take it out of the set",
             ) from error
+
+
+def _without_addresses(text: str) -> str:
+    """Pillow names the object that it could not identify, which says nothing."""
+    return re.sub(r" ?<[^>]* at 0x[0-9a-f]+>", "", text)
 
 
 @dataclass
