@@ -148,6 +148,21 @@ class Shard:
             self.__dict__.pop("_index", None)
         return digest
 
+    def key_array(self) -> pa.StringArray:
+        """The keys in order, as Arrow has them; the files are let go of."""
+        table = self._table()
+        return table["key"].combine_chunks().cast(pa.string())
+
+    @property
+    def ancestry(self) -> list[tuple[str, int]]:
+        """Of `ancestors` the content and the number of samples, from the head of the index alone."""
+        try:
+            with pa.ipc.open_file(pa.py_buffer(self._map(".index.arrow"))) as reader:
+                told = json.loads((reader.schema.metadata or {}).get(_ANCESTORS, b"[]"))
+        except (pa.ArrowException, ValueError):
+            return []  # whoever reads it is told what is wrong
+        return [(content, count) for content, count in told]
+
     @property
     def ancestors(self) -> list[Ancestor]:
         """Of a selection's shard the one that its samples were selected from, that one's own, and so on."""
