@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +21,12 @@ from evaluation.prompts import Prompts
 from evaluation.sets.base import Images
 from evaluation.text_cache import TextCache, text_fingerprint
 from shards.errors import UserError
+from shards.progress import Meter
 
 _TEXTS_A_FORWARD = 256
 _BATCHES_AHEAD = 3
+_LONG = 2000
+"""Fewer images or texts show no progress."""
 _WAITING = 0.05
 """Of the time: who waits longer for images has a loader that is slower than the model."""
 
@@ -76,7 +80,8 @@ class Speed:
 class Encoder:
     """`loaded` on `device`, in its own dtype and a precision of `PRECISIONS`; rows are unit vectors on the CPU.
 
-    Rows are float32, or float64 of a model in float64. `texts` are kept in `cache`, if there is one.
+    Rows are float32, or float64 of a model in float64. `texts` are kept in `cache`, if there is one. With a `label`,
+    what takes long shows its progress under it.
     """
 
     def __init__(
@@ -88,11 +93,12 @@ class Encoder:
         precision: Precision = "fp32",
         cache: TextCache | None = None,
         deal: Deal | None = None,
+        label: str = "",
     ) -> None:
         if loaded.model.training:
             raise ValueError("evaluation needs the model in evaluation mode")
         self._loaded, self._device, self._batch = loaded, torch.device(device), batch_size
-        self._precision, self._cache, self._deal = precision, cache, deal or Alone()
+        self._precision, self._cache, self._deal, self._label = precision, cache, deal or Alone(), label
         self._model = loaded.model.to(self._device)
         self._dtype = next(self._model.parameters()).dtype
 
@@ -104,14 +110,17 @@ class Encoder:
         waited, began = 0.0, time.perf_counter()
         error = None
         try:
-            for batch in self._batches(images, range(len(images))[mine]):
-                asked = time.perf_counter()
-                pixels = torch.stack([image.result() for image in batch])
-                # What the first batch takes is the start, and no rate.
-                waited, began = (waited + time.perf_counter() - asked, began) if parts else (0.0, time.perf_counter())
-                with autocast(self._device, self._precision):
-                    found = self._model.encode_image(pixels.to(self._device, self._dtype), normalize=True)
-                parts.append(at_least_single(found).cpu())
+            with self._progress("images", mine.stop - mine.start) as advance:
+                for batch in self._batches(images, range(len(images))[mine]):
+                    asked = time.perf_counter()
+                    pixels = torch.stack([image.result() for image in batch])
+                    ready = time.perf_counter()
+                    # What the first batch takes is the start, and no rate.
+                    waited, began = (waited + ready - asked, began) if parts else (0.0, ready)
+                    with autocast(self._device, self._precision):
+                        found = self._model.encode_image(pixels.to(self._device, self._dtype), normalize=True)
+                    parts.append(at_least_single(found).cpu())
+                    advance(len(batch))
         except UserError as refused:
             error = refused
         seconds = time.perf_counter() - began
@@ -123,29 +132,49 @@ class Encoder:
         """(m, D) of captions or prompts."""
         if self._cache is None:
             return self._embedded(texts)
-        by = (self._fingerprint, self._precision, self._device.type)
-        return self._cache.kept(by, texts, self._embedded)
+        return self._cache.kept(self._by("each"), texts, len(texts), self._embedded)
+
+    def _by(self, what: str) -> tuple[str, ...]:
+        return self._fingerprint, self._precision, self._device.type, what
 
     @cached_property
     def _fingerprint(self) -> str:
         return text_fingerprint(self._loaded)
 
+    @torch.no_grad()
     def classes(self, prompts: Prompts) -> Tensor:
         """The zero-shot classifier (C, D): each class's prompts, normalised, averaged and normalised again."""
-        texts = prompts.texts()
-        rows = self.texts([prompt for one in texts for prompt in one])
-        counts = [len(one) for one in texts]
-        return torch.stack([normalize(one.mean(dim=0), dim=0) for one in torch.split(rows, counts)])
+        listed = prompts.texts()
+        flat, counts = [prompt for one in listed for prompt in one], [len(one) for one in listed]
+
+        def averaged(texts: Sequence[str]) -> Tensor:
+            rows = torch.split(self._embedded(texts), counts)
+            return torch.stack([normalize(one.mean(dim=0), dim=0) for one in rows])
+
+        if self._cache is None:
+            return averaged(flat)
+        return self._cache.kept(self._by(f"classes of {counts}"), flat, len(counts), averaged)
 
     def _embedded(self, texts: Sequence[str]) -> Tensor:
         mine = texts[self._deal.part(len(texts))]
         parts: list[Tensor] = []
-        for start in range(0, len(mine), _TEXTS_A_FORWARD):
-            tokens = self._loaded.tokenizer(list(mine[start : start + _TEXTS_A_FORWARD])).to(self._device)
-            with autocast(self._device, self._precision):
-                rows = self._model.encode_text(tokens)
-            parts.append(normalize(at_least_single(rows), dim=-1).cpu())
+        with self._progress("texts", len(mine)) as advance:
+            for start in range(0, len(mine), _TEXTS_A_FORWARD):
+                some = list(mine[start : start + _TEXTS_A_FORWARD])
+                tokens = self._loaded.tokenizer(some).to(self._device)
+                with autocast(self._device, self._precision):
+                    rows = self._model.encode_text(tokens)
+                parts.append(normalize(at_least_single(rows), dim=-1).cpu())
+                advance(len(some))
         return self._whole(parts, len(texts))
+
+    @contextlib.contextmanager
+    def _progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        if not self._label or total < _LONG:
+            yield lambda _: None
+            return
+        with Meter(f"{self._label}: {what}", total, unit=what, items=what) as meter:
+            yield lambda done: meter.advance(done, items=done)
 
     def _whole(self, parts: list[Tensor], count: int) -> Tensor:
         width = int(self._loaded.config["model_cfg"]["embed_dim"]) if not parts else parts[0].shape[1]

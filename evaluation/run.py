@@ -49,6 +49,7 @@ def evaluate(
     cache: TextCache | None = None,
     deal: Deal | None = None,
     limits: bool = True,
+    progress: bool = False,
 ) -> Evaluation:
     """Embed every image with the model's own preprocessing and score it.
 
@@ -57,11 +58,19 @@ def evaluate(
     and "retrieval" (see `recall`; `mean_R@1`, `shared_captions`). Accuracy and recall are in percent, the
     intervals hold 95 % of 1000 resamples of the images; without `limits` there are none. `speed` says whether loader
     or model was the limit. The model is moved to `device` and computes in its own dtype and `precision`; it must be
-    in evaluation mode.
+    in evaluation mode. `progress` is shown of what is long.
 
     Raises `UserError` if an image cannot be decoded, or labels turn out to be sorted wrongly.
     """
-    encoder = Encoder(loaded, device, batch_size=batch_size, precision=precision, cache=cache, deal=deal)
+    encoder = Encoder(
+        loaded,
+        device,
+        batch_size=batch_size,
+        precision=precision,
+        cache=cache,
+        deal=deal,
+        label=evaluated.name if progress else "",
+    )
     # Texts first: what is wrong with them shows at once.
     texts = {name: _texts(task, encoder) for name, task in evaluated.tasks.items()}
     images, speed = encoder.images(evaluated.images)

@@ -33,8 +33,10 @@ class TextCache:
         self.found = 0
         """How often nothing had to be embedded."""
 
-    def kept(self, by: Sequence[str], texts: Sequence[str], embed: Callable[[Sequence[str]], Tensor]) -> Tensor:
-        """(m, D) of `embed(texts)`, computed or read; `by` names who embeds: `text_fingerprint`, and how.
+    def kept(
+        self, by: Sequence[str], texts: Sequence[str], rows: int, embed: Callable[[Sequence[str]], Tensor]
+    ) -> Tensor:
+        """(rows, D) of `embed(texts)`, computed or read; `by` names who embeds: `text_fingerprint`, and how.
 
         A file that cannot be read or written costs nothing but time.
         """
@@ -44,10 +46,10 @@ class TextCache:
             digest.update(text.encode("utf-8", "surrogatepass"))
         name = f"{fingerprint([*by, digest.hexdigest()])}.npy"
         path = self._folder / name
-        rows = _read(path, len(texts))
-        if rows is not None:
+        held = _read(path, rows)
+        if held is not None:
             self.found += 1
-            return torch.from_numpy(rows)
+            return torch.from_numpy(held)
         made = embed(texts)
         self._keep(name, made.numpy())
         return made

@@ -105,7 +105,7 @@ def _evaluated(settings: EvaluateSettings, opened: dict[str, EvaluationSet]) -> 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = {spec: load_model(spec, device) for spec in settings.models}
     teacher = load_model(settings.teacher, device) if settings.teacher else None
-    how = {"batch_size": settings.batch_size, "precision": settings.precision, "device": device}
+    how = {"batch_size": settings.batch_size, "precision": settings.precision, "device": device, "progress": True}
     results = evaluate_all(models, opened, teacher=teacher, cache=TextCache(), **how)
     rows = []
     if settings.suite is not None or settings.out is not None:

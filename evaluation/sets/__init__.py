@@ -53,17 +53,23 @@ KINDS: dict[str, Kind] = {
 def look(url: str) -> Place:
     """What is at a path or URL. Raises `UserError` if nothing is."""
     tree = Tree(url)
-    kind = tree.kind()
+    # Of a web server everything is a file.
+    on_web = url.startswith(("http://", "https://"))
+    kind = "folder" if on_web and _has_shards(tree) else tree.kind()
     if kind == "file":
         parent = tree.parent()
         return Place(url, parent, *parent.listed(), file=tree.url.rsplit("/", 1)[-1])
     folders, files = tree.listed()
     # A server that lists nothing may have files all the same.
-    if kind or folders or files or any(tree.has(f"{split}/nshards.txt") for split in ("test", "train")):
+    if kind or folders or files or _has_shards(tree):
         return Place(url, tree, folders, files)
     on_hub = url.count("/") == 1 and not url.startswith((".", "/", "~")) and "wds_" in url
     do = f"Of the hub's give hf://datasets/{url}" if on_hub else "Check the path; nothing is downloaded unasked"
     raise UserError("there is no such file or folder", where=url, do=do)
+
+
+def _has_shards(tree: Tree) -> bool:
+    return any(tree.has(f"{split}/nshards.txt") for split in ("test", "train"))
 
 
 def kind_of(place: Place) -> str:
@@ -111,6 +117,8 @@ def open_sets(urls: Sequence[str], settings: SetSettings) -> list[EvaluationSet]
             )
         found.append(opened)
     retrieves = any(type(task).__name__ == "Retrieval" for one in found for task in one.tasks.values())
+    if not settings.retrieval and not any(one.left_out for one in found):
+        raise UserError("--no-retrieval would be ignored: no set has captions", do="Leave it out")
     if settings.protocol != "standard" and not retrieves:
         raise UserError(f"--protocol {settings.protocol} would be ignored: no set has captions", do="Leave it out")
     return found

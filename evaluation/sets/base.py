@@ -55,12 +55,16 @@ def _without_addresses(text: str) -> str:
 
 @dataclass
 class EvaluationSet:
-    """`name` as results call it; `tasks` by the name that their figures go by; `notes`: what a reader must know."""
+    """`name` as results call it; `tasks` by the name that their figures go by; `notes`: what a reader must know.
+
+    `left_out`: it has captions, and retrieval is not wanted.
+    """
 
     name: str
     images: Images
     tasks: Mapping[str, Task]
     notes: list[str] = field(default_factory=list)
+    left_out: bool = False
 
     def __len__(self) -> int:
         return len(self.images)

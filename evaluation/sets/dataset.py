@@ -59,7 +59,7 @@ def of_dataset(dataset: Dataset, settings: SetSettings) -> EvaluationSet:
             notes.append(note)
     elif settings.retrieval:
         notes.append("it has no captions, so there is no retrieval")
-    return EvaluationSet(dataset.name, _Images(dataset), tasks, notes)
+    return EvaluationSet(dataset.name, _Images(dataset), tasks, notes, dataset.captioned and not settings.retrieval)
 
 
 def retrieval(captions: list[str], image_of: list[int], *, first: bool, equal: bool = False) -> Retrieval:

@@ -79,7 +79,7 @@ def _retrieval(place: Place, table: _Table, settings: SetSettings) -> Evaluation
     images = _Images(table, (image,))
     name = place.name.removesuffix(".parquet")
     if not settings.retrieval:
-        return EvaluationSet(name, images, {})
+        return EvaluationSet(name, images, {}, left_out=True)
     captions: list[str] = []
     image_of: list[int] = []
     for at, value in enumerate(table.column(text)):

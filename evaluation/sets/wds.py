@@ -61,7 +61,7 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
     refuse_empty(len(images), str(tree), "samples")
     if kind == "retrieval":
         made = _retrieval(images, settings)
-        return EvaluationSet(task, images, made)
+        return EvaluationSet(task, images, made, left_out=not settings.retrieval)
     given = settings.class_file()
     get = f"It comes with the set: {_address(name)}, or give --classes"
     names = tree.lines("classnames.txt")
