@@ -59,8 +59,8 @@ fetcher.close()
 
 
 def test_a_resolver_is_not_asked_more_than_it_can_answer(in_own_network: Run) -> None:
-    """A hundred queries a second, two for each name: all of 600 at once would wait for twelve seconds, of the eight that
-    the resolver has; 64 wait for little more than one, which a busy machine may take some times longer for.
+    """A hundred queries a second, two for each name: all of 600 at once would wait for twelve seconds, of the eight
+    that the resolver has; 64 wait for little more than one, which a busy machine may take some times longer for.
     """
     program = """
 wait_for_answers(8)
