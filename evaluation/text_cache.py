@@ -1,7 +1,7 @@
 """Embedded prompts and captions, kept by who embedded them: the text side of an evaluation is computed once a model.
 
 A file is named by a hash of the weights that a text passes through, the tokenizer's configuration, the precision and
-the texts; so another model, or one that was trained on, never finds it. They lie in `texts/` of `$CLIPSTILL_CACHE`
+the texts; so another model, or one that was trained on, never finds it. They lie in `.texts/` of `$CLIPSTILL_CACHE`
 (`~/.cache/clipstill`), a gigabyte of them at most; the one used longest ago goes first.
 """
 
@@ -29,7 +29,7 @@ class TextCache:
     """Files in `folder`, or where the class's description says."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder or copies.root() / "texts"
+        self._folder = folder or copies.root() / ".texts"
         self.found = 0
         """How often nothing had to be embedded."""
 

@@ -56,12 +56,15 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
         )
     tree, folders = _split(place)
     listed = {name: sorted(file for file in tree.child(name).listed()[1] if _is_image(file)) for name in folders}
+    bare = [name for name, files in listed.items() if not files]
     listed = {name: files for name, files in listed.items() if files}
     images = _Images(tree, [(name, file) for name in ordered(listed) for file in listed[name]])
     refuse_empty(len(images), str(tree))
     names = ordered(listed)
     prompts, numbers, notes = _classes(tree, place, names, settings.class_file())
     counts = [len(listed[name]) for name in names]
+    if bare:
+        notes = [*notes, f"{len(bare)} folders have no image and are no classes here: {', '.join(bare[:5])}"]
     labels = np.repeat(np.array(numbers, np.int64), counts)
     check_labels(prompts, labels, str(tree))
     return EvaluationSet(_task(place, names), images, {"zero_shot": Classification(prompts, labels)}, notes)

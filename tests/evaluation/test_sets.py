@@ -188,11 +188,14 @@ def classes(path: Path, **content: Any) -> SetSettings:
 
 def test_a_folder_for_each_class(tmp_path: Path) -> None:
     root = folders(tmp_path / "pets", ["small_dog", "cat", "fox"])
+    (root / "meta").mkdir()
     with pytest.raises(UserError, match=r"no templates.*zeroshot_classification_templates.txt"):
         open_set(str(root))
     task = open_set(str(root), classes(tmp_path / "t.json", templates=["a {}"])).tasks["zero_shot"]
     assert isinstance(task, Classification)
     assert (task.prompts.names, task.labels.tolist()) == (("cat", "fox", "small dog"), [0, 0, 1, 1, 2, 2])
+    (note,) = open_set(str(root), classes(tmp_path / "t.json", templates=["a {}"])).notes
+    assert "no image and are no classes here: meta" in note
     # Names in another order: folders go by their names.
     named = classes(tmp_path / "c.json", classes=["fox", "small dog", "bear", "cat"], templates=["a {}"])
     task = open_set(str(root), named).tasks["zero_shot"]
