@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clip_models import LoadedModel
 from shards import copies
+from shards.errors import UserError
 from shards.fingerprint import fingerprint
 from shards.storage import Folder
 
@@ -62,7 +63,8 @@ class TextCache:
         try:
             Folder(self._folder).publish(name, sink.getvalue())
             self._make_room()
-        except OSError:
+        except (OSError, UserError):
+            # A home that is full or may not be written is no reason to stop.
             return
 
     def _make_room(self) -> None:

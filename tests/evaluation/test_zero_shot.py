@@ -345,6 +345,12 @@ def test_prompts_are_embedded_once_a_model(loaded: LoadedModel, tmp_path: Path) 
     found, other = texts_of(changed)
     assert found == 0
     assert not torch.allclose(first, other)
+    # Where nothing can be kept it is embedded each time.
+    (tmp_path / "file").write_text("")
+    nowhere = TextCache(tmp_path / "file")
+    for _ in range(2):
+        assert judged(loaded, dataset, asked, "colour", cache=nowhere).result["samples"] == 3
+    assert nowhere.found == 0
     # A damaged file is embedded again.
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:40])
