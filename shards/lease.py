@@ -7,11 +7,11 @@ a holder lives is judged by its renewals and one's own clock: clocks of machines
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -110,7 +110,7 @@ class _Lease:
             with contextlib.suppress(Exception):
                 if not self._put(IfMatch=self._tag) and not self._is_mine() and not self.ended.is_set():
                     self._lost = True
-                    _thread.interrupt_main()
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 
     def _is_mine(self) -> bool:

@@ -96,7 +96,7 @@ def test_every_stage_on_a_store_that_fails_has_the_bytes_of_a_disk(
 
     near = run(str(tmp_path / "near"), "run-near")
     store.share = 0.06
-    store.leave_at, store.stay_away = 60, 5
+    store.leave_at, store.stay_away = 60, 15
     far = run(bucket, "run-far")
     assert store.stay_away == 0
     assert len(store.faults) >= 3, store.faults
