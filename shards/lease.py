@@ -64,7 +64,12 @@ class _Lease:
         self._fs, self._name, self._url = fs, name, url
         protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
         self.is_kept = "s3" in protocols
-        self._me = {"run": uuid.uuid4().hex, "process": os.getpid(), "began": _begun(os.getpid()), "machine": _machine()}
+        self._me = {
+            "run": uuid.uuid4().hex,
+            "process": os.getpid(),
+            "began": _begun(os.getpid()),
+            "machine": _machine(),
+        }
         self._renewals = 0
         self._tag = ""
         self._lost = False
@@ -177,7 +182,7 @@ def _code(error: BaseException) -> str:
 def _machine() -> str:
     """This machine since it was started, and this container; "" where that cannot be told."""
     with contextlib.suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     return ""
 
 

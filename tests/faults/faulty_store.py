@@ -95,7 +95,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fate = server.fate(self.command)
         if fate in {"slow_down", "error"}:
             status, code = (503, b"SlowDown") if fate == "slow_down" else (500, b"InternalError")
-            self._answer(status, {"Content-Type": "application/xml"}, _ERROR % (code, b"Please reduce your request rate"))
+            self._answer(
+                status, {"Content-Type": "application/xml"}, _ERROR % (code, b"Please reduce your request rate")
+            )
             return
         if fate == "reset":
             self._reset()

@@ -1,4 +1,4 @@
-"""A store that fails, is away, cuts answers short or has two runs at work: the bytes of a disk, or an error that says so."""
+"""A store that fails, is away, cuts answers short or has two runs at work: a disk's bytes, or an error that says so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,7 @@ def test_every_stage_on_a_store_that_fails_has_the_bytes_of_a_disk(
         report = ingest(settings(listing, f"{base}/set"), InProcess())
         assert (report.rows, report.samples) == (ROWS, ROWS)
         teachers = (TeacherSpec(teacher, "teach"),)
-        built = BuildSettings(
-            shards=f"{base}/set", cache=f"{base}/cache", teachers=teachers, views=1, batch_size=64
-        )
+        built = BuildSettings(shards=f"{base}/set", cache=f"{base}/cache", teachers=teachers, views=1, batch_size=64)
         build_cache(built, InProcess())
         chosen = RunSettings(
             shards=f"{base}/set",
@@ -138,7 +136,7 @@ def test_an_interrupt_ends_a_run_that_waits_for_its_store(
     assert err.splitlines()[-1].startswith("clipstill: interrupted")
     store.gone.clear()
     # The lease of the run that could not give it up keeps nobody out: its process is no more.
-    status, said, err = start(*command(listing, out)).finish()
+    status, _, err = start(*command(listing, out)).finish()
     assert status == 0, err
     assert "waiting" not in err
     ingest(settings(listing, str(tmp_path / "near")), InProcess())
