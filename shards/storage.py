@@ -219,6 +219,13 @@ class Folder:
         with _explained(self.url), contextlib.suppress(FileNotFoundError):
             ride_out(self.url, lambda: fs.rm_file(self._name(name)))
 
+    def remove(self) -> None:
+        """Remove the folder with all that is in it, if it is there."""
+        fs, path = self._located
+        with _explained(self.url), contextlib.suppress(FileNotFoundError):
+            fs.invalidate_cache()
+            ride_out(self.url, lambda: fs.rm(path, recursive=True))
+
     def sweep(self) -> int:
         """Remove what killed writers left half-written, here and in the `_...` folders beside the shards.
 
