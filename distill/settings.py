@@ -14,8 +14,10 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
+from distill.datasets import check_published, check_weights, weights_in_order
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
+from evaluation.settings import SetSettings
 from shards.errors import UserError
 from shards.settings import fields_of, flag_of, option, settings
 from teacher_cache.captions import CaptionSource
@@ -123,30 +125,30 @@ class LossTerm:
 
 
 @settings
-class EvaluationSettings:
-    """Evaluation inside a run, on the dataset `shards` every `every` steps and at the end.
+class EvaluationSettings(SetSettings):
+    """Evaluation inside a run, on the sets `on` every `every` steps and at the end, in the run's precision.
 
-    Retrieval always; zero-shot if `classes` is given, a file as in `evaluation.read_classes`, with `label`, the
-    metadata's field that names a sample's class. `best`: the figure by which the best checkpoint is kept, named as in
-    the log (`eval/zero_shot/top1`, more is better); None for none.
+    Sets, and what is said of them, are those of `clipstill evaluate` (`evaluation.sets`). `best`: the figure by which
+    the best checkpoint is kept, named as in the log (`eval/zero_shot/top1`, of several sets `eval/SET/zero_shot/top1`;
+    more is better); None for none.
     """
 
-    shards: Annotated[str, option("evaluate on this dataset in the run, and at its end", "SHARDS", flag="--eval")]
+    on: Annotated[
+        Places,
+        Field(min_length=1),
+        option("evaluate on this set in the run, and at its end; repeatable", "SET", flag="--eval"),
+    ]
     every: Annotated[int, option("steps an evaluation", "N", flag="--eval-every", ge=1)] = 1000
-    classes: Annotated[str | None, option("JSON with classes and templates, for zero-shot", "FILE")] = None
-    label: Annotated[str | None, option("the metadata column that names a sample's class", "COLUMN")] = None
     best: Annotated[str | None, option("keep the best checkpoint by it, as logged: eval/zero_shot/top1", "FIGURE")] = (
         None
     )
     batch_size: Annotated[int, Field(ge=1)] = 256
 
     def __post_init__(self) -> None:
-        figures = [f"eval/retrieval/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-        figures += ["eval/zero_shot/top1", "eval/zero_shot/top5"] if self.classes else []
-        if self.best is not None and self.best not in figures:
-            raise UserError(f"evaluation.best is {self.best!r}, it must be one of {', '.join(figures)}")
-        if (self.classes is None) != (self.label is None):
-            raise UserError("zero-shot needs both classes and the label's field", do="Give both, or neither")
+        SetSettings.__post_init__(self)
+        twice = next((value for value in self.on if self.on.count(value) > 1), None)
+        if twice is not None:
+            raise UserError(f"{twice} is given twice", where="--eval", do="Give each once")
 
 
 @settings
@@ -155,7 +157,8 @@ class RunSettings:
 
     `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`, the caches in the order of their datasets; without one
     `captions` are sources as in `teacher_cache.captions`. `weights`: by a dataset's path, or the last part of it, how
-    many times an epoch shows its samples (1), as in `distill.data.mixture`. `student` as in `create_student`; `initial`
+    many times an epoch shows its samples (1), as in `distill.data.mixture`. `datasets`: what a recipe was published on,
+    by name in the order of `shards`, each with its weight. `student` as in `create_student`; `initial`
     as in `load_model`, by manual inheritance (`clip_models.inheritance`) where it is larger. With `text_tower="cache"`
     the only teacher's text embeddings stand in for one, frozen. `prune`: automatic inheritance. `losses` maps names of
     `LOSSES` to their terms, or to a weight alone. A scale that is None is the teachers' own, or is learned.
@@ -185,6 +188,7 @@ class RunSettings:
             flag="--weight",
         ),
     ] = field(default_factory=dict)
+    datasets: Mapping[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
     teachers: Annotated[
         tuple[str, ...], option("a teacher in the cache; repeatable (its only one)", "NAME", flag="--teacher")
     ] = ()
@@ -306,25 +310,12 @@ class RunSettings:
                 where="--cache",
                 do="Give one for each, in their order",
             )
-        if self.weights and len(self.shards) == 1:
-            raise UserError(
-                "a weight is beside other datasets', and there is one dataset", where="--weight", do="Leave it out"
-            )
-        for name in self.weights:
-            named = [place for place in self.shards if name in _names_of(place)]
-            if len(named) != 1:
-                raise UserError(
-                    f"{name} is {'none' if not named else 'more than one'} of the datasets",
-                    where="--weight",
-                    do=f"Use one of {', '.join(self.shards)}",
-                )
+        check_weights(self.shards, self.weights)
+        check_published(self.shards, self.datasets)
 
     def weights_in_order(self) -> tuple[float, ...]:
         """One for each of `shards`."""
-        return tuple(
-            next((weight for name, weight in self.weights.items() if name in _names_of(place)), 1.0)
-            for place in self.shards
-        )
+        return weights_in_order(self.shards, self.weights, self.datasets)
 
     def check_batch(self, samples: int, processes: int) -> None:
         """Raise `UserError` unless an epoch of so many samples fills a batch, and so many processes can share one."""
@@ -374,11 +365,6 @@ class RunSettings:
         return fields
 
 
-def _names_of(place: str) -> tuple[str, str]:
-    whole = place.rstrip("/")
-    return whole, whole.rpartition("/")[2]
-
-
 _ELSEWHERE = (
     "shards",
     "cache",
@@ -397,4 +383,5 @@ _ELSEWHERE = (
     "keep",
     "wandb",
     "recipe",
+    "datasets",
 )

@@ -7,11 +7,11 @@ a holder lives is judged by its renewals and one's own clock: clocks of machines
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -115,7 +115,7 @@ class _Lease:
             with contextlib.suppress(Exception):
                 if not self._put(IfMatch=self._tag) and not self._is_mine() and not self.ended.is_set():
                     self._lost = True
-                    _thread.interrupt_main()
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 
     def _is_mine(self) -> bool:
@@ -182,7 +182,7 @@ def _code(error: BaseException) -> str:
 def _machine() -> str:
     """This machine since it was started, and this container; "" where that cannot be told."""
     with contextlib.suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     return ""
 
 

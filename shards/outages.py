@@ -78,9 +78,9 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
             if not is_passing(error):
                 raise
             short += came_wrong(error)
-            if short >= _SHORT:
-                raise error if isinstance(error, ShortReadError) else ShortReadError(f"{url}: {error}") from error
-            if not (came_wrong(error) or has_answered(url)):
+            if short >= _SHORT and not isinstance(error, ShortReadError):
+                raise ShortReadError(f"{url}: {error}") from error
+            if short >= _SHORT or not (came_wrong(error) or has_answered(url)):
                 raise
             began = began or time.monotonic()
             if time.monotonic() - began > PATIENCE_S:

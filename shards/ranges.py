@@ -56,14 +56,17 @@ def _range(fs: Any, path: str, url: str, start: int, size: int) -> bytes:
     return data
 
 
-def open_file(url: str) -> IO[bytes]:
+def open_file(url: str) -> io.BufferedReader:
     """A file for reading, wherever it lies: of a store range by range, or where it has no ranges in one stream."""
     fs, path = located(url)
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb")
-    file: IO[bytes] = ride_out(url, lambda: fs.open(path, "rb", block_size=_BLOCK, cache_type="none"))
+    file: Any = ride_out(url, lambda: fs.open(path, "rb", block_size=_BLOCK, cache_type="none"))
     size = getattr(file, "size", None)
-    return file if size is None or not file.seekable() else io.BufferedReader(_Ranges(url, file, int(size)), _BLOCK)
+    if size is None or not file.seekable():
+        stream: io.BufferedReader = file
+        return stream
+    return io.BufferedReader(_Ranges(url, file, int(size)), _BLOCK)
 
 
 class _Ranges(io.RawIOBase):

@@ -14,7 +14,8 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ class Folder:
                 return {}
             return {name: size for name, size in found.items() if not name.startswith(".")}
 
+    def times(self) -> dict[str, float]:
+        """Name → when each file directly here was written, in seconds since 1970 by the storage's clock, from one
+        listing; without those of which the storage does not say. Empty if absent.
+        """
+        fs, path = self._located
+        with _explained(self.url, absent_is_error=False):
+            try:
+                if self.is_local:
+                    with os.scandir(path) as entries:
+                        return {entry.name: entry.stat().st_mtime for entry in entries}
+                listed = ride_out(self.url, lambda: fs.ls(path, detail=True, refresh=True))
+            except FileNotFoundError:
+                return {}
+        marks = ("LastModified", "last_modified", "updated", "mtime")
+        found = {str(entry["name"]).rsplit("/", 1)[-1]: [entry.get(mark) for mark in marks] for entry in listed}
+        return {name: time for name, told in found.items() for time in _seconds(told)}
+
     def exists(self, name: str) -> bool:
         fs, _ = self._located
         with _explained(self.url):
@@ -200,6 +218,13 @@ class Folder:
         fs, _ = self._located
         with _explained(self.url), contextlib.suppress(FileNotFoundError):
             ride_out(self.url, lambda: fs.rm_file(self._name(name)))
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it, if it is there."""
+        fs, path = self._located
+        with _explained(self.url), contextlib.suppress(FileNotFoundError):
+            fs.invalidate_cache()
+            ride_out(self.url, lambda: fs.rm(path, recursive=True))
 
     def sweep(self) -> int:
         """Remove what killed writers left half-written, here and in the `_...` folders beside the shards.
@@ -284,6 +309,19 @@ class Folder:
 
         with _explained(self.url), root.staged(sha256) as path:
             ride_out(url, copy)
+
+
+def _seconds(told: Iterable[Any]) -> Iterator[float]:
+    """The first that is a time, if any is."""
+    for mark in told:
+        if isinstance(mark, str):
+            with contextlib.suppress(ValueError):
+                mark = datetime.fromisoformat(mark)  # noqa: PLW2901
+        if isinstance(mark, datetime):
+            mark = mark.timestamp()  # noqa: PLW2901
+        if isinstance(mark, int | float):
+            yield float(mark)
+            return
 
 
 def _absolute(path: str) -> str:

@@ -13,6 +13,11 @@ import fsspec
 from shards.errors import UserError
 
 CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"})
+_PACKAGES = {
+    **{"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"},
+    "hf": "huggingface_hub",
+}
+"""What fsspec needs for a scheme, beside itself."""
 _LIBRARIES = frozenset(
     {
         *("botocore", "aiobotocore", "s3fs", "boto3"),
@@ -20,8 +25,6 @@ _LIBRARIES = frozenset(
         *("aiohttp", "requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"),
     }
 )
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-"""What fsspec needs for a scheme, beside itself."""
 _BROKEN = frozenset(
     {
         *("ConnectionError", "TimeoutError", "FSTimeoutError", "IncompleteRead", "IncompleteReadError"),
@@ -53,8 +56,7 @@ def located(url: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        package = _PACKAGES.get(url.partition("://")[0], "what it names")
-        raise UserError(f"cannot be opened ({error})", where=url, do=f"Install it: pip install {package}") from None
+        raise UserError(f"cannot be opened ({error})", where=url, do=to_install(error, url)) from None
     except ValueError as error:
         raise UserError(f"cannot be opened ({error})", where=url, do="Check the URL's scheme") from None
     return fs, str(path)
@@ -91,22 +93,32 @@ def _is_busy(error: BaseException) -> bool:
     return status in _BUSY or (500 <= status < 600 and status not in {501, 505})
 
 
+def to_install(error: ImportError, url: str = "") -> str:
+    """What to do where the package for a URL is missing; by the error's own words where it is not known of which."""
+    named = next((package for package in _PACKAGES.values() if package in str(error)), "what it names")
+    return f"Install it: pip install {_PACKAGES.get(url.partition('://')[0], named)}"
+
+
 def told(error: BaseException) -> tuple[str, str] | None:
     """Why a path, local or on a store, cannot be read and what to do; None for what is no error of storage."""
     text = " ".join(str(error).split()) or type(error).__name__
     if type(error).__name__ in CREDENTIALS:
         return f"no usable credentials ({text})", "Set the store's credentials"
-    if is_of_library(error):
+    if is_of_library(error) and not isinstance(error, FileNotFoundError):
         status = getattr(error, "status", None)
-        if isinstance(status, int):
-            return f"the server answers {status}", "Check the address"
-        return f"cannot be reached ({text})", "Check the address and the network"
+        known = f"the server answers {status}", "Check the address"
+        return (
+            known if isinstance(status, int) else (f"cannot be reached ({text})", "Check the address and the network")
+        )
+    if isinstance(error, ImportError):
+        return f"cannot be opened ({text})", to_install(error)
     if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror or text})", "Check the path and its permissions"
+        # A store's says no more than a path or a URL where there is nothing.
+        absent = isinstance(error, FileNotFoundError) and not error.strerror
+        told = f"is not there ({text})" if absent else f"cannot be read ({error.strerror or text})"
+        return told, "Check the path" if absent else "Check the path and its permissions"
     # fsspec hands on what it does not understand of a path, which then is an argument too many somewhere.
-    if isinstance(error, ImportError | ValueError | TypeError):
-        return f"cannot be opened ({text})", "Check the path"
-    return None
+    return (f"cannot be opened ({text})", "Check the path") if isinstance(error, ValueError | TypeError) else None
 
 
 def is_of_library(error: BaseException) -> bool:

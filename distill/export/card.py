@@ -174,7 +174,8 @@ def _results(run: RunFolder, *, best: bool) -> list[str]:
     if not rows:
         return ["## Results", "The run was not evaluated."]
     evaluation = run.settings.get("evaluation") or {}
-    on = f", `{Path(evaluation['shards']).name}`" if evaluation.get("shards") else ""
+    sets = [f"`{Path(one).name}`" for one in evaluation.get("on") or []]
+    on = f"s {', '.join(sets)}" if len(sets) > 1 else f", {sets[0]}" if sets else ""
     kept = f" The step was chosen by `{found['metric']}`." if found else ""
     said = f"On the run's evaluation set{on}, after {step:,.0f} steps; R@K and top-K in percent.{kept}"
     return ["## Results", said, table(("", ""), rows)]

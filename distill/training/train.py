@@ -29,7 +29,7 @@ from clip_models.precision import PRECISIONS
 from distill.report import write_run_page
 from distill.report.words import share_in_words
 from distill.run_folder import BEGINNINGS, Result, RunFiles
-from distill.settings import EvaluationSettings, RunSettings
+from distill.settings import RunSettings
 from distill.training.checkpoint import Checkpoints
 from distill.training.in_run import InRun
 from distill.training.interrupt import Interrupted, Interrupts
@@ -37,8 +37,8 @@ from distill.training.monitor import NotFiniteError, Watch
 from distill.training.ranks import Ranks
 from distill.training.record import Record
 from distill.training.run import Run
-from evaluation import read_classes
-from shards import Dataset, Folder, UserError
+from evaluation.sets import open_by_name
+from shards import Folder, UserError
 from shards.fingerprint import first_difference
 from shards.places import local_path, refuse_other_things
 
@@ -66,11 +66,17 @@ class _Training:
     def __init__(self, settings: RunSettings, ranks: Ranks) -> None:
         self.settings, self.ranks = settings, ranks
         self.files = RunFiles(local_path(settings.out, "a run's folder"))
-        _look(settings.evaluation)
+        if settings.evaluation is not None:
+            # What cannot be opened is refused before a student is made for it.
+            open_by_name(settings.evaluation.on, settings.evaluation)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
         self.interrupts = Interrupts(ranks, settings.checkpoint_minutes)
-        self.evaluation = InRun(settings.evaluation, self.run.config, ranks.device) if settings.evaluation else None
+        self.evaluation = (
+            InRun(settings.evaluation, self.run.config, ranks.device, settings.precision, ranks)
+            if settings.evaluation
+            else None
+        )
         self.best: dict[str, Any] | None = None
         self.start = 0
 
@@ -201,13 +207,12 @@ class _Training:
             checkpoints.save(step, parts, {**state, "watch": watched, "best": self.best})
 
     def _evaluate(self, step: int, record: Record) -> bool:
-        """Evaluate in the first process; whether these weights are the best so far."""
+        """Evaluate, each process its part; whether these weights are the best so far."""
         assert self.evaluation is not None
-        figures = None
+        began = time.monotonic()
+        figures = self.evaluation(self.run.delivered)
+        self.run.student.train()
         if self.ranks.first:
-            began = time.monotonic()
-            figures = self.evaluation(self.run.delivered)
-            self.run.student.train()
             record.evaluated(step, figures, time.monotonic() - began)
         figures = self.ranks.told(figures)
         metric = self.evaluation.settings.best
@@ -268,14 +273,6 @@ class _Training:
                     if len(broken):
                         return str(cache.folder), f"the cached {name} embedding of {batch.keys[int(broken[0])]}"
         return None
-
-
-def _look(evaluation: EvaluationSettings | None) -> None:
-    """Refuse what cannot be opened for an evaluation before a student is made for it."""
-    if evaluation is not None:
-        Dataset.open(evaluation.shards)
-        if evaluation.classes:
-            read_classes(evaluation.classes)
 
 
 def _has_instructions_for(precision: str) -> bool:

@@ -84,7 +84,7 @@ def test_weights_that_cannot_be_read(
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    line = told(["evaluate", f"ViT-S-32-alt:{path}", str(world / "data")], capsys)
+    line = told(["evaluate", f"ViT-S-32-alt:{path}", "--on", str(world / "data")], capsys)
     assert str(path) in line
     for word in words:
         assert word in line
@@ -110,7 +110,7 @@ def test_a_configuration_of_another_shape(
     config = json.loads((world / "model/open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps({**config, **change}))
     (folder / "open_clip_model.safetensors").symlink_to(world / "model/open_clip_model.safetensors")
-    assert str(folder) in told(["evaluate", str(folder), str(world / "data")], capsys)
+    assert str(folder) in told(["evaluate", str(folder), "--on", str(world / "data")], capsys)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps with evaluations, and the best kept."""
     out = tmp_path_factory.mktemp("card") / "run"
-    evaluation = EvaluationSettings(shards=world.shards, every=2, best="eval/retrieval/image_to_text/R@5")
+    evaluation = EvaluationSettings(on=world.shards, every=2, best="eval/retrieval/image_to_text/R@5")
     train(world.settings(out, evaluation=evaluation, steps=4, log_every=1, recipe="my-recipe"))
     return out
 
