@@ -246,6 +246,9 @@ class RunSettings:
     precision: Annotated[Precision, option("of the student's forward", section="how it is computed")] = "fp32"
     micro_batches: Annotated[int, option("in so many pieces; the loss still sees the whole batch", "N", ge=1)] = 1
     checkpoint_activations: Annotated[bool, option("compute activations again instead of keeping them")] = False
+    shard_optimiser: Annotated[
+        bool, option("of several processes each keeps the optimiser's moments of its share of the weights alone")
+    ] = False
     compile: Annotated[bool, option("torch.compile the student: minutes first, then faster")] = False
     evaluation: Annotated[EvaluationSettings | None, option("", section="evaluation, logs and checkpoints")] = None
     explosion: Annotated[float, option("stop when the loss has grown so much; 0: never", "FACTOR", ge=0)] = 10.0
@@ -388,6 +391,7 @@ _ELSEWHERE = (
     "out",
     "micro_batches",
     "checkpoint_activations",
+    "shard_optimiser",
     "compile",
     "evaluation",
     "explosion",

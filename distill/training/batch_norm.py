@@ -151,6 +151,7 @@ def _nothing(x: Tensor) -> Tensor:
 def draws(model: nn.Module) -> str | None:
     """The name of a module that draws at random in a forward in training, None if there is none."""
     for name, module in model.named_modules():
-        if float(getattr(module, "drop_prob", 0) or (module.p if isinstance(module, nn.Dropout) else 0)) > 0:
-            return name
+        share = module.p if isinstance(module, nn.Dropout) else getattr(module, "drop_prob", None)
+        if share:
+            return str(name)
     return None

@@ -194,6 +194,7 @@ class _Training:
         self.interrupts.kept()
         # Every process looks at its figures: none may go on from weights that another finds useless.
         watched = self.watch.state()
+        self.run.collect()
         if self.ranks.first:
             if is_best:
                 checkpoints.best = step

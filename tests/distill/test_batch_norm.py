@@ -97,7 +97,7 @@ def test_the_gradient_in_micro_batches_is_the_one_that_is_described() -> None:
         expected = (slope[piece] - means[0] - normalised * means[1]) / std
         assert given.grad is not None
         assert torch.allclose(given.grad, expected, atol=1e-12)
-    assert int(norm.num_batches_tracked) == 1
+    assert norm.num_batches_tracked == 1
 
 
 def test_a_locked_tower_remembers_nothing_new(world: Any, tmp_path: Path, save_student: Callable[..., str]) -> None:

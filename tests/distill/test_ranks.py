@@ -139,15 +139,17 @@ def ran(
         if size == 2:
             plan[size]["pruned"] = {"settings": written(at_size(pruning, root / "2" / "pruned")), "steps": []}
         shutil.copytree(begun, root / str(size) / "resumed")
-        for name in ("whole", "resumed") if size == 2 else ("resumed",):
-            plan[size][name] = {"settings": written(at_size(whole, root / str(size) / name)), "steps": []}
+        shutil.copytree(begun, root / str(size) / "resumed in shards")
+        for name in ("resumed", "resumed in shards", *(("whole", "in shards") if size == 2 else ())):
+            run = replace(whole, shard_optimiser=name.endswith("in shards"))
+            plan[size][name] = {"settings": written(at_size(run, root / str(size) / name)), "steps": []}
     (root / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, "-W", "error", "-m", "tests.distill.ranks_program", str(root / "plan.json")]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=600, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return Ran({**cases, "pruned": pruning}, root)
+    return Ran({**cases, "pruned": pruning, "whole": whole}, root)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -182,7 +184,17 @@ def test_the_untaught_are_dealt_unevenly(ran: Ran) -> None:
     assert any(len(set(step)) > 1 for step in present[2]), present
 
 
-@pytest.mark.parametrize(("name", "size"), [("whole", 2), ("resumed", 2), ("resumed", 4)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("whole", 2),
+        ("in shards", 2),
+        ("resumed", 2),
+        ("resumed", 4),
+        ("resumed in shards", 2),
+        ("resumed in shards", 4),
+    ],
+)
 def test_a_run_of_several_ends_where_a_run_of_one_ends(ran: Ran, name: str, size: int) -> None:
     """To float32's rounding; also one that a single process began, for they go on with the same batches."""
     one, several = ran.out / "1" / "whole", ran.out / str(size) / name
@@ -197,9 +209,32 @@ def test_a_run_of_several_ends_where_a_run_of_one_ends(ran: Ran, name: str, size
             assert other[figure] == pytest.approx(line[figure], rel=1e-4), figure
     assert not [path for path in (several / "checkpoints").iterdir() if not path.name.isdigit()]
     assert json.loads((several / "done.json").read_text())["steps"] == 8
-    if name == "resumed":
+    if name.startswith("resumed"):
         (event,) = (json.loads(line) for line in (several / "events.jsonl").read_text().splitlines())
         assert (event["step"], event["kind"]) == (6, "resumed")
+
+
+def test_a_sharded_optimiser_changes_nothing(ran: Ran) -> None:
+    """The same bytes, of the model and of the optimiser in the last checkpoint, which one process goes on from."""
+    folders = [ran.out / "2" / name for name in ("whole", "in shards")]
+    for file in ("model/open_clip_model.safetensors", "checkpoints/00000008/optimiser.safetensors"):
+        one, other = (load_file(folder / file) for folder in folders)
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]), key
+    states = [json.loads((folder / "checkpoints" / "00000008" / "state.json").read_text()) for folder in folders]
+    assert states[0]["optimiser"] == states[1]["optimiser"]
+
+
+def test_a_run_in_shards_goes_on_in_one_process(ran: Ran, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(ran.out / "2" / "in shards", out)
+    (out / "done.json").unlink()
+    shutil.rmtree(out / "checkpoints" / "00000008")
+    train(replace(ran.cases["whole"], out=str(out), shard_optimiser=True))
+    expected, got = (load_file(f / "model" / "open_clip_model.safetensors") for f in (ran.out / "2" / "whole", out))
+    for key, value in expected.items():
+        assert (got[key] - value).abs().max() < 2e-4, key
 
 
 def test_several_prune_to_the_model_that_one_prunes_to(ran: Ran) -> None:
