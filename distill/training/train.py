@@ -45,16 +45,17 @@ from shards.places import local_path, refuse_other_things
 log = logging.getLogger(__name__)
 
 
-def train(settings: RunSettings) -> Result:
+def train(settings: RunSettings, asked: Path | None = None) -> Result:
     """Run `settings` to its end in `settings.out`, going on from the newest checkpoint there.
 
     One process, or one of several that a launcher started: these share the folder, and the first one writes.
     Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
-    finite, or has exploded. Raises `Interrupted` when Ctrl-C or SIGTERM has ended it early, after a checkpoint.
+    finite, or has exploded. Raises `Interrupted` when Ctrl-C or SIGTERM has ended it early, or `asked` (as in
+    `Interrupts`), after a checkpoint.
     """
     refuse_other_things(Folder(settings.out), "a run", BEGINNINGS)
     ranks = Ranks.join()
-    training = _Training(settings, ranks)
+    training = _Training(settings, ranks, asked)
     with Folder(settings.out).alone() if ranks.first else contextlib.nullcontext():
         result = training.result()
     # Not after an error: the others may be waiting for this process, which only its end tells them of.
@@ -63,13 +64,13 @@ def train(settings: RunSettings) -> Result:
 
 
 class _Training:
-    def __init__(self, settings: RunSettings, ranks: Ranks) -> None:
+    def __init__(self, settings: RunSettings, ranks: Ranks, asked: Path | None) -> None:
         self.settings, self.ranks = settings, ranks
         self.files = RunFiles(local_path(settings.out, "a run's folder"))
         _look(settings.evaluation)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
-        self.interrupts = Interrupts(ranks, settings.checkpoint_minutes)
+        self.interrupts = Interrupts(ranks, settings.checkpoint_minutes, asked)
         self.evaluation = InRun(settings.evaluation, self.run.config, ranks.device) if settings.evaluation else None
         self.best: dict[str, Any] | None = None
         self.start = 0
@@ -167,7 +168,7 @@ class _Training:
         message = (
             f"stopped after step {step} of {self.run.steps}, with a checkpoint: the same command goes on from there"
         )
-        raise Interrupted(message, self.interrupts.signal)
+        raise Interrupted(message, self.interrupts.number)
 
     def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: Record, *, now: bool) -> None:
         """`now`: a checkpoint is wanted whatever the step."""
