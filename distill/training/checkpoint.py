@@ -151,12 +151,12 @@ class Checkpoints:
             except UserError as error:
                 damaged[folder] = error
                 continue
-            for other, error in damaged.items():
+            for other, problem in damaged.items():
                 aside = other.with_name(f"{other.name}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 other.rename(aside)
                 told = "%s: %s; stepped over and kept as %s, the run goes on from step %d"
-                log.warning(told, other, error.problem, aside.name, step)
+                log.warning(told, other, problem.problem, aside.name, step)
             return step, parts, state
         if damaged:
             raise next(iter(damaged.values()))

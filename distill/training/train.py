@@ -175,8 +175,8 @@ class _Training:
         courses = any(not isinstance(term.weight, int | float) for term in self.run.terms.values())
         weights = ", and so do the weights of losses" if courses else ""
         return (
-            f"made longer, from {before} to {steps} steps: from here on the learning rate follows the course of {steps} "
-            f"steps ({rate}){weights}. It is not what a run of {steps} steps from the start would be"
+            f"made longer, from {before} to {steps} steps: from here on the learning rate follows the course of "
+            f"{steps} steps ({rate}){weights}. It is not what a run of {steps} steps from the start would be"
         )
 
     def _say_warmup(self, taken: int) -> None:
