@@ -39,8 +39,7 @@ _GB, _FLOAT = 1e9, 4
 
 def formula_gb(losses: tuple[str, ...], size: int, rows: int, widths: tuple[int, ...]) -> float:
     """GB that a step's losses hold in float32: of `rows` of a batch of `size`, `widths` of the student and teachers."""
-    longest = parts.parts_of(size, slice(0, rows))[0]
-    block: int = (longest.stop - longest.start) * size
+    block = min(parts.BLOCK, rows * size)
     matrices = max(_BLOCKS[name](len(widths) - 1) for name in losses) * block
     # Of the student raw and unit rows and the gradients of both; of a teacher its own and the student's in its width.
     embeddings = 2 * size * (4 * widths[0] + 4 * sum(widths[1:]))
