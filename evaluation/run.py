@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import io
+import itertools
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -24,6 +25,17 @@ from shards.shard import Shard
 _BATCHES_AHEAD = 2
 
 
+class Dealt(Protocol):
+    """Processes that share an evaluation. `total` is the sum over them, `heard` what each says."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def total(self, values: Tensor) -> Tensor: ...
+    def heard(self, word: Any) -> list[Any]: ...
+
+
 @torch.no_grad()
 def evaluate(
     loaded: LoadedModel,
@@ -34,6 +46,7 @@ def evaluate(
     label_field: str | None,
     batch_size: int,
     device: str | torch.device,
+    dealt: Dealt | None = None,
 ) -> dict[str, Any]:
     """Embed every sample with the model's own preprocessing and score it; all results are plain JSON values.
 
@@ -49,8 +62,11 @@ def evaluate(
     caption* is a hit. Without that a dataset that repeats captions would punish a perfect model. With it retrieval is
     the easier the more repeat: `shared_captions` counts the samples whose caption others have too.
 
+    `dealt`: processes that all call this and embed a share of the batches each; the first one returns the results, the
+    others nothing, {}.
+
     Raises `UserError` if the dataset is empty, there is nothing to measure (no captions, no classes), an image cannot
-    be decoded, or a label is missing or no class.
+    be decoded, or a label is missing or no class; in every process if in one.
     """
     if loaded.model.training:
         raise ValueError("evaluate needs the model in evaluation mode")
@@ -67,19 +83,31 @@ def evaluate(
 
     captions: list[str] = []
     labels: list[int] = []
-    image_parts, text_parts = [], []
-    for batch in _batches(dataset, loaded.preprocess, batch_size):
-        pixels = torch.stack([image.result() for image in batch.images]).to(device, dtype)
-        image_parts.append(at_least_single(model.encode_image(pixels, normalize=True)).cpu())
-        if dataset.captioned:
-            tokens = loaded.tokenizer(batch.captions).to(device)
-            text_parts.append(at_least_single(model.encode_text(tokens, normalize=True)).cpu())
-        captions += batch.captions
-        if weights is not None and label_field is not None:
-            labels += [_label(sample, label_field, numbers) for sample in batch.samples]
-        for shard in {sample.shard for sample in batch.samples}:
-            shard.release()
-    images = torch.cat(image_parts)
+    width = loaded.config["model_cfg"]["embed_dim"]
+    images, texts = (torch.zeros(len(dataset), width, dtype=torch.promote_types(dtype, torch.float32)) for _ in "it")
+
+    def embed() -> None:
+        for batch in _batches(dataset, loaded.preprocess, batch_size, dealt):
+            rows = slice(len(captions), len(captions) + len(batch.samples))
+            if batch.images:
+                pixels = torch.stack([image.result() for image in batch.images]).to(device, dtype)
+                images[rows] = at_least_single(model.encode_image(pixels, normalize=True)).cpu()
+                if dataset.captioned:
+                    tokens = loaded.tokenizer(batch.captions).to(device)
+                    texts[rows] = at_least_single(model.encode_text(tokens, normalize=True)).cpu()
+            captions.extend(batch.captions)
+            if weights is not None and label_field is not None:
+                labels.extend(_label(sample, label_field, numbers) for sample in batch.samples)
+            for shard in {sample.shard for sample in batch.samples}:
+                shard.release()
+
+    if dealt is None:
+        embed()
+    else:
+        _together(embed, dealt)
+        images, texts = dealt.total(images), dealt.total(texts)
+        if dealt.rank > 0:
+            return {}
 
     zero_shot = None
     if weights is not None:
@@ -88,8 +116,21 @@ def evaluate(
     if dataset.captioned:
         caption_numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         groups = torch.tensor([caption_numbers[caption] for caption in captions])
-        retrieval = {**recall_of_groups(images, torch.cat(text_parts), groups, groups), SHARED: shared(captions)}
+        retrieval = {**recall_of_groups(images, texts, groups, groups), SHARED: shared(captions)}
     return {"samples": len(captions), "zero_shot": zero_shot, "retrieval": retrieval}
+
+
+def _together(work: Callable[[], None], dealt: Dealt) -> None:
+    """Do it in every process; what is refused in one is refused in all, for they would wait for it."""
+    refused = None
+    try:
+        work()
+    except UserError as error:
+        refused = [error.problem, error.where, error.do]
+    for told in dealt.heard(refused):
+        if told is not None:
+            problem, where, do = told
+            raise UserError(problem, where=where, do=do)
 
 
 def check_captioned(dataset: Dataset, *, is_classified: bool) -> None:
@@ -127,8 +168,15 @@ class _Batch(NamedTuple):
     images: list[Future[Tensor]]
 
 
-def _batches(dataset: Dataset, preprocess: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[_Batch]:
-    """The dataset in order. While one batch is used, the next ones are decoded by a few threads."""
+def _batches(
+    dataset: Dataset, preprocess: Callable[[Image.Image], Tensor], batch_size: int, dealt: Dealt | None
+) -> Iterator[_Batch]:
+    """The dataset in order. While one batch is used, the next ones are decoded by a few threads.
+
+    Of batches that are dealt out those of other processes have no images.
+    """
+    rank, size = (dealt.rank, dealt.size) if dealt else (0, 1)
+    turns = itertools.cycle(range(size))
     samples = (_Sample(shard, row) for shard in dataset.shards for row in range(shard.count))
     waiting: deque[_Batch] = deque()
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
@@ -137,19 +185,23 @@ def _batches(dataset: Dataset, preprocess: Callable[[Image.Image], Tensor], batc
         for sample in samples:
             batch.append(sample)
             if len(batch) == batch_size:
-                waiting.append(_started(batch, preprocess, pool))
+                waiting.append(_started(batch, preprocess, pool if next(turns) == rank else None))
                 batch = []
             if len(waiting) > _BATCHES_AHEAD:
                 yield waiting.popleft()
         if batch:
-            waiting.append(_started(batch, preprocess, pool))
+            waiting.append(_started(batch, preprocess, pool if next(turns) == rank else None))
         yield from waiting
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _started(samples: list[_Sample], preprocess: Callable[[Image.Image], Tensor], pool: ThreadPoolExecutor) -> _Batch:
+def _started(
+    samples: list[_Sample], preprocess: Callable[[Image.Image], Tensor], pool: ThreadPoolExecutor | None
+) -> _Batch:
     captions = [sample.shard.caption(sample.row) for sample in samples]
+    if pool is None:
+        return _Batch(samples, captions, [])
     images = [pool.submit(_pixels, sample, sample.shard.image_bytes(sample.row), preprocess) for sample in samples]
     return _Batch(samples, captions, images)
 

@@ -10,6 +10,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from clip_models import LoadedModel, ModelConfig, tokenizer_for
 from distill.settings import EvaluationSettings
+from distill.training.ranks import Ranks
 from evaluation.classes import read_classes
 from evaluation.retrieval import SHARED
 from evaluation.run import check_captioned, evaluate, shared, shared_note
@@ -67,10 +68,11 @@ class InRun:
                     )
             shard.release()
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: Any, ranks: Ranks) -> dict[str, float]:
         """The figures as the log names them: `eval/zero_shot/top1`, `eval/retrieval/image_to_text/R@1`, ...
 
-        The module is left in evaluation mode.
+        All processes call it and embed a share each; the first one has the figures. The module is left in evaluation
+        mode.
         """
         loaded = LoadedModel("student", model.eval(), self._config, self._preprocess, self._tokenizer)
         found = evaluate(
@@ -81,6 +83,7 @@ class InRun:
             label_field=self.settings.label,
             batch_size=self.settings.batch_size,
             device=self._device,
+            dealt=ranks if ranks.size > 1 else None,
         )
         return {f"eval/{name}": value for name, value in _flat(found) if name not in _COUNTS}
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=4)
-"""How long processes wait for each other: the first one evaluates, and writes, while the others stand by."""
+"""How long processes wait for each other: the first one scores, and writes, while the others stand by."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,14 @@ class Ranks:
         packed = torch.stack([value.detach().double() for value in values.values()])
         dist.all_reduce(packed)
         return dict(zip(values, (packed / self.size).unbind(), strict=True))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over processes of a tensor that every one of them has, on the CPU."""
+        if self.size == 1:
+            return values
+        moved = values.to(self.device)
+        dist.all_reduce(moved)
+        return moved.cpu()
 
     def most(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The largest over processes of 0-d tensors that every one of them has."""

@@ -244,13 +244,12 @@ class _Training:
             checkpoints.save(step, parts, {**state, "watch": watched, "best": self.best})
 
     def _evaluate(self, step: int, record: Record) -> bool:
-        """Evaluate in the first process; whether these weights are the best so far."""
+        """Evaluate, each process a share; whether these weights are the best so far."""
         assert self.evaluation is not None
-        figures = None
+        began = time.monotonic()
+        figures = self.evaluation(self.run.delivered, self.ranks)
+        self.run.student.train()
         if self.ranks.first:
-            began = time.monotonic()
-            figures = self.evaluation(self.run.delivered)
-            self.run.student.train()
             record.evaluated(step, figures, time.monotonic() - began)
         figures = self.ranks.told(figures)
         metric = self.evaluation.settings.best

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from distill.data.batch import Batch
 from distill.pruning import PruneSettings, Pruning
-from distill.settings import LossTerm, OptimiserSettings, RunSettings
+from distill.settings import EvaluationSettings, LossTerm, OptimiserSettings, RunSettings
 from distill.training.ranks import Ranks
 from distill.training.run import Run
 from distill.training.train import train
@@ -113,7 +113,8 @@ def read(fields: dict[str, Any]) -> RunSettings:
     losses = {name: LossTerm(**term) for name, term in fields["losses"].items()}
     prune = fields["prune"] and PruneSettings(**fields["prune"])
     optimiser = OptimiserSettings(**fields["optimiser"])
-    return RunSettings(**{**fields, "optimiser": optimiser, "losses": losses, "prune": prune})
+    evaluation = fields["evaluation"] and EvaluationSettings(**fields["evaluation"])
+    return RunSettings(**{**fields, "optimiser": optimiser, "losses": losses, "prune": prune, "evaluation": evaluation})
 
 
 def _tuples(value: Any) -> Any:

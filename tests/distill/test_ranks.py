@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.pruning import PruneSettings
 from distill.run_folder import read_log
-from distill.settings import RunSettings
+from distill.settings import EvaluationSettings, RunSettings
 from distill.training.ranks import Ranks
 from distill.training.train import train
 from tests.distill.ranks_program import gradients, pruned, written
@@ -124,6 +124,8 @@ def ran(
         losses={"affinity": 1.0, "fd": 5.0},
         checkpoint_every=3,
         optimiser={"ema": 0.5},
+        # Batches that cannot be dealt out evenly.
+        evaluation=EvaluationSettings(shards=world.shards, every=3, batch_size=5),
     )
     train(whole)
     begun = root / "begun"
@@ -203,10 +205,12 @@ def test_a_run_of_several_ends_where_a_run_of_one_ends(ran: Ran, name: str, size
     for key, value in expected.items():
         assert (got[key] - value).abs().max() < 2e-4, key
     lines, others = read_log(one / "log.jsonl"), read_log(several / "log.jsonl")
-    assert [line["step"] for line in others] == [line["step"] for line in lines] == [3, 6, 8]
+    assert [line["step"] for line in others] == [line["step"] for line in lines] == [3, 3, 6, 6, 8, 8]
     for line, other in zip(lines, others, strict=True):
-        for figure in ("loss", "affinity", "fd", "grad_norm", "logit_scale", "lr"):
+        for figure in {"loss", "affinity", "fd", "grad_norm", "logit_scale", "lr"} & line.keys():
             assert other[figure] == pytest.approx(line[figure], rel=1e-4), figure
+        assert {n: v for n, v in other.items() if "eval" in n} == {n: v for n, v in line.items() if "eval" in n}
+    assert any(line.get("eval/retrieval/image_to_text/R@5", 0) > 0 for line in others)
     assert not [path for path in (several / "checkpoints").iterdir() if not path.name.isdigit()]
     assert json.loads((several / "done.json").read_text())["steps"] == 8
     if name.startswith("resumed"):
