@@ -15,13 +15,25 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
+from clipstill.commands import (
+    cache,
+    classify,
+    compare,
+    demo,
+    distill,
+    embed,
+    evaluate,
+    export,
+    ingest,
+    models,
+    shards,
+)
 from clipstill.parser import Parser
 from shards.causes import machines_refusal
 from shards.errors import IncompleteError, UserError, one_line
 from shards.scratch import command_scratch
 
-_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
+_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, classify, embed, models, demo)
 
 _BESIDE = {"ingest": {"retry", "report"}, "models": {"bench"}}
 """Commands that take files or names → second words that make another command of them."""
@@ -34,6 +46,7 @@ Turn lists of image URLs into small CLIP models, running the teacher only once.
   clipstill distill  shards + cache           -> student (no teacher in sight)
   clipstill compare  runs                     -> one page with their curves over each other
   clipstill evaluate, export                  -> numbers, and folders others can load
+  clipstill classify, embed                   -> what a student says of pictures and texts
   clipstill models                            -> the published students and teachers: how large, how fast
 
 Every command may be interrupted at any moment and started again: it goes on where it was.

@@ -40,13 +40,17 @@ else:
 class Format:
     """`about`: for the command's help. `export`: `module:function` of a loaded model and a folder, which writes, reads
     back and compares. `snippet`: `module:function` of a loaded model, the lines of Python in the card that load it.
-    `library`: what the hub calls what loads it.
+    `library`: what the hub calls what loads it. `marks`: names of files by which its folder is known from others, and
+    `opens`: `module:function` of such a folder and a device, its `distill.use.encoders.Encoders`; None if it cannot be
+    computed here. Folders that every command takes as a model need neither.
     """
 
     about: str
     export: str
     snippet: str
     library: str | None = None
+    marks: tuple[str, ...] = ()
+    opens: str | None = None
 
     def __call__(self, loaded: LoadedModel, folder: str) -> Measured:
         """Export a model; what comes of it as `export_open_clip` says."""
@@ -67,17 +71,23 @@ FORMATS: dict[str, Format] = {
         export="distill.export.to_transformers:export_transformers",
         snippet="distill.export.snippets:transformers",
         library="transformers",
+        marks=("config.json", "model.safetensors", "preprocessor_config.json"),
+        opens="distill.use.by_torch:open_transformers",
     ),
     "torchscript": Format(
         about="for torch.jit.load, in the interface of teensy-tiny-clip; holds every model.",
         export="distill.export.to_torchscript:export_torchscript",
         snippet="distill.export.snippets:torchscript",
+        marks=("config.json", "model.pt"),
+        opens="distill.use.by_torch:open_torchscript",
     ),
     "onnx": Format(
         about="image and text encoder for batches of any size; holds every model. `pip install 'clipstill[onnx]'`",
         export="distill.export.to_onnx:export_onnx",
         snippet="distill.export.snippets:onnx",
         library="onnx",
+        marks=("config.json", "image_encoder.onnx"),
+        opens="distill.use.by_onnx:open_onnx",
     ),
     "safetensors": Format(
         about="weights and configuration, which every command here takes as MODEL; holds every model.",
