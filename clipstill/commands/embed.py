@@ -58,6 +58,6 @@ def run(args: argparse.Namespace) -> int:
     if args.images:
         arrays |= {"images": np.array(args.images), "image_embeddings": student.embed_images(args.images)}
     with Folder(str(out.parent)).staged(out.name) as path, Path(path).open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     show(f"{len(args.images)} pictures and {len(args.text)} texts embedded into {args.out}")
     return 0

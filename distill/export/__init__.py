@@ -17,45 +17,54 @@ from shards.lazy import lazily, resolve
 if TYPE_CHECKING:
     from clip_models import LoadedModel
     from distill.export.compare import EMBEDDING_TOLERANCE, LOGIT_TOLERANCE, Measured
+    from distill.export.pairs import Pairs
+    from distill.export.small import Calibration
     from distill.export.staging import refuse_taken
     from distill.export.to_onnx import export_onnx
     from distill.export.to_open_clip import export_open_clip
     from distill.export.to_safetensors import export_safetensors
     from distill.export.to_torchscript import export_torchscript
     from distill.export.to_transformers import export_transformers
+    from distill.export.to_transformers_js import export_transformers_js
 else:
     __getattr__ = lazily(
         __name__,
         "staging",
+        "pairs",
+        "small",
         "compare",
         "to_onnx",
         "to_open_clip",
         "to_safetensors",
         "to_torchscript",
         "to_transformers",
+        "to_transformers_js",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """`about`: for the command's help. `export`: `module:function` of a loaded model and a folder, which writes, reads
-    back and compares. `snippet`: `module:function` of a loaded model, the lines of Python in the card that load it.
-    `library`: what the hub calls what loads it. `marks`: names of files by which its folder is known from others, and
-    `opens`: `module:function` of such a folder and a device, its `distill.use.encoders.Encoders`; None if it cannot be
-    computed here. Folders that every command takes as a model need neither.
+    back and compares. `snippet`: `module:function` of a loaded model, the lines of Python in the card that load it;
+    `notes` likewise, more Markdown below them. `library`: what the hub calls what loads it. `marks`: names of files by
+    which its folder is known from others, and `opens`: `module:function` of such a folder and a device, its
+    `distill.use.encoders.Encoders`; None if it cannot be computed here. Folders that every command takes as a model
+    need neither. `calibrates`: `export` takes a `Calibration` too, or None.
     """
 
     about: str
     export: str
     snippet: str
+    notes: str | None = None
     library: str | None = None
     marks: tuple[str, ...] = ()
     opens: str | None = None
+    calibrates: bool = False
 
-    def __call__(self, loaded: LoadedModel, folder: str) -> Measured:
+    def __call__(self, loaded: LoadedModel, folder: str, calibration: Calibration | None = None) -> Measured:
         """Export a model; what comes of it as `export_open_clip` says."""
-        export: Callable[[LoadedModel, str], Measured] = resolve(self.export)
-        return export(loaded, folder)
+        export: Callable[..., Measured] = resolve(self.export)
+        return export(loaded, folder, calibration) if self.calibrates else export(loaded, folder)
 
 
 FORMATS: dict[str, Format] = {
@@ -84,10 +93,22 @@ FORMATS: dict[str, Format] = {
     "onnx": Format(
         about="image and text encoder for batches of any size; holds every model. `pip install 'clipstill[onnx]'`",
         export="distill.export.to_onnx:export_onnx",
-        snippet="distill.export.snippets:onnx",
+        snippet="distill.export.plain_snippets:onnx",
         library="onnx",
         marks=("config.json", "image_encoder.onnx"),
         opens="distill.use.by_onnx:open_onnx",
+        calibrates=True,
+    ),
+    "transformers_js": Format(
+        about="for transformers.js and ONNX Runtime Web, in float32, fp16, 8 and 4 bits, with a page to try it; holds "
+        "models with a text tower. `pip install 'clipstill[onnx]'`",
+        export="distill.export.to_transformers_js:export_transformers_js",
+        snippet="distill.export.plain_snippets:transformers_js",
+        notes="distill.export.to_transformers_js:notes",
+        library="transformers.js",
+        marks=("config.json", "onnx/vision_model.onnx"),
+        opens="distill.use.by_onnx:open_transformers_js",
+        calibrates=True,
     ),
     "safetensors": Format(
         about="weights and configuration, which every command here takes as MODEL; holds every model.",
@@ -101,12 +122,15 @@ __all__ = [
     "EMBEDDING_TOLERANCE",
     "FORMATS",
     "LOGIT_TOLERANCE",
+    "Calibration",
     "Format",
     "Measured",
+    "Pairs",
     "export_onnx",
     "export_open_clip",
     "export_safetensors",
     "export_torchscript",
     "export_transformers",
+    "export_transformers_js",
     "refuse_taken",
 ]

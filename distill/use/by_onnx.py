@@ -15,10 +15,19 @@ from shards.errors import UserError
 
 def open_onnx(folder: Path, device: str | None = None) -> Encoders:
     """What `distill.export.to_onnx` writes."""
+    return open_towers(folder, folder / "image_encoder.onnx", folder / "text_encoder.onnx", device)
+
+
+def open_transformers_js(folder: Path, device: str | None = None) -> Encoders:
+    """What `distill.export.to_transformers_js` writes, in float32."""
+    return open_towers(folder, folder / "onnx" / "vision_model.onnx", folder / "onnx" / "text_model.onnx", device)
+
+
+def open_towers(folder: Path, image: Path, text: Path, device: str | None) -> Encoders:
+    """Two graphs beside a `config.json` and a `tokenizer.json`; `text` need not be there."""
     config = read_settings(folder / "config.json")
-    text = folder / "text_encoder.onnx"
     return Encoders(
-        images=_run(_session(folder / "image_encoder.onnx", device)),
+        images=_run(_session(image, device)),
         texts=_texts(text, folder, config["model_cfg"]["text_cfg"], device) if text.exists() else None,
         scale=config["logit_scale"],
         bias=config["logit_bias"],
