@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from pathlib import Path
 
 from clipstill.commands.common import Subparsers, add_command, show
 from clipstill.parser import Parser
@@ -39,27 +41,46 @@ def _options(parser: Parser) -> None:
         metavar="POINTS",
         help="of R@1 that 8 bits may lose on other pairs of it (default: 1)",
     )
+    parser.add_argument(
+        "--license", metavar="NAME", help="stated in the card, as the hub has it: apache-2.0, mit, other"
+    )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="also to the Hugging Face hub, where the token in $HF_TOKEN may write; $HF_ENDPOINT names another hub",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from clip_models.spec import refuse_absent  # noqa: PLC0415
-    from distill.export import refuse_taken  # noqa: PLC0415
+    from distill.export.hub import push, refuse_unpublishable  # noqa: PLC0415
+    from distill.export.staging import refuse_taken  # noqa: PLC0415
     from shards import Dataset  # noqa: PLC0415
 
     _refuse_ignored(args)
+    if args.license is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", args.license) is None:
+        do = "Give one of the hub's: apache-2.0, mit, other"
+        raise UserError(f"{args.license!r} is no licence's identifier", where="--license", do=do)
     refuse_taken(args.out)
     refuse_absent(args.model)
+    if args.push_to_hub is not None:
+        refuse_unpublishable(args.push_to_hub)
     dataset = Dataset.open(args.calibrate) if args.calibrate is not None else None
     from clip_models import load_model  # noqa: PLC0415 - slow: what is wrong with paths is said before
     from distill.export import Calibration, Pairs  # noqa: PLC0415
+    from distill.export.card import state_licence  # noqa: PLC0415
 
     calibration = None
     if dataset is not None:
         calibration = Calibration(Pairs.of(dataset), 1.0 if args.most_loss is None else args.most_loss)
     measured = FORMATS[args.format](load_model(args.model), args.out, calibration)
+    if args.license is not None:
+        state_licence(Path(args.out).expanduser(), args.license)
     show(f"exported as {args.format} to {args.out}; reloaded and compared, largest differences:")
     for name, value in measured.items():
         show(f"  {name:<40} {value:.3g}")
+    if args.push_to_hub is not None:
+        show(f"pushed to {push(args.out, args.push_to_hub)}")
     return 0
 
 

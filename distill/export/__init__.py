@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from distill.export.pairs import Pairs
     from distill.export.small import Calibration
     from distill.export.staging import refuse_taken
+    from distill.export.to_immich import export_immich
     from distill.export.to_onnx import export_onnx
     from distill.export.to_open_clip import export_open_clip
+    from distill.export.to_pt2 import export_pt2
     from distill.export.to_safetensors import export_safetensors
     from distill.export.to_torchscript import export_torchscript
     from distill.export.to_transformers import export_transformers
@@ -33,8 +35,10 @@ else:
         "pairs",
         "small",
         "compare",
+        "to_immich",
         "to_onnx",
         "to_open_clip",
+        "to_pt2",
         "to_safetensors",
         "to_torchscript",
         "to_transformers",
@@ -99,6 +103,23 @@ FORMATS: dict[str, Format] = {
         opens="distill.use.by_onnx:open_onnx",
         calibrates=True,
     ),
+    "pt2": Format(
+        about="for torch.export.load, an image and a text encoder for batches of any size; holds every model.",
+        export="distill.export.to_pt2:export_pt2",
+        snippet="distill.export.snippets:pt2",
+        marks=("config.json", "image_encoder.pt2"),
+        opens="distill.use.by_torch:open_pt2",
+    ),
+    "immich": Format(
+        about="for Immich's smart search; holds models with a text tower and square pictures. `pip install "
+        "'clipstill[onnx]'`",
+        export="distill.export.to_immich:export_immich",
+        snippet="distill.export.plain_snippets:immich",
+        notes="distill.export.to_immich:notes",
+        library="immich",
+        marks=("config.json", "visual/model.onnx", "textual/model.onnx"),
+        opens="distill.use.by_onnx:open_immich",
+    ),
     "transformers_js": Format(
         about="for transformers.js and ONNX Runtime Web, in float32, fp16, 8 and 4 bits, with a page to try it; holds "
         "models with a text tower. `pip install 'clipstill[onnx]'`",
@@ -126,8 +147,10 @@ __all__ = [
     "Format",
     "Measured",
     "Pairs",
+    "export_immich",
     "export_onnx",
     "export_open_clip",
+    "export_pt2",
     "export_safetensors",
     "export_torchscript",
     "export_transformers",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from distill.export.small import Losses
 
 CARD_NAME = "README.md"
+UNKNOWN = "unknown"
+"""What the hub calls a licence that nobody has stated."""
 
 _RESIZED = {
     "shortest": "the shorter side resized, the centre cropped",
@@ -44,7 +46,7 @@ def write_card(
     run = run_of(loaded.name)
     parts = [
         _front_matter(kind),
-        f"# {_title(loaded)}",
+        f"# {_title(loaded, run)}",
         _summary(run),
         "## How to load it",
         f"In this folder, with a picture beside it called `{PICTURE}`:",
@@ -60,16 +62,28 @@ def write_card(
     (folder / CARD_NAME).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def state_licence(folder: Path, licence: str) -> None:
+    """Write into a card, in place of `unknown`, under which licence the student is given away."""
+    path = folder / CARD_NAME
+    card = path.read_text(encoding="utf-8")
+    path.write_text(card.replace(f"\nlicense: {UNKNOWN}\n", f"\nlicense: {licence}\n", 1), encoding="utf-8")
+
+
 def _front_matter(kind: str) -> str:
-    lines = ["pipeline_tag: zero-shot-image-classification", "tags: [clip, distillation, clipstill]"]
+    lines = [
+        f"license: {UNKNOWN}",
+        "pipeline_tag: zero-shot-image-classification",
+        "tags: [clip, distillation, clipstill]",
+    ]
     if (library := FORMATS[kind].library) is not None:
         lines.insert(0, f"library_name: {library}")
     return "\n".join(["---", *lines, "---"])
 
 
-def _title(loaded: LoadedModel) -> str:
+def _title(loaded: LoadedModel, run: RunFolder | None) -> str:
+    """The run's name, else the model's."""
     left = _left(loaded)
-    return short_name(loaded.name) + (f", pruned to {left.share:.0%}" if left else "")
+    return (run.path.name if run else short_name(loaded.name)) + (f", pruned to {left.share:.0%}" if left else "")
 
 
 def _left(loaded: LoadedModel) -> Pruned | None:
@@ -100,6 +114,7 @@ def _model_rows(loaded: LoadedModel) -> list[tuple[str, str]]:
     settings = loaded.config["preprocess_cfg"]
     side = settings["size"] if isinstance(settings["size"], int) else "x".join(map(str, settings["size"]))
     rows = [
+        ("architecture", short_name(loaded.name)),
         ("embedding", f"{loaded.config['model_cfg']['embed_dim']} numbers"),
         ("image", f"{side} pixels; {_RESIZED[settings['resize_mode']]}, {settings['interpolation']}"),
         ("parameters, image tower", _millions(size.image)),

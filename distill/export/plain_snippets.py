@@ -34,6 +34,21 @@ def transformers_js(loaded: LoadedModel) -> list[str]:
     ]
 
 
+def immich(loaded: LoadedModel) -> list[str]:
+    """One text at a time, as Immich runs it."""
+    return [
+        "import onnxruntime",
+        *plain_images(loaded),
+        *plain_texts("textual/tokenizer.json", "numpy.int32"),
+        'visual = onnxruntime.InferenceSession("visual/model.onnx")',
+        '(image_features,) = visual.run(None, {"image": images})',
+        'textual = onnxruntime.InferenceSession("textual/model.onnx")',
+        'rows = [textual.run(None, {"text": tokens[at : at + 1]})[0] for at in range(len(tokens))]',
+        "text_features = numpy.concatenate(rows)",
+        *probabilities(loaded),
+    ]
+
+
 def _run(file: str, takes: str, given: str, result: str) -> list[str]:
     name = file.rpartition("/")[2].partition(".")[0]
     return [
@@ -85,12 +100,12 @@ def plain_images(loaded: LoadedModel) -> list[str]:
     ]
 
 
-def plain_texts() -> list[str]:
-    """Lines that end with `tokens` (2, context_length) int64."""
+def plain_texts(file: str = "tokenizer.json", kind: str = "numpy.int64") -> list[str]:
+    """Lines that end with `tokens` (2, context_length)."""
     return [
         "from tokenizers import Tokenizer",
-        'tokenizer = Tokenizer.from_file("tokenizer.json")',
-        f"tokens = numpy.array([text.ids for text in tokenizer.encode_batch({TEXTS})])",
+        f'tokenizer = Tokenizer.from_file("{file}")',
+        f"tokens = numpy.array([text.ids for text in tokenizer.encode_batch({TEXTS})], {kind})",
     ]
 
 

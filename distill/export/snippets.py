@@ -8,7 +8,7 @@ from typing import Any
 
 from clip_models import LoadedModel
 from distill.export import FORMATS
-from distill.export.compare import has_text
+from distill.export.compare import has_text, scale_and_bias
 from distill.export.lineage import run_of, short_name
 from shards.lazy import resolve
 
@@ -72,6 +72,26 @@ def torchscript(loaded: LoadedModel) -> list[str]:
         "with torch.no_grad():",
         f"    image_features = model.image_encoder(images)  # (1, {_dim(loaded)}), of unit norm",
         "    probabilities = model(images, texts).softmax(dim=1)",
+    ]
+
+
+def pt2(loaded: LoadedModel) -> list[str]:
+    encoded = ["text_features = texts"]
+    if has_text(loaded.model):
+        encoded = [
+            'text_encoder = torch.export.load("text_encoder.pt2").module()',
+            "text_features = text_encoder(texts)",
+        ]
+    scale, bias = scale_and_bias(loaded.model)
+    return [
+        "import torch",
+        *_preprocessing(loaded),
+        *_texts(loaded),
+        'image_encoder = torch.export.load("image_encoder.pt2").module()',
+        "image_features = image_encoder(images)",
+        *encoded,
+        f"logits = {scale:.9g} * image_features @ text_features.T" + (f" + {bias:.9g}" if bias else ""),
+        "probabilities = logits.softmax(dim=1)",
     ]
 
 

@@ -23,6 +23,20 @@ def open_transformers_js(folder: Path, device: str | None = None) -> Encoders:
     return open_towers(folder, folder / "onnx" / "vision_model.onnx", folder / "onnx" / "text_model.onnx", device)
 
 
+def open_immich(folder: Path, device: str | None = None) -> Encoders:
+    """What `distill.export.to_immich` writes, which takes one at a time."""
+    config, textual = read_settings(folder / "config.json"), folder / "textual"
+    texts = _texts(textual / "model.onnx", textual, config["text_cfg"], device)
+    images = _run(_session(folder / "visual" / "model.onnx", device))
+    return Encoders(
+        images=lambda pixels: np.concatenate([images(row[None]) for row in pixels]),
+        texts=lambda batch: np.concatenate([texts([text]) for text in batch]),
+        scale=config["logit_scale"],
+        bias=config["logit_bias"],
+        preprocess_cfg=read_settings(folder / "visual" / "preprocess_cfg.json"),
+    )
+
+
 def open_towers(folder: Path, image: Path, text: Path, device: str | None) -> Encoders:
     """Two graphs beside a `config.json` and a `tokenizer.json`; `text` need not be there."""
     config = read_settings(folder / "config.json")

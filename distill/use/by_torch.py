@@ -127,3 +127,27 @@ def open_torchscript(folder: Path, device: str | None = None) -> Encoders:
         bias=config["logit_bias"],
         preprocess_cfg=config["preprocess_cfg"],
     )
+
+
+def open_pt2(folder: Path, device: str | None = None) -> Encoders:
+    """What `distill.export.to_pt2` writes."""
+    chosen, config = _device(device), read_settings(folder / "config.json")
+    images, texts = _program(folder / "image_encoder.pt2", chosen), None
+    if (folder / "text_encoder.pt2").is_file():
+        tokens = TextTokens(folder, config["model_cfg"]["text_cfg"])
+        encode = _program(folder / "text_encoder.pt2", chosen)
+        texts = _rows(lambda batch: encode(torch.from_numpy(tokens(batch)).to(chosen)))
+    return Encoders(
+        images=_images(images, chosen),
+        texts=texts,
+        scale=config["logit_scale"],
+        bias=config["logit_bias"],
+        preprocess_cfg=config["preprocess_cfg"],
+    )
+
+
+def _program(path: Path, device: str) -> Any:
+    from torch.export.passes import move_to_device_pass  # noqa: PLC0415
+
+    program = torch.export.load(path)
+    return (program if device == "cpu" else move_to_device_pass(program, device)).module()
