@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from shards.lazy import lazily, resolve
@@ -53,7 +54,8 @@ class Format:
     `notes` likewise, more Markdown below them. `library`: what the hub calls what loads it. `marks`: names of files by
     which its folder is known from others, and `opens`: `module:function` of such a folder and a device, its
     `distill.use.encoders.Encoders`; None if it cannot be computed here. Folders that every command takes as a model
-    need neither. `calibrates`: `export` takes a `Calibration` too, or None.
+    need neither. `calibrates`: `export` takes a `Calibration` too, or None. `needs`: a package that only
+    this format does. `copies`: how many times the float32 weights it takes on disk, about.
     """
 
     about: str
@@ -64,9 +66,20 @@ class Format:
     marks: tuple[str, ...] = ()
     opens: str | None = None
     calibrates: bool = False
+    needs: str | None = None
+    copies: float = 1.0
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package is there that it needs beside what Clipstill is installed with."""
+        return self.needs is None or find_spec(self.needs) is not None
 
     def __call__(self, loaded: LoadedModel, folder: str, calibration: Calibration | None = None) -> Measured:
         """Export a model; what comes of it as `export_open_clip` says."""
+        from distill.export.staging import refuse_no_room  # noqa: PLC0415
+
+        weights = sum(value.numel() * 4 for value in loaded.model.state_dict().values())
+        refuse_no_room(folder, int(self.copies * weights))
         export: Callable[..., Measured] = resolve(self.export)
         return export(loaded, folder, calibration) if self.calibrates else export(loaded, folder)
 
@@ -120,6 +133,25 @@ FORMATS: dict[str, Format] = {
         marks=("config.json", "visual/model.onnx", "textual/model.onnx"),
         opens="distill.use.by_onnx:open_immich",
     ),
+    "coreml": Format(
+        about="for Core ML on iPhones and Macs, image and text encoder of one each; holds every model. `pip install "
+        "'clipstill[coreml]'`",
+        export="distill.export.to_coreml:export_coreml",
+        snippet="distill.export.plain_snippets:coreml",
+        library="coreml",
+        marks=("config.json", "image_encoder.mlpackage"),
+        needs="coremltools",
+    ),
+    "executorch": Format(
+        about="for ExecuTorch on phones, an image and a text encoder of one each; holds every model. `pip install "
+        "'clipstill[executorch]'`",
+        export="distill.export.to_executorch:export_executorch",
+        snippet="distill.export.plain_snippets:executorch",
+        library="executorch",
+        marks=("config.json", "image_encoder.pte"),
+        opens="distill.use.by_executorch:open_executorch",
+        needs="executorch",
+    ),
     "transformers_js": Format(
         about="for transformers.js and ONNX Runtime Web, in float32, fp16, 8 and 4 bits, with a page to try it; holds "
         "models with a text tower. `pip install 'clipstill[onnx]'`",
@@ -130,6 +162,7 @@ FORMATS: dict[str, Format] = {
         marks=("config.json", "onnx/vision_model.onnx"),
         opens="distill.use.by_onnx:open_transformers_js",
         calibrates=True,
+        copies=5.0,
     ),
     "safetensors": Format(
         about="weights and configuration, which every command here takes as MODEL; holds every model.",

@@ -14,7 +14,7 @@ from typing import Any
 from distill.export.graphs import Feeds
 from distill.export.variants import quiet
 
-_OPERATIONS = ["MatMul", "Gemm", "Conv"]
+_OPERATIONS = ["MatMul", "Gemm", "Conv", "Gather"]
 
 
 def calibrated_int8(source: Path, out: Path, feeds: Iterable[Feeds]) -> None:

@@ -35,13 +35,20 @@ _UNKNOWN = "How it was trained is not known: it was not exported from a run."
 
 
 def write_card(
-    folder: Path, loaded: LoadedModel, kind: str, measured: Mapping[str, float], losses: Losses | None = None
+    folder: Path,
+    loaded: LoadedModel,
+    kind: str,
+    measured: Mapping[str, float],
+    *,
+    losses: Losses | None = None,
+    checked: str | None = None,
 ) -> None:
     """Write `README.md` into the folder of an export of this `kind`, a key of `FORMATS`.
 
     If the model lies in a run's folder (`RUN/model`, `RUN/best`), the card has the run's data, teachers, settings,
     fingerprints and results, and what its weights began from, as far back as runs' folders are still there; it names no
     folder of this machine. `measured` as the export returns it; `losses` of its variants in fewer bits.
+    `checked`: how it was, where the library that it is for could not run.
     """
     run = run_of(loaded.name)
     parts = [
@@ -56,7 +63,7 @@ def write_card(
         table(("", ""), _model_rows(loaded)),
         *(_pruned_parts(left) if (left := _left(loaded)) else []),
         *(_run_parts(run, best=Path(loaded.name).name == BEST) if run else ["## Training", _UNKNOWN]),
-        *_checked(loaded, measured),
+        *_checked(loaded, measured, checked),
         *(_fewer_bits(losses) if losses else []),
     ]
     (folder / CARD_NAME).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -203,14 +210,15 @@ def _results(run: RunFolder, *, best: bool) -> list[str]:
     return ["## Results", said, table(("", ""), rows)]
 
 
-def _checked(loaded: LoadedModel, measured: Mapping[str, float]) -> list[str]:
+def _checked(loaded: LoadedModel, measured: Mapping[str, float], how: str | None) -> list[str]:
     texts = " and texts that are hard to tokenise" * has_text(loaded.model)
     counts = {name: value for name, value in measured.items() if isinstance(value, int)}
     rows = [(name.replace("_", " "), f"{value:.1e}") for name, value in measured.items() if name not in counts]
+    usual = "The export was loaded again by the library that it is for, and compared with the original."
     parts = [
         "## How it was checked",
-        "The export was loaded again by the library that it is for, and compared with the original on random pixels, a "
-        f"picture{texts}. Largest differences, of embeddings of unit norm:",
+        how or usual,
+        f"On random pixels, a picture{texts}. Largest differences, of embeddings of unit norm:",
         table(("", "difference"), rows),
     ]
     if counts:

@@ -49,6 +49,43 @@ def immich(loaded: LoadedModel) -> list[str]:
     ]
 
 
+def coreml(loaded: LoadedModel) -> list[str]:
+    """On a Mac."""
+    encoded = [
+        'text_encoder = coremltools.models.MLModel("text_encoder.mlpackage")',
+        'rows = [text_encoder.predict({"prompt": tokens[at : at + 1]})["embedding"] for at in range(len(tokens))]',
+        "text_features = numpy.concatenate(rows)",
+    ]
+    return [
+        "import coremltools",
+        *plain_images(loaded),
+        *(plain_texts(kind="numpy.int32") if has_text(loaded.model) else embedded(loaded)),
+        'image_encoder = coremltools.models.MLModel("image_encoder.mlpackage")',
+        'image_features = image_encoder.predict({"image": images})["embedding"]',
+        *(encoded if has_text(loaded.model) else ["text_features = texts.numpy()"]),
+        *probabilities(loaded),
+    ]
+
+
+def executorch(loaded: LoadedModel) -> list[str]:
+    encoded = [
+        'text_encoder = runtime.load_program("text_encoder.pte").load_method("forward")',
+        "rows = [text_encoder.execute([row[None]])[0].numpy().copy() for row in torch.from_numpy(tokens)]",
+        "text_features = numpy.concatenate(rows)",
+    ]
+    return [
+        "import torch",
+        "from executorch.runtime import Runtime",
+        *plain_images(loaded),
+        *(plain_texts() if has_text(loaded.model) else embedded(loaded)),
+        "runtime = Runtime.get()",
+        'image_encoder = runtime.load_program("image_encoder.pte").load_method("forward")',
+        "image_features = image_encoder.execute([torch.from_numpy(images)])[0].numpy()",
+        *(encoded if has_text(loaded.model) else ["text_features = texts.numpy()"]),
+        *probabilities(loaded),
+    ]
+
+
 def _run(file: str, takes: str, given: str, result: str) -> list[str]:
     name = file.rpartition("/")[2].partition(".")[0]
     return [

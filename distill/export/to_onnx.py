@@ -52,7 +52,7 @@ def export_onnx(loaded: LoadedModel, folder: str, calibration: Calibration | Non
         write_config(staging, model, loaded)
         measured = compared(reference, _reloaded(model, loaded, staging))
         losses = _int8(model, loaded, staging, calibration) if calibration else None
-        write_card(staging, loaded, "onnx", measured, losses)
+        write_card(staging, loaded, "onnx", measured, losses=losses)
     return measured
 
 

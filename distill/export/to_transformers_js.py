@@ -65,7 +65,7 @@ def export_transformers_js(loaded: LoadedModel, folder: str, calibration: Calibr
         losses = _variants(onnx, loaded, calibration)
         shutil.copy(_PAGE, staging / TRY_NAME)
         counted = {"captions": len(CAPTIONS), "captions_tokenised_differently": differing or 0}
-        write_card(staging, loaded, "transformers_js", {**measured, **counted}, losses)
+        write_card(staging, loaded, "transformers_js", {**measured, **counted}, losses=losses)
     return {**measured, **counted}
 
 

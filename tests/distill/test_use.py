@@ -24,7 +24,7 @@ from distill.export.tokenizer_file import write_tokenizer
 from distill.use.pixels import preprocessed
 
 LABELS = ["cat", "dog", "zebra crossing"]
-COMPUTED = [name for name, form in FORMATS.items() if form.opens is not None]
+COMPUTED = [name for name, form in FORMATS.items() if form.opens is not None and form.is_installed]
 
 
 @pytest.fixture(scope="module")
