@@ -12,7 +12,7 @@ from distill.export.snippets import PICTURE, TEXTS, embedded
 
 
 def onnx(loaded: LoadedModel) -> list[str]:
-    texts = [] if has_text(loaded.model) else ["text_features = texts.numpy()"]
+    texts = [] if has_text(loaded.model) else ["text_features = numpy.asarray(texts)"]
     return [
         "import onnxruntime",
         *plain_images(loaded),
@@ -62,7 +62,7 @@ def coreml(loaded: LoadedModel) -> list[str]:
         *(plain_texts(kind="numpy.int32") if has_text(loaded.model) else embedded(loaded)),
         'image_encoder = coremltools.models.MLModel("image_encoder.mlpackage")',
         'image_features = image_encoder.predict({"image": images})["embedding"]',
-        *(encoded if has_text(loaded.model) else ["text_features = texts.numpy()"]),
+        *(encoded if has_text(loaded.model) else ["text_features = numpy.asarray(texts)"]),
         *probabilities(loaded),
     ]
 
@@ -81,7 +81,7 @@ def executorch(loaded: LoadedModel) -> list[str]:
         "runtime = Runtime.get()",
         'image_encoder = runtime.load_program("image_encoder.pte").load_method("forward")',
         "image_features = image_encoder.execute([torch.from_numpy(images)])[0].numpy()",
-        *(encoded if has_text(loaded.model) else ["text_features = texts.numpy()"]),
+        *(encoded if has_text(loaded.model) else ["text_features = numpy.asarray(texts)"]),
         *probabilities(loaded),
     ]
 
