@@ -323,14 +323,14 @@ def _open_caches(settings: RunSettings, datasets: list[Dataset]) -> list[Cache]:
 
 
 def _rows(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:
-    """For each shard how many samples take part, or which."""
-    lacking = [cache.kept for cache in caches if cache.missing]
-    if not lacking:
-        return [shard.count for shard in dataset.shards]
-    rows = lacking[0]
-    for others in lacking[1:]:
-        rows = [np.intersect1d(here, there) for here, there in zip(rows, others, strict=True)]
-    return list(rows)
+    """For each shard how many samples take part if all do, else which."""
+    rows: list[int | np.ndarray] = [shard.count for shard in dataset.shards]
+    for cache in caches:
+        for place, kept in enumerate(cache.kept) if cache.missing else ():
+            here = rows[place]
+            if not isinstance(kept, int):
+                rows[place] = kept if isinstance(here, int) else here & kept
+    return rows
 
 
 def _order(settings: RunSettings, datasets: list[Dataset], rows: list[int | np.ndarray]) -> Order | Mixture:
