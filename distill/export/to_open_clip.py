@@ -24,9 +24,9 @@ def export_open_clip(loaded: LoadedModel, folder: str) -> Measured:
     """Write open_clip's folder (`open_clip_config.json`, `open_clip_model.safetensors`, a named tokenizer's files).
 
     `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it, of open_clip 3 and 4: the configuration also
-    has `eos_id`, which 4 asks for and 3 does not use where texts are pooled at the largest id. Returns the largest absolute differences
-    between the original and what open_clip loads back, both float32 on the CPU: `image_embedding`, `text_embedding`
-    (unit length), `logits`; and `captions` tried, of which `captions_tokenised_differently`.
+    has `eos_id`, which 3 has another default for than 4. Returns the largest absolute differences between the
+    original and what open_clip loads back, both float32 on the CPU: `image_embedding`, `text_embedding` (unit
+    length), `logits`; and `captions` tried, of which `captions_tokenised_differently`.
     Raises `UserError` if the folder holds something, the model's embeddings are not finite, or open_clip cannot build
     the model (one without a text tower, a pruned one, a mixer of ours); `RuntimeError` if an embedding differs by more
     than `EMBEDDING_TOLERANCE`, or a logit by more than `LOGIT_TOLERANCE`. Nothing is left behind then.
