@@ -101,7 +101,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 --all-extras \
+	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 --extra dev \
 		pyproject.toml -o requirements.lock
 
 clean:
