@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long test-faults bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-manifest bench-near bench-scale bench-quick lint types format tree lock clean
+.PHONY: demo test test-demo test-long test-faults bench-ingest bench-cache bench-loader bench-distill bench-losses bench-inheritance bench-plan bench-manifest bench-near bench-scale bench-quick lint types format tree lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -40,6 +40,10 @@ bench-cache: $(READY)
 # The trainer: steps from the cache beside plain CLIP's and live teachers', loss curves; under 9 minutes, likewise.
 bench-distill: $(READY)
 	exec $(BIN)/python -m benchmarks.distill
+
+# Memory of losses in parts beside its formula; a few minutes, likewise.
+bench-losses: $(READY)
+	exec $(BIN)/python -m benchmarks.distill.losses
 
 # Inherited weights beside none, on product photos that you have: DATA=path/to/fashion.parquet; about 20 minutes.
 bench-inheritance: $(READY)
@@ -97,7 +101,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 --all-extras \
+	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 --extra dev \
 		pyproject.toml -o requirements.lock
 
 clean:

@@ -15,14 +15,28 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, plan, shards, status
+from clipstill.commands import (
+    cache,
+    classify,
+    compare,
+    demo,
+    distill,
+    embed,
+    evaluate,
+    export,
+    ingest,
+    models,
+    plan,
+    shards,
+    status,
+)
 from clipstill.parser import Parser
 from shards.causes import machines_refusal
 from shards.credentials import without_credentials
 from shards.errors import IncompleteError, UserError, one_line
 from shards.scratch import command_scratch
 
-_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, plan, status, demo)
+_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, classify, embed, models, plan, status, demo)
 
 _BESIDE = {"ingest": {"retry", "report"}, "models": {"bench"}}
 """Commands that take files or names → second words that make another command of them."""
@@ -35,6 +49,7 @@ Turn lists of image URLs into small CLIP models, running the teacher only once.
   clipstill distill  shards + cache           -> student (no teacher in sight)
   clipstill compare  runs                     -> one page with their curves over each other
   clipstill evaluate, export                  -> numbers, and folders others can load
+  clipstill classify, embed                   -> what a student says of pictures and texts
   clipstill status   any of these, unfinished -> how far it has come, and which command goes on
   clipstill models                            -> the published students and teachers: how large, how fast
   clipstill plan                              -> what all of it will take: requests, bytes, hours, money

@@ -83,7 +83,8 @@ class Demo:
         with self._stage("time the steps"):
             speed = self._once("speed", lambda: self._speed(teacher))
         with self._stage("export the student"):
-            exports = {name: self._once(f"export-{name}", partial(self._export, name)) for name in FORMATS}
+            formats = [name for name, form in FORMATS.items() if form.is_installed]
+            exports = {name: self._once(f"export-{name}", partial(self._export, name)) for name in formats}
         results = {"ingest": ingested, "cache": cache, "scores": scores, "speed": speed, "exports": exports}
         results["spread"] = spread(scores, self.settings.seeds)
         Folder(self.out).publish("results.json", json.dumps(results, indent=1).encode())

@@ -250,6 +250,7 @@ class RunSettings:
     precision: Annotated[Precision, option("of the student's forward", section="how it is computed")] = "fp32"
     micro_batches: Annotated[int, option("in so many pieces; the loss still sees the whole batch", "N", ge=1)] = 1
     checkpoint_activations: Annotated[bool, option("compute activations again instead of keeping them")] = False
+    shard_optimiser: Annotated[bool, option("each process keeps its share of the optimiser's moments alone")] = False
     compile: Annotated[bool, option("torch.compile the student: minutes first, then faster")] = False
     evaluation: Annotated[EvaluationSettings | None, option("", section="evaluation, logs and checkpoints")] = None
     explosion: Annotated[float, option("stop when the loss has grown so much; 0: never", "FACTOR", ge=0)] = 10.0
@@ -293,9 +294,8 @@ class RunSettings:
                 do="Leave it out: the run delivers its last step",
             )
         if self.evaluation is not None and self.text_tower == "cache":
-            raise UserError(
-                "a student without a text tower cannot be evaluated in the run", where="--eval", do="Leave it out"
-            )
+            told = "a student without a text tower cannot be evaluated in the run"
+            raise UserError(told, where="--eval", do="Leave it out")
         for name, term in self.terms().items():
             term.check(name)
             if not self.cache and name not in WITHOUT_TEACHER:
@@ -374,6 +374,7 @@ _ELSEWHERE = (
     "out",
     "micro_batches",
     "checkpoint_activations",
+    "shard_optimiser",
     "compile",
     "evaluation",
     "explosion",

@@ -27,6 +27,8 @@ COMMANDS = [
     ["compare"],
     ["evaluate"],
     ["export"],
+    ["classify"],
+    ["embed"],
     ["models"],
     ["models", "bench"],
     ["demo"],
