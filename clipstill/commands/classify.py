@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 
 from clipstill.commands.common import Subparsers, add_command, show
 from clipstill.commands.use import add_device, add_student, refuse_no_pictures
@@ -40,16 +41,20 @@ def _options(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from distill.use.student import TEMPLATES, checked_labels, checked_templates  # noqa: PLC0415
-    from evaluation.classes import read_classes  # noqa: PLC0415
+    from distill.use.student import TEMPLATES, prompts_of  # noqa: PLC0415
+    from evaluation.prompts import read_classes  # noqa: PLC0415
 
     if args.classes and args.template:
         raise UserError("--template was given beside --classes, which has its own", do="Give one of the two")
-    labels, templates = [name.strip() for name in (args.labels or "").split(",")], args.template or list(TEMPLATES)
+    labels: Sequence[str] | Mapping[str, Sequence[str]] = [name.strip() for name in (args.labels or "").split(",")]
+    templates = args.template or TEMPLATES
     if args.classes:
-        labels, templates = read_classes(args.classes)
-    checked_labels(labels)
-    checked_templates(templates)
+        file = read_classes(args.classes)
+        if file.names is None:
+            raise UserError("it names no classes", where=args.classes, do="Add a list `classes`")
+        labels = file.names if file.own is None else {name: file.own.get(name, ()) for name in file.names}
+        templates = file.templates or TEMPLATES
+    prompts_of(labels, templates)
     refuse_no_pictures(args.student, args.images)
     from distill.use import load  # noqa: PLC0415 - slow: what is wrong with names is said before
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,17 +27,20 @@ class Student:
     def __init__(self, name: str, encoders: Encoders) -> None:
         self.name = name
         self._encoders = encoders
-        self._labelled: tuple[tuple[tuple[str, ...], tuple[str, ...]], Rows] | None = None
+        self._labelled: tuple[tuple[tuple[str, ...], ...], Rows] | None = None
 
     def __repr__(self) -> str:
         return f"Student({self.name!r})"
 
     def classify(
-        self, images: Picture | Iterable[Picture], labels: Sequence[str], templates: Sequence[str] = TEMPLATES
+        self,
+        images: Picture | Iterable[Picture],
+        labels: Sequence[str] | Mapping[str, Sequence[str]],
+        templates: Sequence[str] = TEMPLATES,
     ) -> Any:
         """Of one picture the probability of each label, the likeliest first (`{"cat": 0.97, ...}`); of more a list.
 
-        A label stands in each template in the place of `{}` (or `{c}`). As in CLIP (Radford et al. 2021, section 3.1):
+        A label stands in each template in the place of `{}` (or `{c}`), unless `labels` has prompts for each. As in CLIP (Radford et al. 2021, section 3.1):
         each prompt's embedding is normalised, their mean over the templates too, and the probabilities are the softmax
         of the logits.
         """
@@ -89,15 +92,34 @@ class Student:
     def _pixels(self, picture: Picture) -> Rows:
         return preprocessed(upright(picture), self._encoders.preprocess_cfg)
 
-    def _weights(self, labels: Sequence[str], templates: Sequence[str]) -> Rows:
+    def _weights(self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str]) -> Rows:
         """(labels, D) of unit norm; the last ones are kept, for who asks about one picture after the other."""
-        asked = checked_labels(labels), checked_templates(templates)
-        if self._labelled is None or self._labelled[0] != asked:
-            names, forms = asked
-            prompts = [form.replace("{c}", name).replace("{}", name) for name in names for form in forms]
-            rows = self.embed_texts(prompts).reshape(len(names), len(forms), -1).mean(axis=1)
-            self._labelled = asked, rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        prompts = prompts_of(labels, templates)
+        if self._labelled is None or self._labelled[0] != prompts:
+            rows = self.embed_texts([text for texts in prompts for text in texts])
+            ends = np.cumsum([len(texts) for texts in prompts])[:-1]
+            means = np.stack([part.mean(axis=0) for part in np.split(rows, ends)])
+            self._labelled = prompts, means / np.linalg.norm(means, axis=1, keepdims=True)
         return self._labelled[1]
+
+
+def prompts_of(
+    labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str]
+) -> tuple[tuple[str, ...], ...]:
+    """The prompts of each label: its own, or the templates with it in their places.
+
+    Raises `UserError` unless there are two labels or more, and a prompt at least for each.
+    """
+    names = checked_labels(labels if isinstance(labels, str) else tuple(labels))
+    if not isinstance(labels, Mapping):
+        forms = checked_templates(templates)
+        return tuple(tuple(form.replace("{c}", name).replace("{}", name) for form in forms) for name in names)
+    for name, texts in labels.items():
+        if isinstance(texts, str) or not texts:
+            raise UserError(
+                f"the prompts of {name!r} are {texts!r}", do='Give a list of at least one: ["a photo of a cat"]'
+            )
+    return tuple(tuple(labels[name]) for name in names)
 
 
 def checked_labels(labels: Sequence[str]) -> tuple[str, ...]:

@@ -291,6 +291,19 @@ def test_the_command_line_says_what_the_call_does(
         np.testing.assert_allclose(arrays["image_embeddings"], student.embed_images(paths), atol=1e-6)
         np.testing.assert_allclose(arrays["text_embeddings"][1], student.embed_texts("ein Hündchen"), atol=1e-6)
     capsys.readouterr()
+    # Prompts of each label, as many as it has: the mean of their unit rows.
+    prompts = {"cat": ["a cat", "my cat", "the cat"], "dog": ["a dog"]}
+    (tmp_path / "own.json").write_text(json.dumps({"prompts": prompts}))
+    assert main(["classify", str(model), paths[0], "--classes", str(tmp_path / "own.json")]) == 0
+    told = json.loads(capsys.readouterr().out)["labels"]
+    means = np.stack([student.embed_texts(texts).mean(axis=0) for texts in prompts.values()])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    logits = student._encoders.scale * means @ student.embed_images(paths[0])
+    assert [told["cat"], told["dog"]] == pytest.approx(np.exp(logits) / np.exp(logits).sum(), abs=1e-4)
+    (tmp_path / "names.json").write_text(json.dumps({"classes": LABELS, "templates": ["one {c}"]}))
+    assert main(["classify", str(model), paths[0], "--classes", str(tmp_path / "names.json")]) == 0
+    told = json.loads(capsys.readouterr().out)["labels"]
+    assert told == pytest.approx(student.classify(paths[0], LABELS, ["one {c}"]), abs=1e-4)
     for line, says in {
         f"embed {model} {paths[0]} --out {out}": "there is something already",
         f"embed {model} --out {tmp_path}/new.npz": "neither pictures nor texts",
