@@ -40,18 +40,18 @@ class Student:
     ) -> Any:
         """Of one picture the probability of each label, the likeliest first (`{"cat": 0.97, ...}`); of more a list.
 
-        A label stands in each template in the place of `{}` (or `{c}`), unless `labels` has prompts for each. As in CLIP (Radford et al. 2021, section 3.1):
-        each prompt's embedding is normalised, their mean over the templates too, and the probabilities are the softmax
-        of the logits.
+        A label stands in each template in the place of `{}` (or `{c}`), unless `labels` has prompts for each. As in CLIP
+        (Radford et al. 2021, section 3.1): each prompt's embedding is normalised, their mean over the prompts too, and
+        the probabilities are the softmax of the logits.
         """
-        weights = self._weights(labels, templates)
+        weights, names = self._weights(labels, templates), tuple(labels)
         found = []
         for batch in self._batches(images):
             logits = self._encoders.scale * batch.astype(np.float64) @ weights.T
             likely = np.exp(logits - logits.max(axis=1, keepdims=True))
             likely /= likely.sum(axis=1, keepdims=True)
             order = np.argsort(-likely, axis=1, kind="stable")
-            found += [{labels[at]: float(row[at]) for at in places} for row, places in zip(likely, order, strict=True)]
+            found += [{names[at]: float(row[at]) for at in places} for row, places in zip(likely, order, strict=True)]
         return found[0] if is_one(images) else found
 
     def embed_images(self, images: Picture | Iterable[Picture]) -> Rows:
