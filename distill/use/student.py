@@ -40,9 +40,9 @@ class Student:
     ) -> Any:
         """Of one picture the probability of each label, the likeliest first (`{"cat": 0.97, ...}`); of more a list.
 
-        A label stands in each template in the place of `{}` (or `{c}`), unless `labels` has prompts for each. As in CLIP
-        (Radford et al. 2021, section 3.1): each prompt's embedding is normalised, their mean over the prompts too, and
-        the probabilities are the softmax of the logits.
+        A label stands in each template in the place of `{}` (or `{c}`), unless `labels` has prompts for each. As in
+        CLIP (Radford et al. 2021, section 3.1): each prompt's embedding is normalised, their mean over the prompts too,
+        and the probabilities are the softmax of the logits.
         """
         weights, names = self._weights(labels, templates), tuple(labels)
         found = []
