@@ -5,7 +5,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
@@ -14,6 +13,8 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
+from distill.checks import check_towers
+from distill.loss_term import LossTerm
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
 from shards.errors import UserError
@@ -73,56 +74,6 @@ class OptimiserSettings:
 
 
 @settings
-class LossTerm:
-    """A loss's weight, and what its constructor is given.
-
-    `weight` is a number, or its course over the run: points (through, weight) with `through` ascending from 0 (start)
-    to 1 (end), straight lines between them and level beyond.
-    """
-
-    weight: float | tuple[tuple[float, float], ...] = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def at(self, through: float) -> float:
-        """The weight when the fraction `through` of the run is done."""
-        if isinstance(self.weight, int | float):
-            return float(self.weight)
-        before = self.weight[0]
-        for point in self.weight:
-            if through < point[0]:
-                share = (through - before[0]) / (point[0] - before[0]) if point[0] > before[0] else 1.0
-                return before[1] + share * (point[1] - before[1])
-            before = point
-        return before[1]
-
-    def check(self, name: str) -> None:
-        """Raises `UserError` unless it can be a term of the loss `name`. Torch is loaded only to look at options."""
-        if name not in LOSSES:
-            raise UserError(f"there is no loss {name!r}", where="--loss", do=f"Use {', '.join(LOSSES)}")
-        if isinstance(self.weight, int | float):
-            fine, must = self.weight > 0, "positive"
-        else:
-            through = [point[0] for point in self.weight]
-            weights = [point[1] for point in self.weight]
-            fine = through == sorted(through) and all(0 <= x <= 1 for x in through)
-            fine = fine and min(weights, default=0) >= 0 and any(weights)
-            must = "points of ascending 0 to 1 and weights of 0 up"
-        if not fine:
-            raise UserError(f"the weight of {name} is {self.weight}, it must be {must}")
-        if self.options:
-            self._check_options(name)
-
-    def _check_options(self, name: str) -> None:
-        from distill.losses import LossShape  # noqa: PLC0415 - brings torch
-
-        known = [name for name in inspect.signature(LOSSES[name]).parameters if name != "shape"]
-        for given in self.options:
-            if given not in known:
-                raise UserError(f"the loss {name} has no option {given!r}", do=f"It takes {', '.join(known) or 'none'}")
-        LOSSES[name](LossShape(8, (8,)), **self.options)
-
-
-@settings
 class EvaluationSettings:
     """Evaluation inside a run, on the dataset `shards` every `every` steps and at the end.
 
@@ -157,9 +108,9 @@ class RunSettings:
     `captions` are sources as in `teacher_cache.captions`. `weights`: by a dataset's path, or the last part of it, how
     many times an epoch shows its samples (1), as in `distill.data.mixture`. `student` as in `create_student`; `initial`
     as in `load_model`, by manual inheritance (`clip_models.inheritance`) where it is larger. With `text_tower="cache"`
-    the only teacher's text embeddings stand in for one, frozen. `prune`: automatic inheritance. `losses` maps names of
-    `LOSSES` to their terms, or to a weight alone. A scale that is None is the teachers' own, or is learned.
-    `batch_size` is of all processes.
+    the only teacher's text embeddings stand in for one, frozen; with `image_tower` its image embeddings. `prune`:
+    automatic inheritance. `losses` maps names of `LOSSES` to their terms, or to a weight alone. A scale that is None is
+    the teachers' own, or is learned. `batch_size` is of all processes.
 
     How it is computed may change when a run is resumed; `micro_batches` save memory at the price of a second forward.
     `evaluation`, logs and checkpoints are for the record. `recipe`: the name of the recipe that the settings began
@@ -217,6 +168,15 @@ class RunSettings:
     text_tower: Annotated[Literal["own", "cache"], option("cache: the teacher's text embeddings stand in for one")] = (
         "own"
     )
+    image_tower: Annotated[
+        Literal["own", "cache"],
+        option("cache: the teacher's image embeddings stand in for one (LiT), and no pixels are read"),
+    ] = "own"
+    image_head: Annotated[bool, option("train a linear map on these, to the student's width")] = False
+    image_size: Annotated[int | None, option("see images of this size, not of the student's own", "PX", ge=1)] = None
+    context_length: Annotated[
+        int | None, option("see so many tokens of a caption, not the student's own number", "N", ge=3)
+    ] = None
     lock: Annotated[tuple[Tower, ...], option("a tower that is not trained; repeatable")] = ()
     patch_mask: Annotated[float, option("of its patches that a ViT does not see in training", "SHARE", ge=0, lt=1)] = (
         0.0
@@ -277,8 +237,7 @@ class RunSettings:
             if twice is not None:
                 where = flag_of(name, fields_of(RunSettings)[name])
                 raise UserError(f"{twice} is given twice", where=where, do="Give each once")
-        if self.patch_mask and "image" in self.lock:
-            raise UserError("patches are masked in training, and the image tower is locked", do="Leave out one of them")
+        check_towers(self)
         self._check_datasets()
         if not self.cache:
             self._check_without_cache()
@@ -287,10 +246,6 @@ class RunSettings:
                 "the best checkpoint of a pruning run would be an early one, with little left out",
                 where="--best",
                 do="Leave it out: the run delivers its last step",
-            )
-        if self.evaluation is not None and self.text_tower == "cache":
-            raise UserError(
-                "a student without a text tower cannot be evaluated in the run", where="--eval", do="Leave it out"
             )
         for name, term in self.terms().items():
             term.check(name)
@@ -348,6 +303,7 @@ class RunSettings:
             "is a teacher's scale": self.teacher_scale is not None,
             "names teachers": bool(self.teachers),
             "is a text tower from the cache": self.text_tower == "cache",
+            "is an image tower from the cache": self.image_tower == "cache",
         }
         for what, is_given in given.items():
             if is_given:
@@ -357,7 +313,8 @@ class RunSettings:
 
     def terms(self) -> dict[str, LossTerm]:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""
-        default = "affinity" if self.cache and self.text_tower == "own" else "contrastive"
+        own = self.text_tower == self.image_tower == "own"
+        default = "affinity" if self.cache and own else "contrastive"
         given = self.losses or {default: 1.0}
         return {name: term if isinstance(term, LossTerm) else LossTerm(weight=term) for name, term in given.items()}
 
@@ -398,3 +355,5 @@ _ELSEWHERE = (
     "wandb",
     "recipe",
 )
+
+__all__ = ["WARMUP_WITHIN", "Beta", "EvaluationSettings", "LossTerm", "OptimiserSettings", "RunSettings", "Tower"]

@@ -13,7 +13,7 @@ from clipstill.parser import Parser
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.settings import LossTerm
+    from distill.loss_term import LossTerm
 
 _SUMMARY = """\
 Train a student from shards and a teacher cache; the teacher itself is not loaded.
@@ -122,7 +122,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _loss(text: str) -> tuple[str, LossTerm]:
-    from distill.settings import LossTerm  # noqa: PLC0415
+    from distill.loss_term import LossTerm  # noqa: PLC0415
 
     name, equals, weight = text.partition("=")
     try:

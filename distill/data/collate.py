@@ -63,7 +63,7 @@ class Filler:
         views: Views,
         tokenizer: Tokenizer | None,
         *,
-        image_size: int,
+        image_size: int | None,
         caches: Sequence[Cache],
         captions: Sequence[str],
         teacher_size: int | None,
@@ -86,12 +86,13 @@ class Filler:
     @property
     def bytes_a_sample(self) -> int:
         """Of pixels."""
-        return 3 * (self._image_size**2 + (self._teacher_size or 0) ** 2)
+        return 3 * ((self._image_size or 0) ** 2 + (self._teacher_size or 0) ** 2)
 
     def part(self, step: int, epoch: int, places: npt.NDArray[np.int64], chunks: int) -> Part:
         """An empty part for these samples, to be filled in so many chunks."""
         size, beside = len(places), self._teacher_size
-        images = _pixels((size, self._image_size, self._image_size, 3))
+        side = self._image_size or 0
+        images = _pixels((size, side, side, 3))
         pixels = None if beside is None else np.empty((size, beside, beside, 3), np.uint8)
         numbers = {name: np.zeros(size, np.int64) for name in self._captions}
         texts = {name: [""] * size for name in self._captions}
@@ -106,7 +107,8 @@ class Filler:
         keys = [self._dataset.shards[place].keys[row] for place, row in places.tolist()]
         part.keys[rows] = keys
         part.views[rows] = [self._views.index(key, epoch) for key in keys]
-        self._fill_pixels(part, rows)
+        if self._image_size is not None or self._teacher_size is not None:
+            self._fill_pixels(part, rows)
         for name, holders in self._captions.items():
             count = holders[0].captions[name] if holders else self._sources[name].count
             numbers = [(epoch + seed64("caption turn", key)) % count if count > 1 else 0 for key in keys]
@@ -128,7 +130,8 @@ class Filler:
             try:
                 image = EncodedImage(shard.image_bytes(row))
                 view = stored or self._draw(key, int(part.views[at]), image)
-                policy.render(image, view, self._image_size, images[at])
+                if self._image_size is not None:
+                    policy.render(image, view, self._image_size, images[at])
                 if part.pixels is not None and self._teacher_size is not None:
                     policy.render(image, view, self._teacher_size, part.pixels[at])
             except OSError as error:

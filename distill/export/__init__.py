@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shards.errors import UserError
 from shards.lazy import lazily, resolve
 
 if TYPE_CHECKING:
@@ -49,7 +50,13 @@ class Format:
     library: str | None = None
 
     def __call__(self, loaded: LoadedModel, folder: str) -> Measured:
-        """Export a model; what comes of it as `export_open_clip` says."""
+        """Export a model; what comes of it as `export_open_clip` says. Raises `UserError` of a text tower alone."""
+        if loaded.config.get("towers") == ["text"]:
+            raise UserError(
+                "it is a text tower alone, trained beside the images of another model",
+                where=loaded.name,
+                do="Make one model of both: `clipstill models join`",
+            )
         export: Callable[[LoadedModel, str], Measured] = resolve(self.export)
         return export(loaded, folder)
 

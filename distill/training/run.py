@@ -70,7 +70,7 @@ class Run:
             _check_captioned(settings, dataset)
         self.dataset = Dataset.together(self.datasets)
         self.caches = _open_caches(settings, self.datasets)
-        self.model, self.config, self.inherited = make_student(settings)
+        self.model, self.config, self.inherited = make_student(settings, _cached_width(settings, self.caches))
         self.model.to(self.device)
         self._sizes = tower_sizes(self.model)
         self.initial = _weights_digest(self.model) if settings.initial else None
@@ -89,7 +89,7 @@ class Run:
             self.order,
             Views(seen.policy, seen.views) if seen else Views(ViewPolicy(), settings.views),
             None if from_cache else tokenizer_for(self.config),
-            image_size=square_side(self.config, settings.student),
+            image_size=None if settings.image_tower == "cache" else square_side(self.config, settings.student),
             caches=self.caches,
             captions=settings.captions,
             rank=self.ranks.rank,
@@ -114,6 +114,7 @@ class Run:
             batch_size=settings.batch_size,
             micro_batches=settings.micro_batches,
             text_from_cache=from_cache,
+            image_from_cache=settings.image_tower == "cache",
             seed=lambda step, at: seed64("step", settings.seed, step, at) >> 1,
         )
         self.average = make_average(self.model, settings.optimiser.ema) if settings.optimiser.ema else None
@@ -123,10 +124,11 @@ class Run:
         width = self.config["model_cfg"]["embed_dim"]
         shape = LossShape(width, tuple(cache.teacher.embed_dim for cache in self.caches))
         for cache in self.caches:
-            needy = [name for name in self.terms if LOSSES[name].needs_teacher and not cache.views]
-            if needy:
+            needy = next((name for name in self.terms if LOSSES[name].needs_teacher), None)
+            lacks = ("image", "captions") if not cache.views else ("text", "images") if not cache.captions else None
+            if needy and lacks:
                 raise UserError(
-                    f"the loss {needy[0]!r} needs image embeddings, and this teacher embedded captions only",
+                    f"the loss {needy!r} needs {lacks[0]} embeddings, and this teacher embedded {lacks[1]} only",
                     where=str(cache.folder),
                     do="Use another teacher, or the contrastive loss",
                 )
@@ -156,7 +158,7 @@ class Run:
             for cache in self.caches
         ]
         settings = self.settings.identity()
-        if not caches:
+        if not any(cache.captions for cache in self.caches):
             settings["captions"] = [CaptionSource.parse(source).identity() for source in self.settings.captions]
         data = [dataset.content for dataset in self.datasets]
         found = {"settings": settings, "steps": self.steps, "data": data, "caches": caches}
@@ -309,17 +311,35 @@ def _open_caches(settings: RunSettings, datasets: list[Dataset]) -> list[Cache]:
         return []
     join = Join(policy=settings.join, limit=settings.join_limit)
     caches = open_caches(settings.cache, datasets, settings.teachers, join)
+    from_images = settings.image_tower == "cache"
     for cache in caches:
+        if from_images and not cache.views:
+            raise UserError("this teacher embedded captions only", where=str(cache.folder), do="Choose another teacher")
         for captions in settings.captions:
-            if cache.views or captions not in cache.captions:
+            # Beside images that the cache embedded, captions may be the shards' own.
+            if not (from_images and not cache.captions) and (cache.views or captions not in cache.captions):
                 cache.require(captions)
-    if settings.text_tower == "cache" and settings.join == "none":
-        raise UserError(
-            "samples without a teacher have no text embeddings, and there is no text tower",
-            where="--join none",
-            do="Use --join skip",
-        )
+    for tower in ("image", "text"):
+        if getattr(settings, f"{tower}_tower") == "cache" and settings.join == "none":
+            raise UserError(
+                f"samples without a teacher have no {tower} embeddings, and there is no {tower} tower",
+                where="--join none",
+                do="Use --join skip",
+            )
     return caches
+
+
+def _cached_width(settings: RunSettings, caches: list[Cache]) -> int:
+    """Of the embeddings that stand for images; 0 where none do."""
+    if settings.image_tower == "own":
+        return 0
+    if len(caches) > 1:
+        raise UserError(
+            f"{len(caches)} teachers' image embeddings for one image tower", where="--teacher", do="Choose one"
+        )
+    width: int = caches[0].teacher.embed_dim
+    # What the student is built from decides its width; a head bridges another.
+    return width
 
 
 def _rows(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:

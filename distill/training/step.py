@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.data.loader import Batch
 from distill.losses import Embeddings, Targets, WeightedSum
+from distill.short_texts import shortened
 from distill.training.ranks import Ranks
 from distill.training.student import Student, batch_statistics
 
@@ -32,7 +33,8 @@ Encoded = dict[str, Tensor]
 class Gradients:
     """Computes a step's gradients into the parameters of student and loss.
 
-    `text_from_cache`: the only teacher's text embeddings stand for the student's. `seed` maps the place of a
+    `text_from_cache`: the only teacher's text embeddings stand for the student's. `image_from_cache`: the student is
+    given its image embeddings in place of pixels. `seed` maps the place of a
     micro-batch's first sample in the global batch, and the step, to what seeds its randomness.
     """
 
@@ -45,10 +47,11 @@ class Gradients:
         batch_size: int,
         micro_batches: int,
         text_from_cache: bool,
+        image_from_cache: bool = False,
         seed: Callable[[int, int], int],
     ) -> None:
         self._student, self._loss, self._ranks = student, loss, ranks
-        self._text_from_cache, self._seed = text_from_cache, seed
+        self._text_from_cache, self._image_from_cache, self._seed = text_from_cache, image_from_cache, seed
         self._rows = ranks.rows(batch_size)
         part = batch_size // ranks.size
         self._pieces = [slice(at, at + part // micro_batches) for at in range(0, part, part // micro_batches)]
@@ -66,8 +69,9 @@ class Gradients:
     ) -> dict[str, Tensor]:
         """Add the gradients of `scaled(loss)`; returns the loss and its terms, 0-d, means over all processes."""
         device = self._ranks.device
-        pixels = batch.images.to(device, non_blocking=True)
-        tokens = {name: ids.to(device, non_blocking=True) for name, ids in batch.tokens.items()}
+        pixels = self._seen(batch).to(device, non_blocking=True)
+        short = {name: shortened(ids) if self._student.shortens else ids for name, ids in batch.tokens.items()}
+        tokens = {name: ids.to(device, non_blocking=True) for name, ids in short.items()}
         if len(self._pieces) == 1:
             self._begin(batch.step, 0)
             encoded = self._shared(pixels, tokens)
@@ -78,6 +82,12 @@ class Gradients:
             total, terms = self._in_two_passes(batch, pixels, tokens, weights=weights, scaled=scaled)
         self._ranks.mean_gradients([self._loss])
         return self._ranks.mean({"loss": total.detach(), **terms})
+
+    def _seen(self, batch: Batch) -> Tensor:
+        """What the student's image side is given: pixels, or what the teacher saw in them."""
+        if not self._image_from_cache:
+            return batch.images
+        return next(iter(batch.targets.teachers.values()))[0].image
 
     def _begin(self, step: int, at: int) -> None:
         # Whatever is random in a forward (dropout, masks) depends on step and place alone: a resumed run repeats it.

@@ -35,6 +35,8 @@ CASES = (
     "untaught in micro-batches",
     "text from the cache",
     "text from a teacher of texts",
+    "images from the cache",
+    "images from the cache through a head",
     "out of reach",
     "only the loss learns",
     "one tower locked",
@@ -80,6 +82,7 @@ def ran(
     several: dict[str, Any] = {"cache": rich, "teachers": ("teach", "other"), "captions": ("txt", "json-key")}
     two: dict[str, Any] = {"shards": (world.shards, second.shards), "cache": (world.cache, second.cache)}
     texts: dict[str, Any] = {"cache": rich, "text_tower": "cache"}
+    images: dict[str, Any] = {"cache": rich, "image_tower": "cache"}
     prune = PruneSettings(target=0.9, ramp=0, lr=0.5)
     masks: dict[str, Any] = {**several, "prune": prune, "losses": {"affinity": 1.0, "fd": 9.0}}
     changes: dict[str, dict[str, Any]] = {
@@ -89,6 +92,14 @@ def ran(
         "two datasets": {**two, "losses": {"affinity": 1.0, "fd": 9.0}},
         "text from the cache": {**texts, "teachers": ("other",), "losses": {"contrastive": 1.0, "affinity": 1.0}},
         "text from a teacher of texts": {**texts, "teachers": ("texts",)},
+        "images from the cache": {**images, "teachers": ("other",)},
+        "images from the cache through a head": {
+            **images,
+            "teachers": ("teach",),
+            "image_head": True,
+            "losses": {"contrastive": 1.0, "affinity": 1.0},
+            "micro_batches": 2,
+        },
         # A bias that no loss looks at.
         "out of reach": {"student": biased},
         "only the loss learns": {
