@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -127,7 +128,10 @@ def _set_input_size(visual: Any) -> None:
     patches = getattr(trunk, "patch_embed", None)
     own = getattr(patches, "img_size", None)
     if trunk is not None and own is not None and hasattr(trunk, "set_input_size") and own != visual.image_size:
-        trunk.set_input_size(img_size=visual.image_size)
+        with warnings.catch_warnings():
+            # timm resizes a Swin's tables in a way that torch calls slow, once.
+            warnings.filterwarnings("ignore", "torch.searchsorted")
+            trunk.set_input_size(img_size=visual.image_size)
 
 
 def _try(model: Any, side: int, where: str) -> None:

@@ -40,7 +40,7 @@ def test_every_recipe_is_a_run_of_a_student_there_is(name: str) -> None:
     given = {} if load_recipe(name).get("student") else {"student": "ViT-B-32"}
     assert not given or name.startswith("tinyclip-auto")
     run = settings(name, **given, initial="ViT-B-32:laion2b_e16")
-    assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "ViT-B-32"}
+    assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "ViT-B-16", "ViT-B-32"}
     assert run.losses
 
 
