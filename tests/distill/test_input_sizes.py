@@ -25,7 +25,7 @@ def sized(world: Any, out: Path, side: int, context: int, **changes: Any) -> Any
 
 
 def test_the_student_sees_smaller_images_and_shorter_captions(world: Any, tmp_path: Path) -> None:
-    """The same views at the other resolution, what the teacher said unchanged, captions cut with the end marker last."""
+    """The same views at the other resolution, the teacher unchanged, captions cut with the end marker last."""
     whole, small = Run(world.settings(tmp_path)), Run(sized(world, tmp_path, 16, 5))
     one, other = whole.loader.batch(1), small.loader.batch(1)
     assert (one.images.shape, other.images.shape) == ((6, 32, 32, 3), (6, 16, 16, 3))
