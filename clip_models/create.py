@@ -129,8 +129,8 @@ def _set_input_size(visual: Any) -> None:
     own = getattr(patches, "img_size", None)
     if trunk is not None and own is not None and hasattr(trunk, "set_input_size") and own != visual.image_size:
         with warnings.catch_warnings():
-            # timm resizes a Swin's tables in a way that torch calls slow, once.
-            warnings.filterwarnings("ignore", "torch.searchsorted")
+            # How timm resizes a Swin's tables is slow and old-fashioned, says torch.
+            warnings.simplefilter("ignore")
             trunk.set_input_size(img_size=visual.image_size)
 
 

@@ -36,3 +36,21 @@ def check_towers(settings: RunSettings) -> None:
                 raise UserError("no pixels are read with --image-tower cache", where=flag, do="Leave it out")
     if "text" in cached and settings.context_length:
         raise UserError("no captions are read with --text-tower cache", where="--context-length", do="Leave it out")
+
+
+def check_super_batch(settings: RunSettings) -> None:
+    """Raise `UserError` unless there is something to choose from, and a teacher to choose by."""
+    if settings.super_batch is None:
+        return
+    where = "--super-batch"
+    if settings.super_batch <= settings.batch_size:
+        told = f"a super-batch of {settings.super_batch} leaves no choice for a batch of {settings.batch_size}"
+        raise UserError(told, where=where, do="Give a larger one")
+    if not settings.cache:
+        raise UserError(
+            "samples are chosen by the teacher's loss, and there is no teacher", where=where, do="Give --cache"
+        )
+    if settings.join == "none":
+        raise UserError(
+            "samples without a teacher cannot be chosen among", where=f"{where}, --join none", do="Use --join skip"
+        )

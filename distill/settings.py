@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
-from distill.checks import check_towers
+from distill.checks import check_super_batch, check_towers
 from distill.loss_term import LossTerm
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
@@ -202,6 +202,10 @@ class RunSettings:
     steps: Annotated[int | None, option("or optimiser steps", "N", section="length and optimiser", ge=1)] = None
     epochs: Annotated[float | None, option("passes over the dataset", "E", gt=0)] = None
     batch_size: Annotated[int, option("global batch", "B", ge=1)] = 256
+    super_batch: Annotated[
+        int | None,
+        option("read so many samples a step, and train on the B with the highest student loss - teacher loss", "S"),
+    ] = None
     optimiser: Annotated[OptimiserSettings, option("")] = field(default_factory=OptimiserSettings)
     precision: Annotated[Precision, option("of the student's forward", section="how it is computed")] = "fp32"
     micro_batches: Annotated[int, option("in so many pieces; the loss still sees the whole batch", "N", ge=1)] = 1
@@ -238,6 +242,7 @@ class RunSettings:
                 where = flag_of(name, fields_of(RunSettings)[name])
                 raise UserError(f"{twice} is given twice", where=where, do="Give each once")
         check_towers(self)
+        check_super_batch(self)
         self._check_datasets()
         if not self.cache:
             self._check_without_cache()
@@ -283,11 +288,17 @@ class RunSettings:
 
     def check_batch(self, samples: int, processes: int) -> None:
         """Raise `UserError` unless an epoch of so many samples fills a batch, and so many processes can share one."""
-        if samples < self.batch_size:
+        if samples < self.dealt:
             raise UserError(
-                f"{samples} samples do not fill one batch of {self.batch_size}",
+                f"{samples} samples do not fill one batch of {self.dealt}",
                 where=", ".join(self.shards),
-                do="Use a smaller --batch-size",
+                do=f"Use a smaller {'--super-batch' if self.super_batch else '--batch-size'}",
+            )
+        if self.dealt % processes:
+            raise UserError(
+                f"a super-batch of {self.dealt} cannot be cut evenly for {processes} processes",
+                where="--super-batch",
+                do="Choose a multiple of their number",
             )
         if self.batch_size % (processes * self.micro_batches):
             raise UserError(
@@ -310,6 +321,11 @@ class RunSettings:
                 raise UserError(f"something here {what}, and there is no cache", do="Give --cache")
         for source in self.captions:
             CaptionSource.parse(source)
+
+    @property
+    def dealt(self) -> int:
+        """How many samples a step reads; it trains on `batch_size` of them."""
+        return self.super_batch or self.batch_size
 
     def terms(self) -> dict[str, LossTerm]:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""

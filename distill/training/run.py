@@ -112,6 +112,7 @@ class Run:
             self.loss,
             self.ranks,
             batch_size=settings.batch_size,
+            dealt=settings.dealt,
             micro_batches=settings.micro_batches,
             text_from_cache=from_cache,
             image_from_cache=settings.image_tower == "cache",
@@ -126,9 +127,10 @@ class Run:
         for cache in self.caches:
             needy = next((name for name in self.terms if LOSSES[name].needs_teacher), None)
             lacks = ("image", "captions") if not cache.views else ("text", "images") if not cache.captions else None
-            if needy and lacks:
+            if lacks and (needy or self.settings.super_batch):
+                what = f"the loss {needy!r}" if needy else "choosing from a super-batch"
                 raise UserError(
-                    f"the loss {needy!r} needs {lacks[0]} embeddings, and this teacher embedded {lacks[1]} only",
+                    f"{what} needs {lacks[0]} embeddings, and this teacher embedded {lacks[1]} only",
                     where=str(cache.folder),
                     do="Use another teacher, or the contrastive loss",
                 )
@@ -355,11 +357,11 @@ def _rows(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:
 
 def _order(settings: RunSettings, datasets: list[Dataset], rows: list[int | np.ndarray]) -> Order | Mixture:
     if len(datasets) == 1:
-        return Order(rows, settings.batch_size, settings.seed)
+        return Order(rows, settings.dealt, settings.seed)
     orders = []
     for number, dataset in enumerate(datasets):
         own, rows = rows[: len(dataset.shards)], rows[len(dataset.shards) :]
-        orders.append(Order(own, settings.batch_size, seed64("dataset", settings.seed, number)))
+        orders.append(Order(own, settings.dealt, seed64("dataset", settings.seed, number)))
     mixture = Mixture(orders, settings.weights_in_order(), settings.seed)
     for shards, weight, share in zip(settings.shards, settings.weights_in_order(), mixture.shares, strict=True):
         if not share:

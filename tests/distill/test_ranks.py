@@ -35,6 +35,7 @@ CASES = (
     "untaught in micro-batches",
     "text from the cache",
     "text from a teacher of texts",
+    "chosen from a super-batch",
     "images from the cache",
     "images from the cache through a head",
     "out of reach",
@@ -92,6 +93,7 @@ def ran(
         "two datasets": {**two, "losses": {"affinity": 1.0, "fd": 9.0}},
         "text from the cache": {**texts, "teachers": ("other",), "losses": {"contrastive": 1.0, "affinity": 1.0}},
         "text from a teacher of texts": {**texts, "teachers": ("texts",)},
+        "chosen from a super-batch": {**several, "super_batch": 16, "losses": {"affinity": 1.0, "fd": 9.0}},
         "images from the cache": {**images, "teachers": ("other",)},
         "images from the cache through a head": {
             **images,
