@@ -44,7 +44,7 @@ def smoke(recipe: Mapping[str, Any], given: Mapping[str, Any], start: Callable[[
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         out = given.get("out") or stack.enter_context(tempfile.TemporaryDirectory(prefix="clipstill-smoke-"))
-        fields = merged(merged(_lasting(recipe), _small()), {**given, "out": str(Path(out) / "run")})
+        fields = merged(merged(_lasting(recipe), _small(recipe)), {**given, "out": str(Path(out) / "run")})
         if "shards" not in fields:
             drawn = str(_draw_dataset(Path(out) / "shards", fields))
             fields["shards"] = (drawn,)
@@ -57,10 +57,11 @@ def smoke(recipe: Mapping[str, Any], given: Mapping[str, Any], start: Callable[[
     return f"{shown} {time.monotonic() - began:.0f} s.{kept}"
 
 
-def _small() -> Recipe:
+def _small(recipe: Mapping[str, Any]) -> Recipe:
     cuda = torch.cuda.is_available()
+    chosen_from = {"super_batch": 8} if recipe.get("super_batch") else {}
     # Half precision is slow on a CPU, and without a meaning for three steps.
-    return {"steps": 3, "batch_size": 4, "log_every": 1, **({} if cuda else {"precision": "fp32"})} | {
+    return {"steps": 3, "batch_size": 4, "log_every": 1, **chosen_from, **({} if cuda else {"precision": "fp32"})} | {
         "optimiser": {"warmup": 1}
     }
 
