@@ -23,6 +23,7 @@ from teacher_cache.captions import CaptionSource
 from teacher_cache.settings import Policy
 
 Tower = Literal["image", "text"]
+Scale = Annotated[float, Gt(0)]
 Beta = Annotated[float, Ge(0), Lt(1)]
 Places = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 """One place, or several."""
@@ -110,7 +111,7 @@ class RunSettings:
     as in `load_model`, by manual inheritance (`clip_models.inheritance`) where it is larger. With `text_tower="cache"`
     the only teacher's text embeddings stand in for one, frozen; with `image_tower` its image embeddings. `prune`:
     automatic inheritance. `losses` maps names of `LOSSES` to their terms, or to a weight alone. A scale that is None is
-    the teachers' own, or is learned. `batch_size` is of all processes.
+    the teachers' own, or is learned; those of some teachers go by their names. `batch_size` is of all processes.
 
     How it is computed may change when a run is resumed; `micro_batches` save memory at the price of a second forward.
     `evaluation`, logs and checkpoints are for the record. `recipe`: the name of the recipe that the settings began
@@ -193,7 +194,8 @@ class RunSettings:
         ),
     ] = field(default_factory=dict)
     teacher_scale: Annotated[
-        float | None, option("the teachers' logit scale; none: each has its own", "T", none=True, gt=0)
+        Mapping[str, Scale] | Scale | None,
+        option("the teachers' logit scale, or NAME=T that of one, repeatable; none: each has its own", "T"),
     ] = None
     student_scale: Annotated[
         float | None, option("the student's, pinned; none: it is learned", "T", none=True, gt=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,33 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
             values[name] = dict(pairs)
             if len(values[name]) < len(pairs):
                 raise UserError("a name is given twice", where=flag, do="Give each once")
+    if "teacher_scale" in values:
+        values["teacher_scale"] = _scale(values["teacher_scale"])
     return values
+
+
+def _scale(texts: Sequence[str]) -> dict[str, float] | float | None:
+    """One for all teachers, "none" for their own, or each by its teacher's name."""
+    flag = "--teacher-scale"
+    if len(texts) == 1 and "=" not in texts[0]:
+        if texts[0] == "none":
+            return None
+        try:
+            return float(texts[0])
+        except ValueError:
+            raise UserError(f"{texts[0]!r} is not a number", where=flag, do="Write T, NAME=T or none") from None
+    pairs = []
+    for text in texts:
+        name, _, scale = text.rpartition("=")
+        if not name:
+            raise UserError("a scale for all, beside others", where=f"{flag} {text}", do="Write NAME=T for each")
+        try:
+            pairs.append((name, float(scale)))
+        except ValueError:
+            raise UserError(f"{scale!r} is not a number", where=f"{flag} {text}", do="Write NAME=T") from None
+    if len(dict(pairs)) < len(pairs):
+        raise UserError("a name is given twice", where=flag, do="Give each once")
+    return dict(pairs)
 
 
 def _weight(text: str) -> tuple[str, float]:

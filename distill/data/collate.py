@@ -9,7 +9,7 @@ Chunks share nothing but the arrays that they fill, each its own rows.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,7 +67,7 @@ class Filler:
         caches: Sequence[Cache],
         captions: Sequence[str],
         teacher_size: int | None,
-        teacher_scale: float | None,
+        teacher_scale: Mapping[str, float] | float | None,
     ) -> None:
         self._dataset, self._views, self._caches = dataset, views, tuple(caches)
         self._image_size, self._teacher_size, self._teacher_scale = image_size, teacher_size, teacher_scale
@@ -193,7 +193,7 @@ class Filler:
                 Embeddings(
                     image,
                     text,
-                    self._teacher_scale or cache.teacher.logit_scale,
+                    scale_of(cache, self._teacher_scale),
                     cache.teacher.logit_bias or 0.0,
                     checked=False,
                 )
@@ -210,6 +210,12 @@ class Filler:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 self._dataset.shards[oldest].release()
+
+
+def scale_of(cache: Cache, chosen: Mapping[str, float] | float | None) -> float:
+    """The logit scale that a teacher's embeddings count with: the one chosen for it or for all, else its own."""
+    own: float = cache.teacher.logit_scale
+    return chosen.get(cache.teacher.name, own) if isinstance(chosen, Mapping) else chosen or own
 
 
 def _rows(of: npt.NDArray[np.float32]) -> Tensor:

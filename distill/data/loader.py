@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from clip_models import Tokenizer
@@ -40,8 +40,8 @@ class Loader:
     With `caches` each view's crop is replayed from the first that has views; without, it is drawn by policy, which
     gives the same crop. Of a caption set with N captions a sample, in epoch e a sample shows caption (e + hash(key))
     mod N. `image_size` is the student's, None of one that sees no pixels: then no image is read. `teacher_size` adds
-    `Batch.teacher_pixels`. `teacher_scale` stands for the teachers' own logit scales. `waited`: seconds that whoever
-    reads `batches` has waited for them so far.
+    `Batch.teacher_pixels`. `teacher_scale`, of all teachers or by name, stands for their own logit scales. `waited`:
+    seconds that whoever reads `batches` has waited for them so far.
 
     `captions` names sets of the caches; where none has any, they are sources as in `teacher_cache.captions`.
 
@@ -61,7 +61,7 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         teacher_size: int | None = None,
-        teacher_scale: float | None = None,
+        teacher_scale: Mapping[str, float] | float | None = None,
     ) -> None:
         self._dataset, self._order, self._caches = dataset, order, tuple(caches)
         self._size, self._first = order.batch_size // ranks, rank * (order.batch_size // ranks)

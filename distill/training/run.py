@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clip_models import ModelConfig, square_side, tokenizer_for
 from clip_models.measure import tower_sizes
 from clip_models.precision import PRECISIONS
+from distill.data.collate import scale_of
 from distill.data.loader import Batch, Loader, Views
 from distill.data.mixture import Mixture
 from distill.data.order import Order
@@ -175,7 +176,7 @@ class Run:
                 "model": cache.teacher.spec,
                 "fingerprint": cache.teacher.fingerprint,
                 "embed_dim": cache.teacher.embed_dim,
-                "logit_scale": cache.teacher.logit_scale,
+                "logit_scale": scale_of(cache, self.settings.teacher_scale),
             }
             for cache in self.caches
         ]
@@ -313,6 +314,11 @@ def _open_caches(settings: RunSettings, datasets: list[Dataset]) -> list[Cache]:
         return []
     join = Join(policy=settings.join, limit=settings.join_limit)
     caches = open_caches(settings.cache, datasets, settings.teachers, join)
+    names = [cache.teacher.name for cache in caches]
+    for name in settings.teacher_scale if isinstance(settings.teacher_scale, Mapping) else ():
+        if name not in names:
+            told = f"{name} is none of the teachers"
+            raise UserError(told, where="--teacher-scale", do=f"Use {' or '.join(names)}")
     from_images = settings.image_tower == "cache"
     for cache in caches:
         if from_images and not cache.views:
