@@ -54,3 +54,10 @@ def check_super_batch(settings: RunSettings) -> None:
         raise UserError(
             "samples without a teacher cannot be chosen among", where=f"{where}, --join none", do="Use --join skip"
         )
+
+
+def check_scores(settings: RunSettings) -> None:
+    """Raise `UserError` unless every sample has a score to go by."""
+    if settings.by_score is not None and settings.join == "none":
+        where = f"--by-score {settings.by_score}, --join none"
+        raise UserError("samples without a teacher have no score", where=where, do="Use --join skip")

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
-from distill.checks import check_super_batch, check_towers
+from distill.checks import check_scores, check_super_batch, check_towers
 from distill.loss_term import LossTerm
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
@@ -149,6 +149,13 @@ class RunSettings:
             min_length=1,
         ),
     ] = ("txt",)
+    by_score: Annotated[
+        Literal["weight", "best-first"] | None,
+        option(
+            "show samples by the teachers' score of image and caption. weight: as often as it is high. best-first: the "
+            "best quarter in the first epoch, all from the fourth on"
+        ),
+    ] = None
     join: Annotated[
         Policy,
         option(
@@ -245,6 +252,7 @@ class RunSettings:
                 raise UserError(f"{twice} is given twice", where=where, do="Give each once")
         check_towers(self)
         check_super_batch(self)
+        check_scores(self)
         self._check_datasets()
         if not self.cache:
             self._check_without_cache()
@@ -315,6 +323,7 @@ class RunSettings:
             "joins shards with a cache": self.join != "error",
             "is a teacher's scale": self.teacher_scale is not None,
             "names teachers": bool(self.teachers),
+            "goes by teachers' scores": self.by_score is not None,
             "is a text tower from the cache": self.text_tower == "cache",
             "is an image tower from the cache": self.image_tower == "cache",
         }

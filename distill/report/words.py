@@ -94,6 +94,7 @@ def _data(run: RunFolder) -> str:
     words += [f"content {str(facts['content'])[:12]}"] if "content" in facts else []
     words += [share_in_words(part) for part in _objects(facts.get("parts"))]
     words += [f"cache {_listed(settings['cache'])}"] if settings.get("cache") else []
+    words += [f"samples by score: {settings['by_score']}"] if settings.get("by_score") else []
     captions = _listed(settings.get("captions"))
     words += [f"captions {captions}"] if captions not in ("", "txt") else []
     return ", ".join(word for word in words if word)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from clip_models import ModelConfig, square_side, tokenizer_for
 from clip_models.measure import tower_sizes
 from clip_models.precision import PRECISIONS
+from distill.data.by_score import EPOCHS_TO_ALL
 from distill.data.collate import scale_of
 from distill.data.loader import Batch, Loader, Views
 from distill.data.mixture import Mixture
-from distill.data.order import Order
 from distill.losses import LOSSES, LossShape, WeightedSum
 from distill.pruning.pruning import Pruning
 from distill.settings import RunSettings
 from distill.training.checkpoint import Parts, flatten, unflatten
+from distill.training.inputs import cached_width, caches_of, check_captioned, order_of, rows_of, scores_of
 from distill.training.optim import clip_gradients, make_adamw, make_average, parameters
 from distill.training.ranks import Ranks
 from distill.training.schedule import learning_rate
@@ -29,9 +31,9 @@ from distill.training.step import Gradients
 from distill.training.student import Student, make_student
 from shards import Dataset, UserError, seed64
 from teacher_cache.captions import CaptionSource
-from teacher_cache.settings import Join
-from teacher_cache.several import Cache, open_caches
 from teacher_cache.views import ViewPolicy
+
+log = logging.getLogger(__name__)
 
 
 class StepHook(Protocol):
@@ -68,16 +70,20 @@ class Run:
         self.device = self.ranks.device
         self.datasets = [Dataset.open(shards) for shards in settings.shards]
         for dataset in self.datasets:
-            _check_captioned(settings, dataset)
+            check_captioned(settings, dataset)
         self.dataset = Dataset.together(self.datasets)
-        self.caches = _open_caches(settings, self.datasets)
-        self.model, self.config, self.inherited = make_student(settings, _cached_width(settings, self.caches))
+        self.caches = caches_of(settings, self.datasets)
+        self.model, self.config, self.inherited = make_student(settings, cached_width(settings, self.caches))
         self.model.to(self.device)
         self._sizes = tower_sizes(self.model)
         self.initial = _weights_digest(self.model) if settings.initial else None
-        self.order = _order(settings, self.datasets, _rows(self.dataset, self.caches))
+        rows = rows_of(self.dataset, self.caches)
+        self.order = order_of(settings, self.datasets, rows, scores_of(settings, self.caches, rows))
         settings.check_batch(self.order.samples, self.ranks.size)
         self.steps = settings.steps or max(1, round((settings.epochs or 0.0) * self.order.steps_per_epoch))
+        if settings.by_score == "best-first" and self.steps <= (EPOCHS_TO_ALL - 1) * self.order.steps_per_epoch:
+            told = "best-first comes to all samples in epoch %d, and this run has %.3g: it sees the best ones alone"
+            log.warning(told, EPOCHS_TO_ALL, self.steps / self.order.steps_per_epoch)
         self.hooks = _hooks(settings, self.model, self.config, self.steps)
         seen = next((cache for cache in self.caches if cache.views), None)
         if seen and settings.views != 1:
@@ -295,85 +301,6 @@ def _hooks(settings: RunSettings, model: Any, config: ModelConfig, steps: int) -
             do="Shorten it: some steps after it are needed too",
         )
     return {"pruning": Pruning(model, config, settings.prune, settings.seed)}
-
-
-def _check_captioned(settings: RunSettings, dataset: Dataset) -> None:
-    """Every loss here is of images and captions: all empty, these would teach that any image fits any text."""
-    own = "txt" in settings.captions or settings.join == "none"
-    if own and not dataset.captioned:
-        raise UserError(
-            "this dataset has no captions: its list had none, and a student learns from images with captions",
-            where=str(dataset.folder),
-            do="Give captions made elsewhere: `clipstill cache build --captions table:PATH.parquet#COLUMN`, then "
-            "--cache CACHE --captions table-COLUMN",
-        )
-
-
-def _open_caches(settings: RunSettings, datasets: list[Dataset]) -> list[Cache]:
-    if not settings.cache:
-        return []
-    join = Join(policy=settings.join, limit=settings.join_limit)
-    caches = open_caches(settings.cache, datasets, settings.teachers, join)
-    names = [cache.teacher.name for cache in caches]
-    for name in settings.teacher_scale if isinstance(settings.teacher_scale, Mapping) else ():
-        if name not in names:
-            told = f"{name} is none of the teachers"
-            raise UserError(told, where="--teacher-scale", do=f"Use {' or '.join(names)}")
-    from_images = settings.image_tower == "cache"
-    for cache in caches:
-        if from_images and not cache.views:
-            raise UserError("this teacher embedded captions only", where=str(cache.folder), do="Choose another teacher")
-        for captions in settings.captions:
-            # Beside images that the cache embedded, captions may be the shards' own.
-            if not (from_images and not cache.captions) and (cache.views or captions not in cache.captions):
-                cache.require(captions)
-    for tower in ("image", "text"):
-        if getattr(settings, f"{tower}_tower") == "cache" and settings.join == "none":
-            raise UserError(
-                f"samples without a teacher have no {tower} embeddings, and there is no {tower} tower",
-                where="--join none",
-                do="Use --join skip",
-            )
-    return caches
-
-
-def _cached_width(settings: RunSettings, caches: list[Cache]) -> int:
-    """Of the embeddings that stand for images; 0 where none do."""
-    if settings.image_tower == "own":
-        return 0
-    if len(caches) > 1:
-        raise UserError(
-            f"{len(caches)} teachers' image embeddings for one image tower", where="--teacher", do="Choose one"
-        )
-    width: int = caches[0].teacher.embed_dim
-    # What the student is built from decides its width; a head bridges another.
-    return width
-
-
-def _rows(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:
-    """For each shard how many samples take part, or which."""
-    lacking = [cache.kept for cache in caches if cache.missing]
-    if not lacking:
-        return [shard.count for shard in dataset.shards]
-    rows = lacking[0]
-    for others in lacking[1:]:
-        rows = [np.intersect1d(here, there) for here, there in zip(rows, others, strict=True)]
-    return list(rows)
-
-
-def _order(settings: RunSettings, datasets: list[Dataset], rows: list[int | np.ndarray]) -> Order | Mixture:
-    if len(datasets) == 1:
-        return Order(rows, settings.dealt, settings.seed)
-    orders = []
-    for number, dataset in enumerate(datasets):
-        own, rows = rows[: len(dataset.shards)], rows[len(dataset.shards) :]
-        orders.append(Order(own, settings.dealt, seed64("dataset", settings.seed, number)))
-    mixture = Mixture(orders, settings.weights_in_order(), settings.seed)
-    for shards, weight, share in zip(settings.shards, settings.weights_in_order(), mixture.shares, strict=True):
-        if not share:
-            told = f"with the weight {weight:g} no epoch shows a sample of {shards}"
-            raise UserError(told, where="--weight", do="Raise it, or leave the dataset out")
-    return mixture
 
 
 def _weights_digest(model: Any) -> str:
