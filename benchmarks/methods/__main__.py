@@ -93,9 +93,8 @@ def _measure(data: str, work: Path, sizes: Sizes) -> dict[str, Any]:
     students.write_architecture()
     say("audition")
     scale = students.hear()
-    say(
-        f"  found the scale {scale:g}, its own is {float(load_model(material.teacher).model.logit_scale.detach().exp()):.1f}"
-    )
+    own = float(load_model(material.teacher).model.logit_scale.detach().exp())
+    say(f"  found the scale {scale:g}, its own is {own:.1f}")
     say("students")
     run_side_by_side("students", students.jobs(scale), len(os.sched_getaffinity(0)))
     found = students.scores()
