@@ -13,8 +13,12 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
+<<<<<<< HEAD
 from distill.checks import check_scores, check_super_batch, check_towers
 from distill.loss_term import LossTerm
+=======
+from distill.datasets import check_published, check_weights, weights_in_order
+>>>>>>> main
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
 from shards.errors import UserError
@@ -107,7 +111,8 @@ class RunSettings:
 
     `shards`, `cache` as in `Dataset.open`, `TeacherCache.open`, the caches in the order of their datasets; without one
     `captions` are sources as in `teacher_cache.captions`. `weights`: by a dataset's path, or the last part of it, how
-    many times an epoch shows its samples (1), as in `distill.data.mixture`. `student` as in `create_student`; `initial`
+    many times an epoch shows its samples (1), as in `distill.data.mixture`. `datasets`: what a recipe was published on,
+    by name in the order of `shards`, each with its weight. `student` as in `create_student`; `initial`
     as in `load_model`, by manual inheritance (`clip_models.inheritance`) where it is larger. With `text_tower="cache"`
     the only teacher's text embeddings stand in for one, frozen; with `image_tower` its image embeddings. `prune`:
     automatic inheritance. `losses` maps names of `LOSSES` to their terms, or to a weight alone. A scale that is None is
@@ -137,6 +142,7 @@ class RunSettings:
             flag="--weight",
         ),
     ] = field(default_factory=dict)
+    datasets: Mapping[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
     teachers: Annotated[
         tuple[str, ...], option("a teacher in the cache; repeatable (its only one)", "NAME", flag="--teacher")
     ] = ()
@@ -276,25 +282,12 @@ class RunSettings:
                 where="--cache",
                 do="Give one for each, in their order",
             )
-        if self.weights and len(self.shards) == 1:
-            raise UserError(
-                "a weight is beside other datasets', and there is one dataset", where="--weight", do="Leave it out"
-            )
-        for name in self.weights:
-            named = [place for place in self.shards if name in _names_of(place)]
-            if len(named) != 1:
-                raise UserError(
-                    f"{name} is {'none' if not named else 'more than one'} of the datasets",
-                    where="--weight",
-                    do=f"Use one of {', '.join(self.shards)}",
-                )
+        check_weights(self.shards, self.weights)
+        check_published(self.shards, self.datasets)
 
     def weights_in_order(self) -> tuple[float, ...]:
         """One for each of `shards`."""
-        return tuple(
-            next((weight for name, weight in self.weights.items() if name in _names_of(place)), 1.0)
-            for place in self.shards
-        )
+        return weights_in_order(self.shards, self.weights, self.datasets)
 
     def check_batch(self, samples: int, processes: int) -> None:
         """Raise `UserError` unless an epoch of so many samples fills a batch, and so many processes can share one."""
@@ -358,11 +351,6 @@ class RunSettings:
         return fields
 
 
-def _names_of(place: str) -> tuple[str, str]:
-    whole = place.rstrip("/")
-    return whole, whole.rpartition("/")[2]
-
-
 _ELSEWHERE = (
     "shards",
     "cache",
@@ -381,6 +369,7 @@ _ELSEWHERE = (
     "keep",
     "wandb",
     "recipe",
+    "datasets",
 )
 
 __all__ = ["WARMUP_WITHIN", "Beta", "EvaluationSettings", "LossTerm", "OptimiserSettings", "RunSettings", "Tower"]

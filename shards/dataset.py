@@ -161,7 +161,10 @@ class DatasetPlan:
         last = self.stages[-1]
         if last.whole:
             return
-        if last.settings is None:
+        if last.made_of:
+            problem = f"this `clipstill shards {last.made_of[0]}` did not come to an end"
+            do = "Run the same command again; it goes on where it stopped"
+        elif last.settings is None:
             problem, do = "whoever was writing a dataset here did not come to an end", "Write it again, all of it"
         else:
             problem = f"this dataset is still being ingested: {last.rows:,} rows of its list are planned so far"
@@ -224,7 +227,7 @@ def read_lists(folder: Folder) -> list[Stage]:
 
 def publish_planning(folder: Folder, stage: Stage) -> None:
     """Publish a stage that is not whole, as it now is."""
-    folder.publish(PLANNING, _text(stage, _IN_PLANNING))
+    folder.publish(PLANNING, _text(stage, _IN_PLANNING | ({"made_of"} if stage.made_of else set())))
 
 
 def publish_whole(folder: Folder, stage: Stage) -> Stage:

@@ -11,6 +11,7 @@ for every choice of k blocks the hashes are sorted by these, and compared where 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from math import comb
 
@@ -78,6 +79,54 @@ def near_groups(hashes: Hashes, distance: int = NEAR) -> Places:
     np.minimum.at(lowest, search.group, first)
     named: Places = lowest[search.group][inverse]
     return named
+
+
+def first_copies(hashes: Hashes, distance: int = NEAR) -> Places:
+    """(n,) for each of n hashes the place of the one that is kept for it, its own if that is itself.
+
+    In their order each is kept unless it is near one that is kept already: the first of those stands for it. So no two
+    that are kept are near, and nothing goes for what it is only near over others that go too.
+    """
+    distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    ranked, rank = distinct[order], np.argsort(order)
+    kept = near_groups(ranked, distance)
+    # Of a group of two the first is kept for both. Its name is already the first's.
+    for members in _groups(kept, least=3):
+        rest = members
+        while len(rest):
+            near = np.bitwise_count(ranked[rest] ^ ranked[rest[0]]) <= distance
+            kept[rest[near]] = rest[0]
+            rest = rest[~near]
+    found: Places = first[order[kept]][rank[inverse]]
+    return found
+
+
+def near_any(hashes: Hashes, others: Hashes, distance: int = NEAR) -> npt.NDArray[np.bool_]:
+    """(n,) which of n hashes is near one of the others."""
+    distinct, inverse = np.unique(hashes, return_inverse=True)
+    theirs = np.unique(others)
+    every = np.concatenate([theirs, distinct])
+    found = np.zeros(len(every), np.bool_)
+    for members in _groups(near_groups(every, distance), least=2):
+        ones, own = members[members < len(theirs)], members[members >= len(theirs)]
+        if len(ones) <= len(own):
+            for one in ones:
+                found[own] |= np.bitwise_count(every[own] ^ every[one]) <= distance
+        elif len(own):
+            for one in own:
+                found[one] = (np.bitwise_count(every[ones] ^ every[one]) <= distance).any()
+    alike: npt.NDArray[np.bool_] = found[len(theirs) :][inverse]
+    return alike
+
+
+def _groups(names: Places, least: int) -> Iterator[Places]:
+    """The places of each group of `least` or more, ascending."""
+    order = np.argsort(names, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(names[order]) != 0]) if len(names) else np.empty(0, np.int64)
+    sizes = np.diff(np.r_[starts, len(names)])
+    for start, size in zip(starts[sizes >= least].tolist(), sizes[sizes >= least].tolist(), strict=True):
+        yield order[start : start + size]
 
 
 def _masks(bits: list[int], distance: int, count: int) -> list[np.uint64]:

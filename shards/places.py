@@ -32,6 +32,7 @@ def what_is_at(folder: Folder) -> str:
         "teacher.json": "one teacher's part of a cache; the cache is the folder above it",
         "layer.json": "one layer of a cache; the cache is two folders above it",
         "_plan": "a dataset whose planning was interrupted: the same `clipstill ingest` command goes on",
+        "_facts": "a selection that was not finished: the same `clipstill shards filter` command goes on",
         "_records": f"{tars} shards that have lost their dataset.json: restore it",
     }
     found = [words for name, words in known.items() if name in names]

@@ -191,7 +191,7 @@ class RayExecutor:
         self._moved = time.monotonic()
         self._patience = self.patience
         outcome = self._ended.popleft()
-        if outcome.record is not None:
+        if outcome.result is not None:
             self._renewals = 0
         return outcome
 

@@ -40,10 +40,12 @@ class Dataset:
         shards: tuple[Shard, ...],
         *,
         captioned: bool = True,
-        tables: tuple[SideTable, ...] = (),
+        tables: Sequence[tuple[SideTable, ...]] = (),
     ) -> None:
         self.folder, self.name, self.shards, self.captioned = folder, name, shards, captioned
-        self._tables, self._opened = tables, OpenShards()
+        # Of each shard those that stand beside it: of datasets put together each has its own.
+        self._tables = tuple(tables) or ((),) * len(shards)
+        self._opened = OpenShards()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_keys"}
@@ -56,8 +58,8 @@ class Dataset:
         return np.cumsum([shard.count for shard in self.shards])
 
     def __iter__(self) -> Iterator[Sample]:
-        for shard in self.shards:
-            yield from self._samples(shard, range(shard.count))
+        for place, shard in enumerate(self.shards):
+            yield from self._samples(place, range(shard.count))
 
     def at(self, place: int) -> Sample:
         """The sample at a place in the dataset's order, from 0; -1 is the last. Raises `UserError` past its ends."""
@@ -65,7 +67,7 @@ class Dataset:
         if not 0 <= number < len(self):
             raise UserError(f"no sample at {place}: there are {len(self):,}", where=str(self.folder))
         at = int(np.searchsorted(self._ends, number, side="right"))
-        (sample,) = self._samples(self.shards[at], [number - int(self._ends[at]) + self.shards[at].count])
+        (sample,) = self._samples(at, [number - int(self._ends[at]) + self.shards[at].count])
         return sample
 
     def __getitem__(self, key: str) -> Sample:
@@ -79,7 +81,7 @@ class Dataset:
             raise self.unknown(key)
         if len(found) > 1:
             raise UserError(f"{len(found)} samples have the key {key!r}", where=self.name, do="Look in one dataset")
-        (sample,) = self._samples(self.shards[found[0].file], [found[0].start])
+        (sample,) = self._samples(found[0].file, [found[0].start])
         return sample
 
     def __contains__(self, key: object) -> bool:
@@ -96,13 +98,15 @@ class Dataset:
                 shard.release()
             return writer.index()
 
-    def _samples(self, shard: Shard, rows: Sequence[int]) -> Iterator[Sample]:
-        keys = self._opened.use(shard).keys if self._tables else []
-        found = [table.rows([keys[row] for row in rows]) for table in self._tables]
+    def _samples(self, place: int, rows: Sequence[int]) -> Iterator[Sample]:
+        """Of the shard at `place`."""
+        shard, tables = self.shards[place], self._tables[place]
+        keys = self._opened.use(shard).keys if tables else []
+        found = [table.rows([keys[row] for row in rows]) for table in tables]
         for number, row in enumerate(rows):
             told: dict[str, Any] = {}
             absent: list[str] = []
-            for table, values in zip(self._tables, found, strict=True):
+            for table, values in zip(tables, found, strict=True):
                 told |= values[number] or {}
                 absent += table.columns if values[number] is None else ()
             yield Sample(shard, row, self._opened, told, absent)
@@ -131,7 +135,8 @@ class Dataset:
             raise UserError(
                 "no key of the table is one of the dataset's", where=str(self.folder), do="Compare the keys"
             )
-        return Dataset(self.folder, self.name, self.shards, captioned=self.captioned, tables=(*self._tables, beside))
+        tables = [(*before, beside) for before in self._tables]
+        return Dataset(self.folder, self.name, self.shards, captioned=self.captioned, tables=tables)
 
     @property
     def content(self) -> str:
@@ -140,7 +145,10 @@ class Dataset:
 
     @staticmethod
     def together(datasets: Sequence[Dataset]) -> Dataset:
-        """All their shards in a row; its folder is the first one's. Keys are unique within each dataset only."""
+        """All their shards in a row, each with the columns beside its own dataset; its folder is the first one's.
+
+        Keys are unique within each dataset only.
+        """
         first, *others = datasets
         if not others:
             return first
@@ -149,6 +157,7 @@ class Dataset:
             " + ".join(dataset.name for dataset in datasets),
             tuple(shard for dataset in datasets for shard in dataset.shards),
             captioned=all(dataset.captioned for dataset in datasets),
+            tables=[tables for dataset in datasets for tables in dataset._tables],
         )
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import traceback
 from collections import Counter, deque
@@ -21,7 +22,7 @@ from shards.errors import IncompleteError, ShardError, UserError, disk_is_full, 
 from shards.failures import FAILURES, Failures
 from shards.progress import Meter
 from shards.publication import SupersededError
-from shards.record import PublishedShards, ShardRecord, compact
+from shards.record import PublishedShards, compact
 from shards.storage import Folder
 from shards.task import GrowingTask, ShardTask, Spec, Worker
 
@@ -34,10 +35,10 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one attempt at one spec ended: with a record, or with an error of a kind."""
+    """How one attempt at one spec ended: with what the worker returned, or with an error of a kind."""
 
     spec: Spec
-    record: ShardRecord | None = None
+    result: Any = None
     kind: Literal["done", "user", "permanent", "transient"] = "done"
     cause: str = ""
     trace: str = ""
@@ -87,9 +88,9 @@ class Host:
     def run(self, spec: Spec) -> Outcome:
         """Run one spec and sort what came of it."""
         try:
-            return Outcome(spec, record=self._opened().run(spec))
+            return Outcome(spec, result=self._opened().run(spec))
         except SupersededError as error:
-            return Outcome(spec, record=error.record)
+            return Outcome(spec, result=error.record)
         except UserError as error:
             return Outcome(spec, kind="user", cause=str(error), error=error)
         except ShardError as error:
@@ -186,6 +187,11 @@ def _work(host: Host, waiting: SimpleQueue[Spec | None], ended: SimpleQueue[Outc
             ended.put(error)
 
 
+def threads_of(executor: Executor) -> int:
+    """How many shards that keep a core busy a worker may be at: all cores have one if this process does the work."""
+    return (os.cpu_count() or 1) if isinstance(executor, InProcess) else 1
+
+
 @dataclass
 class Summary:
     """What a run did: shards found done, done now, and the sum of every record's `stats` (old and new).
@@ -216,12 +222,12 @@ def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATT
     try:
         with Meter(task.name, work.total, unit="shards") as meter:
             for outcome in _outcomes(work, task, executor, meter):
-                if outcome.record is None:
+                if outcome.result is None:
                     work.failed.append(outcome)
                     work.tell(meter)
                 else:
                     summary.finished += 1
-                    work.tell(meter, 1, outcome.record.count)
+                    work.tell(meter, 1, outcome.result.count)
     finally:
         work.close()
     summary.skipped, summary.remade = work.skipped, work.published.withdrawn
@@ -359,7 +365,7 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
 
 def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
     """Whether the outcome of the attempt number `tried` stands; else its spec is to be tried again."""
-    if outcome.record is not None:
+    if outcome.result is not None:
         work.failures.clear(outcome.spec)
         return True
     if outcome.error is not None:

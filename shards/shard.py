@@ -148,16 +148,27 @@ class Shard:
             self.__dict__.pop("_index", None)
         return digest
 
+    def key_array(self) -> pa.StringArray:
+        """The keys in order, as Arrow has them; the files are let go of."""
+        table = self._table()
+        return table["key"].combine_chunks().cast(pa.string())
+
+    @property
+    def ancestry(self) -> list[tuple[str, int]]:
+        """Of `ancestors` the content and the number of samples, from the head of the index alone."""
+        try:
+            with pa.ipc.open_file(pa.py_buffer(self._map(".index.arrow"))) as reader:
+                told = json.loads((reader.schema.metadata or {}).get(_ANCESTORS, b"[]"))
+        except (pa.ArrowException, ValueError):
+            return []  # whoever reads it is told what is wrong
+        return [(content, count) for content, count in told]
+
     @property
     def ancestors(self) -> list[Ancestor]:
         """Of a selection's shard the one that its samples were selected from, that one's own, and so on."""
         if not self.record.parent:
             return []
-        table = self._table()
-        told = json.loads((table.schema.metadata or {}).get(_ANCESTORS, b"[]"))
-        return [
-            Ancestor(content, count, table[f"row_{number}"].to_numpy()) for number, (content, count) in enumerate(told)
-        ]
+        return _ancestors(self._table())
 
     def selected_index(self, rows: npt.NDArray[np.int64]) -> pa.Table:
         """The index of these of its samples, for a shard whose ancestor this one is."""
@@ -248,12 +259,32 @@ class Shard:
         return data
 
 
+def _ancestors(table: pa.Table) -> list[Ancestor]:
+    """What a selection's index says of the shards that its samples are of. Raises `ValueError` if that is not sound."""
+    metadata = (table.schema.metadata or {}).get(_ANCESTORS, b"[]")
+    try:
+        told: Any = json.loads(metadata)
+        named = [(str(content), int(samples)) for content, samples in told]
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"does not say what it was selected from, but {metadata[:80]!r}") from None
+    rows = pa.schema([pa.field(f"row_{number}", pa.int64(), nullable=False) for number in range(len(named))])
+    refuse_other_columns(table, rows)
+    found = [Ancestor(*shard, table[name].to_numpy()) for name, shard in zip(rows.names, named, strict=True)]
+    for name, ancestor in zip(rows.names, found, strict=True):
+        if ((ancestor.rows < 0) | (ancestor.rows >= ancestor.samples)).any():
+            raise ValueError(f"has numbers in {name} that are no rows of a shard of {ancestor.samples} samples")
+    return found
+
+
 def _check_places(table: pa.Table, record: ShardRecord) -> None:
     """Raises `ValueError` for an index that does not fit its record and tar."""
     refuse_other_columns(table, _INDEX)
     is_adopted = record.file(".tar").at is not None and not record.parent
     if "label" in table.column_names or is_adopted:
         refuse_other_columns(table, _ADOPTED)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise ValueError("has two columns of a name")
+    _ancestors(table)
     if table.num_rows != record.count:
         raise ValueError(f"has {table.num_rows} rows, its record says {record.count}")
     most = record.file(".tar").bytes

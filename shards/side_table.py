@@ -7,6 +7,7 @@ disk. Of a table that is in memory only the index is made.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -14,10 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards import stores
 from shards.errors import UserError
 from shards.key_index import IndexWriter, KeyIndex
 
@@ -58,7 +61,9 @@ class SideTable:
             )
         whole = pa.table(table)
         columns = _check(whole.schema, None, "the table")
-        return _indexed(columns, _keyed(whole.select([KEY, *columns]).to_batches(_BATCH)), "the table", on_disk=False)
+        return _indexed(
+            columns, _keyed(whole.select([KEY, *columns]).to_batches(_BATCH), "the table"), "the table", on_disk=False
+        )
 
     @staticmethod
     def read(path: str, columns: Sequence[str] | None = None) -> SideTable:
@@ -68,7 +73,7 @@ class SideTable:
         """
         columns = _check(schema_of(path), columns, path)
         try:
-            return _indexed(columns, _keyed(_parquet(path, columns)), path, on_disk=True)
+            return _indexed(columns, _keyed(_parquet(path, columns), path), path, on_disk=True)
         except _UNREADABLE as error:
             raise UserError(
                 f"it cannot be unpacked ({error})",
@@ -93,10 +98,24 @@ class SideTable:
         ]
 
 
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """A file anywhere; pyarrow by itself would go to a store without our settings, and for minutes."""
+    try:
+        file = fsspec.open(path, "rb").open()
+    except Exception as error:
+        if isinstance(error, OSError) or (known := stores.told(error)) is None:
+            raise
+        raise UserError(known[0], where=path, do=known[1]) from None
+    with file:
+        yield file
+
+
 def schema_of(path: str) -> pa.Schema:
     """Which columns a Parquet file has. Raises `UserError` if it is none."""
     try:
-        return pq.read_schema(path)
+        with _opened(path) as file:
+            return pq.read_schema(file)
     except _UNREADABLE as error:
         raise UserError(
             f"not readable as Parquet ({error})", where=path, do="Give a Parquet file with a column `key`"
@@ -117,7 +136,7 @@ def _check(schema: pa.Schema, columns: Sequence[str] | None, where: str) -> list
 
 
 def _parquet(path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as opened, pq.ParquetFile(opened) as file:
         read = 0
         for batch in file.iter_batches(_BATCH, columns=[KEY, *columns]):
             batch.validate(full=True)
@@ -128,13 +147,13 @@ def _parquet(path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
             raise EOFError(f"it has {read} rows instead of {file.metadata.num_rows}")
 
 
-def _keyed(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _keyed(batches: Iterable[pa.RecordBatch], where: str) -> Iterator[pa.RecordBatch]:
     """With keys as text, and without the rows that have none."""
     for batch in batches:
         try:
             keys = batch[KEY].cast(pa.large_string())
         except pa.ArrowException as error:
-            raise UserError(f"its keys are no text ({error})", do="Give a column `key` of texts") from None
+            raise UserError(f"its keys are no text ({error})", where=where, do="Give a column `key` of texts") from None
         plain = batch.set_column(batch.schema.get_field_index(KEY), KEY, keys)
         yield plain.filter(keys.is_valid()) if keys.null_count else plain
 

@@ -24,12 +24,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards import copies
 from shards.errors import UserError
-from shards.stores import CREDENTIALS, UNREACHABLE
+from shards.stores import CREDENTIALS, UNREACHABLE, to_install
 
 log = logging.getLogger(__name__)
-
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-"""What fsspec needs for a scheme, beside itself."""
 
 
 class Folder:
@@ -73,10 +70,7 @@ class Folder:
         try:
             fs, path = fsspec.core.url_to_fs(self.url)
         except ImportError as error:
-            package = _PACKAGES.get(self.url.partition("://")[0], "what it names")
-            raise UserError(
-                f"cannot be opened ({error})", where=self.url, do=f"Install it: pip install {package}"
-            ) from None
+            raise UserError(f"cannot be opened ({error})", where=self.url, do=to_install(error, self.url)) from None
         except ValueError as error:
             raise UserError(f"cannot open storage {self.url!r} ({error})", do="Check the URL's scheme") from None
         return fs, str(path)
@@ -194,6 +188,13 @@ class Folder:
         fs, _ = self._located
         with _explained(self.url), contextlib.suppress(FileNotFoundError):
             fs.rm_file(self._name(name))
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it, if it is there."""
+        fs, path = self._located
+        with _explained(self.url), contextlib.suppress(FileNotFoundError):
+            fs.invalidate_cache()
+            fs.rm(path, recursive=True)
 
     def sweep(self) -> int:
         """Remove what killed writers left half-written, here and in the `_...` folders beside the shards.

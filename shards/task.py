@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from shards.record import ShardRecord
 from shards.storage import Folder
 
 
@@ -36,8 +35,8 @@ S = TypeVar("S", bound=Spec)
 class Worker(Protocol[S_contra]):
     """What runs in a worker process; made once there, used for many shards, by up to `overlap` threads at a time."""
 
-    def run(self, spec: S_contra) -> ShardRecord:
-        """Do the work, publish payload then record, return the record.
+    def run(self, spec: S_contra) -> Any:
+        """Do the work, publish payload then record, return the record; of `map_shards`, return what is to be known.
 
         Raises `UserError` (the whole run stops), `ShardError` (the shard is quarantined at once), or anything else
         (the shard is tried again, and quarantined after the last try).

@@ -11,9 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards import ShardRecord, UserError
+from shards.arrow_files import refuse_other_columns
 from shards.dataset import DatasetPlan
+from shards.keys import sample_row
 from stats.measures import KEYS, Words
 
+_LEDGER = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("key", "status")])
 SAMPLE = "success"
 _CAUSES = ("error_class", "reason")
 """The second one of selections."""
@@ -32,7 +35,11 @@ def count_rows(plan: DatasetPlan, records: Mapping[int, ShardRecord]) -> tuple[i
         ledger = _read(plan, f"{shard:05d}.parquet")
         if retried:
             # A key is the dataset's name, "-" and the row's number.
-            numbers = pc.utf8_slice_codeunits(ledger["key"], len(plan.name) + 1).cast(pa.int64()).to_numpy()
+            told = [sample_row(plan.name, key) for key in ledger["key"].to_pylist()]
+            if any(row is None or row >= len(seen) for row in told):
+                where = str(plan.folder)
+                raise UserError(f"{shard:05d}.parquet has keys of no row of the input", where=where, do="Run `verify`")
+            numbers = np.array(told, np.int64)
             ledger = ledger.filter(pa.array(~seen[numbers]))
             seen[numbers] = True
         rows += len(ledger)
@@ -57,9 +64,15 @@ def _read(plan: DatasetPlan, name: str) -> pa.Table:
         folder = plan.folder
         file = pq.ParquetFile(folder.path / name if folder.is_local else io.BytesIO(folder.read(name)))
         table = file.read([name for name in ("key", "status", *_CAUSES) if name in file.schema_arrow.names])
+        table.validate(full=True)
+        refuse_other_columns(table, _LEDGER)
+        if len(table) != file.metadata.num_rows:
+            # Columns of different lengths are read as far as the shortest.
+            raise ValueError(f"it has {len(table)} rows instead of {file.metadata.num_rows}")
+        cause = next((table[name] for name in _CAUSES if name in table.column_names), pa.nulls(len(table)))
+        return table.select(["key", "status"]).append_column("cause", cause.cast(pa.string()))
     except FileNotFoundError:
         raise UserError(f"{name} is missing", where=str(plan.folder), do="Restore it: `verify` names all") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{name} cannot be read ({error})", where=str(plan.folder), do="Run `verify`") from None
-    cause = next((table[name] for name in _CAUSES if name in table.column_names), pa.nulls(len(table), pa.string()))
-    return table.select(["key", "status"]).append_column("cause", cause)
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{name} cannot be read ({told})", where=str(plan.folder), do="Run `verify`") from None

@@ -64,8 +64,12 @@ class LayerFile:
 
     @property
     def keys(self) -> list[str]:
-        keys: list[str] = self._table["key"].to_pylist()
+        keys: list[str] = self.key_array().to_pylist()
         return keys
+
+    def key_array(self) -> pa.StringArray:
+        """The keys in order, as Arrow has them."""
+        return _flat(self._table, "key")
 
     def norms(self, column: int) -> npt.NDArray[np.float32]:
         """(rows,) as stored, not made unit; `column` counted from the layer's first."""
@@ -103,18 +107,17 @@ class Layer:
         most = max(self.joined.records, default=0) + 1
         self._starts, self._steps, self._used = (np.zeros(most, np.int64) for _ in range(3))
         self._clock = 0
-        self._in_order = np.array([rows is None for rows in self.joined.places], np.bool_)
         self._numbers = np.array([shard.id for shard in dataset.shards], np.int64)
 
-    def _keys(self, record: ShardRecord) -> list[str]:
-        return LayerFile(self.folder, self.facts, record, self._width).keys
+    def _keys(self, record: ShardRecord) -> pa.StringArray:
+        return LayerFile(self.folder, self.facts, record, self._width).key_array()
 
     def first_key(self, record: ShardRecord) -> str:
-        return self._keys(record)[0]
+        return str(self._keys(record)[0])
 
     def find(self, place: int, row: int) -> tuple[LayerFile, int]:
         """The file that holds a sample, and its row there."""
-        rows = self.joined.places[place]
+        rows = self.joined.rows(place)
         if rows is None:
             return self._open(self._dataset.shards[place].id, place), row
         number, at = rows[row].tolist()
@@ -122,12 +125,9 @@ class Layer:
         return self._open(number, None), at
 
     def fetch(self, place: int) -> None:
-        rows = self.joined.places[place]
-        numbers = [self._dataset.shards[place].id] if rows is None else np.unique(rows[:, 0]).tolist()
-        for number in numbers:
-            if number >= 0:
-                entry = self.joined.records[number].file(".arrow")
-                self.folder.fetch(entry.name, entry.sha256)
+        for number in self.joined.files(place):
+            entry = self.joined.records[number].file(".arrow")
+            self.folder.fetch(entry.name, entry.sha256)
 
     def gather(self, places: Places, columns: npt.NDArray[np.int64]) -> Values:
         """(n, D) rows of these samples, zeros where a sample has none; `columns` counted from the layer's first."""
@@ -156,13 +156,13 @@ class Layer:
 
     def _files_of(self, places: Places) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """File number and row of each sample, and whether its file has the very rows of its shard."""
-        in_order = self._in_order[places[:, 0]]
+        in_order = self.joined.in_order[places[:, 0]]
         numbers, rows = self._numbers[places[:, 0]], places[:, 1]
         if not in_order.all():
             rows = rows.copy()
             for place in np.unique(places[~in_order, 0]).tolist():
                 chosen = places[:, 0] == place
-                joined = self.joined.places[place]
+                joined = self.joined.rows(place)
                 assert joined is not None
                 both = joined[rows[chosen]]
                 numbers[chosen], rows[chosen] = both[:, 0], both[:, 1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ class TeacherCache:
         self._policy = ViewPolicy.from_identity(self._views[0].facts.settings["policy"]) if self._views else None
         # Of shards that lack some samples only: where nothing is missing, nothing is held for each sample.
         self._present: dict[int, npt.NDArray[np.bool_]] = {}
-        for place, shard in enumerate(dataset.shards):
-            present = np.logical_and.reduce([layer.joined.present(place, shard.count) for layer in layers])
-            if not present.all():
+        for place in range(len(dataset.shards)):
+            parts = [part for layer in layers if (part := layer.joined.present(place)) is not None]
+            if parts and not (present := np.logical_and.reduce(parts)).all():
                 self._present[place] = present
         self.missing = sum(int((~present).sum()) for present in self._present.values())
         self._leaves_out = False
@@ -99,13 +100,10 @@ class TeacherCache:
         return not self.missing or self._leaves_out
 
     @property
-    def kept(self) -> list[npt.NDArray[np.int64]]:
-        """For each shard the rows that take part."""
+    def kept(self) -> list[int | npt.NDArray[np.bool_]]:
+        """For each shard how many samples take part if all do, else (count,) which."""
         left_out = self._present if self._leaves_out else {}
-        return [
-            np.flatnonzero(left_out[place]) if place in left_out else np.arange(shard.count)
-            for place, shard in enumerate(self.dataset.shards)
-        ]
+        return [left_out.get(place, shard.count) for place, shard in enumerate(self.dataset.shards)]
 
     @property
     def policy(self) -> ViewPolicy:
@@ -123,7 +121,10 @@ class TeacherCache:
         """16 hex digits over the views, the captions `source`, and the samples that take part: equal for equal data."""
         layers = [*self._views, *([self._captions[source]] if source in self._captions else [])]
         files = [[layer.facts.fingerprint, *(r.content for r in layer.joined.records.values())] for layer in layers]
-        return fingerprint([files, [rows.tolist() for rows in self.kept] if self.missing else None])
+        left_out = sha256()
+        for place, present in self._present.items() if self._leaves_out else ():
+            left_out.update(np.array([place, len(present)], "<i8").tobytes() + np.packbits(present).tobytes())
+        return fingerprint([files, left_out.hexdigest() if self.missing else None])
 
     def present(self, places: Places) -> npt.NDArray[np.bool_]:
         """(n,): which of these samples have embeddings; all of them unless joined with `none`."""
@@ -237,7 +238,9 @@ class TeacherCache:
         """Of layers of which some have these samples, or have nothing at all yet; None if the keys are others."""
         counts = [shard.count for shard in self.dataset.shards]
         held = {
-            layer.facts.name: sum(bool(layer.joined.present(place, count).any()) for place, count in enumerate(counts))
+            layer.facts.name: sum(
+                present is None or bool(present.any()) for present in map(layer.joined.present, range(len(counts)))
+            )
             for layer in layers
         }
         if not any(held.values()) and any(layer.joined.records for layer in layers):

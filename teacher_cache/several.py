@@ -45,7 +45,7 @@ class SeveralCaches:
         return self._caches[0].policy
 
     @property
-    def kept(self) -> list[npt.NDArray[np.int64]]:
+    def kept(self) -> list[int | npt.NDArray[np.bool_]]:
         return [rows for cache in self._caches for rows in cache.kept]
 
     def content(self, source: str = "txt") -> str:

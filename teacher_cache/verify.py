@@ -77,7 +77,7 @@ def verify_cache(
         for layer in opened.layers:
             joined = opened.joined(layer.name)
             for place, shard in enumerate(dataset.shards):
-                selected = joined.places[place] if shard.record.parent else None
+                selected = joined.rows(place) if shard.record.parent else None
                 # A selection's rows are in the file of what they were selected from.
                 number = shard.id if selected is None or not len(selected) else int(selected[0, 0])
                 record = joined.records.get(number)

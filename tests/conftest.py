@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from PIL import Image
 
 from shards import Dataset
 from shards.samples import write_shards
+
+_COPIES = tempfile.TemporaryDirectory(prefix="clipstill-tests-")
+# What is kept beside copies of files shall not outlive the tests.
+os.environ["CLIPSTILL_CACHE"] = _COPIES.name
 
 Sample = tuple[bytes, str, str]
 """Encoded image, its extension, caption."""

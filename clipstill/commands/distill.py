@@ -70,6 +70,7 @@ def _options(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.recipe == "list":
         return _list()
+    from distill.datasets import on_other_data  # noqa: PLC0415
     from distill.recipe import load_recipe, settings_from  # noqa: PLC0415
     from distill.training.launch import launch  # noqa: PLC0415
 
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             where="--prune",
             do="Give --initial: the teacher, or the model/ of the stage before",
         )
+    if note := on_other_data(settings.recipe, settings.shards, settings.datasets):
+        _say(note)
     result = start(settings)
     rate = f", {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
     best = result.best

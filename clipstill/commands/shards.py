@@ -151,6 +151,7 @@ def _verify_options(parser: Parser) -> None:
     parser.add_argument(
         "--no-decode", dest="decode", action="store_false", help="hash and read everything, but decode no image"
     )
+    add_runner(parser, workers="the machine's cores")
 
 
 def _cat_options(parser: Parser) -> None:
@@ -189,6 +190,7 @@ def _filter_options(parser: Parser) -> None:
     from shards.selection.settings import FilterSettings  # noqa: PLC0415
 
     add_options(parser, FilterSettings)
+    add_runner(parser, workers="the machine's cores")
 
 
 def _split_options(parser: Parser) -> None:
@@ -218,9 +220,9 @@ def run_filter(args: argparse.Namespace) -> int:
     from shards.selection.settings import FilterSettings  # noqa: PLC0415
 
     settings = make(FilterSettings, given(args, FilterSettings))
-    from shards.selection import select  # noqa: PLC0415 - a wrong option is told before
+    from shards.selection import select, work_of_filter  # noqa: PLC0415 - a wrong option is told before
 
-    _say_selected(select(settings))
+    _say_selected(select(settings, make_executor(args, work_of_filter(settings), workers=cores(), cpus=1)))
     return 0
 
 
@@ -362,11 +364,14 @@ def run_stats(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from shards import verify_dataset  # noqa: PLC0415 - `--help` stays fast
+    from shards.verify import verify_dataset, work_of_verifying  # noqa: PLC0415 - `--help` stays fast
 
     failed = False
-    for folder in args.folders:
-        report = verify_dataset(folder, decode=args.decode)
+    # Of all of them first whether they are there.
+    works = [work_of_verifying(folder, decode=args.decode) for folder in args.folders]
+    for folder, work in zip(args.folders, works, strict=True):
+        executor = make_executor(args, work, workers=cores(), cpus=1)
+        report = verify_dataset(folder, executor, decode=args.decode)
         for problem in report.problems:
             show(problem)
         verdict = f"{len(report.problems)} problems" if report.problems else "sound"

@@ -29,6 +29,7 @@ def shuffled(count: int, seed: int) -> npt.NDArray[np.int64]:
 class Order:
     """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
 
+<<<<<<< HEAD
     `shards`: for each, how many samples it has, or which of its rows take part. `window`: how many shards are shuffled
     together. `repeats`: of an epoch, for each shard how often it shows each of these, as many in all as there are; once
     unless given. `samples` is how many there are in all, of how many `shards`.
@@ -41,9 +42,17 @@ class Order:
         seed: int,
         window: int = 16,
         repeats: Callable[[int], Sequence[npt.NDArray[np.int64]]] | None = None,
+=======
+    `shards`: for each, how many samples it has, or (count,) which of them take part. `window`: how many shards are
+    shuffled together. `samples` is how many there are in all, of how many `shards`.
+    """
+
+    def __init__(
+        self, shards: Sequence[int | npt.NDArray[np.bool_]], batch_size: int, seed: int, window: int = 16
+>>>>>>> main
     ) -> None:
-        self._rows = [None if isinstance(rows, int) else rows for rows in shards]
-        self._counts = np.array([rows if isinstance(rows, int) else len(rows) for rows in shards], np.int64)
+        self._chosen = {place: rows for place, rows in enumerate(shards) if not isinstance(rows, int)}
+        self._counts = np.array([rows if isinstance(rows, int) else int(rows.sum()) for rows in shards], np.int64)
         self.shards, self.samples = len(self._counts), int(self._counts.sum())
         self._seed, self._window, self.batch_size = seed, window, batch_size
         self.steps_per_epoch = self.samples // batch_size
@@ -95,10 +104,16 @@ class Order:
         sizes = np.add.reduceat(counts[shards], np.arange(0, len(shards), self._window))
         return shards, np.concatenate([[0], np.cumsum(sizes)])
 
+<<<<<<< HEAD
     def _rows_of(self, shard: int, epoch: int) -> npt.NDArray[np.int64]:
         own = self._rows[shard]
         rows = np.arange(self._counts[shard]) if own is None else own
         return rows if self._repeats is None else np.repeat(rows, self._repeats(epoch)[shard])
+=======
+    def _rows_of(self, shard: int) -> npt.NDArray[np.int64]:
+        chosen = self._chosen.get(shard)
+        return np.arange(self._counts[shard]) if chosen is None else np.flatnonzero(chosen)
+>>>>>>> main
 
     def _shuffled_block(self, epoch: int, block: int) -> npt.NDArray[np.int64]:
         shards, _ = self._plan(epoch)

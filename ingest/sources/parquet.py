@@ -40,6 +40,12 @@ class ParquetReader(FileReader):
         with open_raw(path) as file:
             # Otherwise the columns of a row group, which may be all of a file, are read whole.
             parquet = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+            if not chosen.all:
+                # Images without anything beside them: of no column there are no rows to be read.
+                for start in range(skip, parquet.metadata.num_rows, _ROWS):
+                    count = min(_ROWS, parquet.metadata.num_rows - start)
+                    yield Block(pa.table({"": pa.nulls(count)}), {})
+                return
             first, groups = 0, parquet.metadata.num_row_groups
             while first < groups and skip >= (rows := parquet.metadata.row_group(first).num_rows):
                 first, skip = first + 1, skip - rows

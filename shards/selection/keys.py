@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tokenize
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,13 @@ _UID = np.dtype("u8,u8")
 """DataComp's: the two halves of 32 hexadecimal digits, sorted."""
 
 
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, pa.ArrowException),
+    *(SyntaxError, tokenize.TokenError),
+)
+"""What damaged files make of their readers; an array's header is an expression of Python's, which numpy parses."""
+
+
 class WantedKeys:
     """The names in such a file; `hold` says which samples of a shard have one."""
 
@@ -33,15 +42,23 @@ class WantedKeys:
         try:
             data = Folder(parent or ("/" if url.startswith("/") else ".")).read(name)
             if name.endswith(".npy"):
-                found = np.load(io.BytesIO(data))
+                with warnings.catch_warnings():
+                    # A header by Python 2 is read more slowly, which need not be said.
+                    warnings.simplefilter("ignore", UserWarning)
+                    found = np.load(io.BytesIO(data))
                 if found.dtype != _UID or found.ndim != 1:
                     raise ValueError(f"an array of {found.dtype} in {found.ndim} dimensions, DataComp's have {_UID}")
                 return WantedKeys(url, None, np.unique(found))
             if name.endswith(".parquet"):
-                keys = pq.read_table(pa.BufferReader(data), columns=["key"])["key"].cast(pa.string()).to_pylist()
+                file = pq.ParquetFile(pa.BufferReader(data))
+                table = file.read(columns=["key"])
+                table.validate(full=True)
+                if len(table) != file.metadata.num_rows:
+                    raise ValueError(f"it has {len(table)} rows instead of {file.metadata.num_rows}")
+                keys = table["key"].cast(pa.string()).to_pylist()
             else:
                 keys = [line.strip() for line in data.decode().splitlines() if line.strip()]
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except _UNREADABLE as error:
             raise UserError(
                 f"no keys can be read here ({one_line(str(error))})",
                 where=url,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -112,12 +114,18 @@ def test_adopted_selected_and_materialized(
         mend(out, capsys, in_shell, tmp_path)
         assert verify_dataset(str(out)).problems == ()
         assert {path.name for path in (out / "_records").iterdir()} == set(before)
+    # A tar that was written to and adopted again is another one, be its bytes the same.
+    os.utime(place / "0.tar", ns=(7, 7))
+    for name in ("adopted", "some", "parts/a-b"):
+        assert "0.tar was written to" in verify_dataset(str(place / name)).problems[0]
+        mend(place / name, capsys, in_shell, tmp_path)
+        assert verify_dataset(str(place / name)).problems == ()
     # A selection's tars are not its own.
     (place / "1.tar").unlink()
     assert "1.tar is missing" in verify_dataset(str(place / "some")).problems[0]
-    assert verify_dataset(str(place / "some")).mend == verify_dataset(str(place / "parts" / "a-b")).mend.replace(
-        "some", "adopted"
-    )
+    parent, own = verify_dataset(str(place / "some")).mend, verify_dataset(str(place / "parts" / "a-b")).mend
+    assert shlex.split(parent)[3:8] == [str(place / "adopted"), "&&", "clipstill", "shards", "filter"]
+    assert shlex.split(own)[3:8] == [str(place / "some"), "&&", "clipstill", "shards", "split"]
     mend(place / "adopted", capsys, in_shell, tmp_path)
     assert verify_dataset(str(place / "adopted")).samples == 8
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from clipstill.main import main
 from distill.recipe import list_recipes, load_recipe, merged, settings_from
 from distill.settings import LossTerm, RunSettings
 from shards import UserError
@@ -253,3 +254,28 @@ def test_a_recipes_warm_up_fits_the_run_unless_it_is_asked_for() -> None:
     prune = load_recipe("tinyclip-auto-vit-63m-32-text-31m-prune")
     assert settings_from(prune, **given).optimiser.warmup_steps(3000) == 3000
     assert settings_from(prune, **given, steps=40).optimiser.warmup_steps(40) == 4
+
+
+def test_clip_kds_two_datasets_are_each_seen_once_and_in_their_order(capfd: pytest.CaptureFixture[str]) -> None:
+    both = {"shards": ("d/cc3m-clean", "d/cc12m"), "cache": ("a", "b")}
+    for name in (name for name in NAMES if name.startswith("clip-kd")):
+        run = settings_from(load_recipe(name), **both, out="O")
+        assert (tuple(run.datasets), run.weights_in_order()) == (("CC3M", "CC12M"), (1.0, 1.0))
+    mine = settings_from(load_recipe("clip-kd"), **both, out="O", weights={"cc12m": 0.5})
+    assert mine.weights_in_order() == (1.0, 0.5)
+    with pytest.raises(UserError, match=r"d/cc12m stands where the recipe has CC3M.*CC3M \+ CC12M, in order"):
+        settings_from(load_recipe("clip-kd"), **both | {"shards": both["shards"][::-1]}, out="O")
+    assert settings_from(load_recipe("clip-kd"), **both | {"shards": ("x", "y")}, out="O").weights_in_order() == (1, 1)
+    # One dataset, perhaps both in one, is trained too; whoever reads the figures is told.
+    assert main(["distill", "nowhere", "--cache", "C", "--recipe", "clip-kd", "--out", "O"]) == 2
+    assert "published on CC3M + CC12M, and this run is of one dataset" in capfd.readouterr().out
+
+
+def test_a_recipes_own_weights_need_its_datasets(write: Any) -> None:
+    path = write('base = "clip-kd"\n[datasets]\nmine = 2\nyours = 0.25\n')
+    run = settings_from(load_recipe(path), shards=("a", "b"), cache=("c", "d"), out="O")
+    assert run.weights_in_order() == (2, 0.25)
+    assert run.identity()["weights"] == (2, 0.25)
+    for shards in (("a",), ("a", "b", "c")):
+        with pytest.raises(UserError, match=f"the recipe weighs mine \\+ yours, and {len(shards)} stand here"):
+            settings_from(load_recipe(path), shards=shards, cache=shards, out="O")

@@ -21,7 +21,7 @@ def case(seed: int, folder: Path) -> str:
     return chance.choice([_index, _layer, _layer])(chance, folder)
 
 
-def _spoil(path: Path, chance: random.Random) -> None:
+def spoil(path: Path, chance: random.Random) -> None:
     """By bytes; or the table in it, cut, in pieces, with other types, names, nulls and numbers."""
     if chance.random() < 0.7:
         path.write_bytes(mutated(path.read_bytes(), chance))
@@ -60,7 +60,7 @@ def _index(chance: random.Random, folder: Path) -> str:
     sound = material.everything(Dataset.open(str(place)))
     path = chance.choice(sorted(place.glob("*.index.arrow")))
     before = path.read_bytes()
-    _spoil(path, chance)
+    spoil(path, chance)
     forged = chance.random() < 0.6
     if forged:
         material.record_again(place, int(path.name[:5]), ".index.arrow")
@@ -93,7 +93,7 @@ def _layer(chance: random.Random, folder: Path) -> str:
     place = material.copied("cache", folder)
     dataset = material.opened("own")
     path = chance.choice(sorted(place.rglob("*.arrow")))
-    _spoil(path, chance)
+    spoil(path, chance)
     if chance.random() < 0.7:
         material.record_again(path.parent, int(path.name[:5]), ".arrow")
     try:

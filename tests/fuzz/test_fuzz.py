@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz.batch import run
 
-KINDS = ["tars", "jsons", "parquets", "arrows"]
+KINDS = ["tars", "jsons", "parquets", "arrows", "selections"]
 _FEW, _MANY, _AT_ONCE = 75, 10_000, 500
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pictures import RefusedError
-from shards.near import NEAR, image_hash, near_groups
+from shards.near import NEAR, first_copies, image_hash, near_any, near_groups
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -176,3 +176,46 @@ def test_thousands_that_agree_in_most_bits_are_searched_like_any_others() -> Non
 def test_what_cannot_be_searched_for() -> None:
     with pytest.raises(ValueError, match="-1 bits"):
         near_groups(np.zeros(2, np.uint64), -1)
+
+
+def kept_one_by_one(hashes: Hashes, distance: int) -> list[int]:
+    """Each is kept unless it is near one that is kept."""
+    kept: list[int] = []
+    found = []
+    for place, value in enumerate(hashes.tolist()):
+        near = next((one for one in kept if apart(int(hashes[one]), value) <= distance), None)
+        kept += [place] if near is None else []
+        found.append(place if near is None else near)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_is_near_nothing_else_that_is(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    hashes = random.integers(0, 2**64, 40, np.uint64)
+    for bits in (2, 3, 4, 3):  # chains, whose ends are far apart
+        hashes = np.concatenate([hashes, flipped(hashes, bits, random)])
+    hashes = hashes[random.permutation(len(hashes))]
+    assert first_copies(hashes).tolist() == kept_one_by_one(hashes, NEAR)
+    assert len(set(near_groups(hashes).tolist())) < len(set(first_copies(hashes).tolist())) < len(hashes)
+
+
+def test_a_chain_loses_only_what_is_near_what_is_kept() -> None:
+    chain = np.array([0, 0b111, 0b111111, 0b111111111], np.uint64)
+    assert near_groups(chain, 3).tolist() == [0, 0, 0, 0]
+    assert first_copies(chain, 3).tolist() == [0, 0, 2, 2]
+    assert first_copies(chain[::-1], 3).tolist() == [0, 0, 2, 2]
+    assert first_copies(np.zeros(0, np.uint64)).tolist() == []
+
+
+@pytest.mark.parametrize(("own", "theirs"), [(60, 5), (5, 60), (50, 50), (3, 0)])
+def test_near_any_of_others_and_not_over_copies_of_ones_own(own: int, theirs: int) -> None:
+    random = np.random.default_rng(own)
+    others = random.integers(0, 2**64, theirs, np.uint64)
+    hashes = random.integers(0, 2**64, own, np.uint64)
+    if theirs:
+        hashes = np.concatenate(
+            [hashes, others, flipped(others, 4, random), flipped(flipped(others, 4, random), 3, random)]
+        )
+    told = [any(apart(one, other) <= NEAR for other in others.tolist()) for one in hashes.tolist()]
+    assert near_any(hashes, others).tolist() == told

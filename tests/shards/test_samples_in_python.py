@@ -207,6 +207,27 @@ def test_datasets_put_together(tmp_path: Path, dataset: Dataset) -> None:
         both["k1"]
 
 
+def test_datasets_put_together_keep_their_columns(tmp_path: Path) -> None:
+    """A table stands beside its own dataset alone, though another has the same keys; one beside both beside both."""
+    one, other = (
+        write_dataset(tmp_path / name, [(key, picture(1), name, {}) for key in ("k", name)], name=name)
+        for name in ("one", "other")
+    )
+    scored = one.with_columns(pa.table({"key": ["k", "one"], "score": [1, 2], "caption": ["said", None]}))
+    both = Dataset.together([other, scored, other.with_columns(pa.table({"key": ["k"], "rank": [7]}))])
+    told = [{name: sample.meta.get(name, "-") for name in ("score", "rank")} for sample in both]
+    assert told == [
+        *({"score": "-", "rank": "-"}, {"score": "-", "rank": "-"}),
+        *({"score": 1, "rank": "-"}, {"score": 2, "rank": "-"}),
+        *({"score": "-", "rank": 7}, {"score": "-", "rank": None}),
+    ]
+    assert [sample.caption for sample in both][2] == "said"
+    assert both["one"].meta["score"] == both.at(3).meta["score"] == 2
+    marked = both.with_columns(pa.table({"key": ["k", "one"], "mark": ["m", "n"]}))
+    assert [sample.meta["mark"] for sample in marked] == ["m", None, "m", "n", "m", None]
+    assert marked["one"].meta["score"] == 2
+
+
 def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example, _ = (ROOT / "docs" / "library.md").read_text().split("```python\n")[1:]
     given = [(f"cc3m-00000000{n}", picture(n), "a dog" if n == 4 else "a cat", {}) for n in range(6)]

@@ -105,7 +105,7 @@ def test_samples_find_their_rows_in_shards_cut_otherwise(
         TeacherCache.open(settings.cache, other)
     cache = TeacherCache.open(settings.cache, other, join=Join(policy=policy, limit=0))
     assert cache.missing == 0
-    assert [rows.tolist() for rows in cache.kept] == [list(range(len(cut))) for cut in cuts]
+    assert cache.kept == [len(cut) for cut in cuts]
     got = every(cache, other)
     assert got[0] == [f"tiny-{number:09d}" for cut in cuts for number in cut]
     agree(got, expected)
@@ -126,7 +126,8 @@ def test_samples_without_embeddings_are_left_out(
 ) -> None:
     cache = TeacherCache.open(part[0], dataset, join=Join(policy="skip", limit=0.15))
     assert cache.missing == 3
-    assert [rows.tolist() for rows in cache.kept] == [[0, 1, 2, 4, 5, 6, 7], [], list(range(10))]
+    kept = [rows if isinstance(rows, int) else np.flatnonzero(rows).tolist() for rows in cache.kept]
+    assert kept == [[0, 1, 2, 4, 5, 6, 7], 0, list(range(10))]
     agree(every(cache, dataset, lambda key: key in part[1]), expected)
 
 
@@ -144,7 +145,7 @@ def test_samples_without_embeddings_can_take_part(
 ) -> None:
     cache = TeacherCache.open(part[0], dataset, join=Join(policy="none"))
     assert cache.missing == 3
-    assert [len(rows) for rows in cache.kept] == [8, 0, 12]
+    assert [rows if isinstance(rows, int) else rows.sum() for rows in cache.kept] == [8, 0, 12]
     places = np.array([(2, 10), (0, 3), (0, 4), (2, 0), (2, 11)])
     assert cache.present(places).tolist() == [False, False, True, True, False]
     for rows, column in ((cache.image(places, np.array([0, 0, 4 % 3, 8 % 3, 0])), 0), (cache.text(places), 1)):
@@ -185,7 +186,7 @@ def test_a_missing_shard_is_refused_or_joined(
     with pytest.raises(UserError, match=r"8 of 20 samples have no embeddings \(40\.00%\), the limit is 1\.00%"):
         TeacherCache.open(str(tmp_path), dataset, join=Join(policy="skip"))
     cache = TeacherCache.open(str(tmp_path), dataset, join=Join(policy="skip", limit=0.4))
-    assert (cache.missing, [len(rows) for rows in cache.kept]) == (8, [0, 0, 12])
+    assert (cache.missing, [rows if isinstance(rows, int) else rows.sum() for rows in cache.kept]) == (8, [0, 0, 12])
     agree(every(cache, dataset, lambda key: int(key[-9:]) >= 8), expected)
 
 
@@ -209,23 +210,28 @@ def test_the_same_shards_need_no_key(settings: BuildSettings, dataset: Dataset) 
 
 
 def test_only_the_files_that_are_needed_are_read_and_once(
-    settings: BuildSettings, dataset: Dataset, part: tuple[str, set[str]], tmp_path: Path
+    settings: BuildSettings,
+    dataset: Dataset,
+    part: tuple[str, set[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Keys are what costs: of 100,000 files most are either the very shards' or lack a few of their samples."""
+    monkeypatch.setenv("CLIPSTILL_CACHE", str(tmp_path / "kept"))
     asked: list[int] = []
 
     def join(cache: str, other: Dataset, name: str = "captions-txt") -> list[Any]:
         folder = Folder(cache).child("teach", name)
 
-        def keys(record: ShardRecord) -> list[str]:
+        def keys(record: ShardRecord) -> pa.StringArray:
             asked.append(record.shard)
             with pa.OSFile(str(folder.path / record.files[0].name)) as file:
-                found: list[str] = pa.ipc.open_file(file).read_all()["key"].to_pylist()
-                return found
+                return pa.ipc.open_file(file).read_all()["key"].combine_chunks()
 
         asked.clear()
-        places = join_layer(folder, read_layer(folder), other, Join(policy="none"), keys).places
-        return [None if rows is None else rows.tolist() for rows in places]
+        joined = join_layer(folder, read_layer(folder), other, Join(policy="none"), keys)
+        found = [joined.rows(place) for place in range(len(other.shards))]
+        return [None if rows is None else rows.tolist() for rows in found]
 
     other = recut(dataset, tmp_path, [[*range(8)], [], [*range(19, 11, -1)], [11, 8]])
     found = join(settings.cache, dataset)
@@ -239,6 +245,13 @@ def test_only_the_files_that_are_needed_are_read_and_once(
     nowhere = [-1, -1]
     assert found[0] == [[0, 0], [0, 1], [0, 2], nowhere, [0, 3], [0, 4], [1, 0], [1, 1]]
     assert found[2] == [*([1, row] for row in range(2, 12)), nowhere, nowhere]
+    assert (join(part[0], dataset), asked) == (found, []), "what was matched once is kept"
+    views = join(part[0], dataset, "views-000-002")
+    assert (views, asked) == (found, []), "all layers of a cache have the same rows"
+    for kept in (tmp_path / "kept").iterdir():
+        kept.unlink()
+    assert join(part[0], dataset) == found
+    assert sorted(asked) == [0, 1]
 
 
 def test_both_contents_are_named(settings: BuildSettings, dataset: Dataset, tmp_path: Path) -> None:

@@ -26,8 +26,13 @@ def begin(*public: str) -> None:
             name = f"lo:{number}".encode()
             where = struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
             fcntl.ioctl(control, _SIOCSIFADDR, struct.pack("16s16s", name, where))
+    wait_for_answers(4)
+
+
+def wait_for_answers(seconds: int) -> None:
+    """How long this machine waits for its resolver, which is 127.0.0.1."""
     with tempfile.NamedTemporaryFile("w", suffix=".conf", delete=False) as file:
-        file.write("nameserver 127.0.0.1\noptions timeout:4 attempts:1\n")
+        file.write(f"nameserver 127.0.0.1\noptions timeout:{seconds} attempts:1\n")
     subprocess.run(["mount", "--bind", file.name, "/etc/resolv.conf"], check=True)
 
 
