@@ -13,12 +13,9 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
-<<<<<<< HEAD
 from distill.checks import check_scores, check_super_batch, check_towers
-from distill.loss_term import LossTerm
-=======
 from distill.datasets import check_published, check_weights, weights_in_order
->>>>>>> main
+from distill.loss_term import LossTerm
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
 from shards.errors import UserError

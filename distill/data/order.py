@@ -29,27 +29,18 @@ def shuffled(count: int, seed: int) -> npt.NDArray[np.int64]:
 class Order:
     """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
 
-<<<<<<< HEAD
-    `shards`: for each, how many samples it has, or which of its rows take part. `window`: how many shards are shuffled
-    together. `repeats`: of an epoch, for each shard how often it shows each of these, as many in all as there are; once
-    unless given. `samples` is how many there are in all, of how many `shards`.
+    `shards`: for each, how many samples it has, or (count,) which of them take part. `window`: how many shards are
+    shuffled together. `repeats`: of an epoch, for each shard how often it shows each of those that take part, as many in
+    all as there are; once unless given. `samples` is how many there are in all, of how many `shards`.
     """
 
     def __init__(
         self,
-        shards: Sequence[int | npt.NDArray[np.int64]],
+        shards: Sequence[int | npt.NDArray[np.bool_]],
         batch_size: int,
         seed: int,
         window: int = 16,
         repeats: Callable[[int], Sequence[npt.NDArray[np.int64]]] | None = None,
-=======
-    `shards`: for each, how many samples it has, or (count,) which of them take part. `window`: how many shards are
-    shuffled together. `samples` is how many there are in all, of how many `shards`.
-    """
-
-    def __init__(
-        self, shards: Sequence[int | npt.NDArray[np.bool_]], batch_size: int, seed: int, window: int = 16
->>>>>>> main
     ) -> None:
         self._chosen = {place: rows for place, rows in enumerate(shards) if not isinstance(rows, int)}
         self._counts = np.array([rows if isinstance(rows, int) else int(rows.sum()) for rows in shards], np.int64)
@@ -104,16 +95,10 @@ class Order:
         sizes = np.add.reduceat(counts[shards], np.arange(0, len(shards), self._window))
         return shards, np.concatenate([[0], np.cumsum(sizes)])
 
-<<<<<<< HEAD
     def _rows_of(self, shard: int, epoch: int) -> npt.NDArray[np.int64]:
-        own = self._rows[shard]
-        rows = np.arange(self._counts[shard]) if own is None else own
-        return rows if self._repeats is None else np.repeat(rows, self._repeats(epoch)[shard])
-=======
-    def _rows_of(self, shard: int) -> npt.NDArray[np.int64]:
         chosen = self._chosen.get(shard)
-        return np.arange(self._counts[shard]) if chosen is None else np.flatnonzero(chosen)
->>>>>>> main
+        rows = np.arange(self._counts[shard]) if chosen is None else np.flatnonzero(chosen)
+        return rows if self._repeats is None else np.repeat(rows, self._repeats(epoch)[shard])
 
     def _shuffled_block(self, epoch: int, block: int) -> npt.NDArray[np.int64]:
         shards, _ = self._plan(epoch)

@@ -70,14 +70,14 @@ def cached_width(settings: RunSettings, caches: list[Cache]) -> int:
 
 
 def rows_of(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:
-    """For each shard how many samples take part, or which."""
-    lacking = [cache.kept for cache in caches if cache.missing]
-    if not lacking:
-        return [shard.count for shard in dataset.shards]
-    rows = lacking[0]
-    for others in lacking[1:]:
-        rows = [np.intersect1d(here, there) for here, there in zip(rows, others, strict=True)]
-    return list(rows)
+    """For each shard how many samples take part if all do, else which."""
+    rows: list[int | np.ndarray] = [shard.count for shard in dataset.shards]
+    for cache in caches:
+        for place, kept in enumerate(cache.kept) if cache.missing else ():
+            here = rows[place]
+            if not isinstance(kept, int):
+                rows[place] = kept if isinstance(here, int) else here & kept
+    return rows
 
 
 def scores_of(
@@ -86,7 +86,7 @@ def scores_of(
     """For each shard what the teachers say of its rows; None where nothing goes by it."""
     if settings.by_score is None:
         return None
-    own = [np.arange(part) if isinstance(part, int) else part for part in rows]
+    own = [np.arange(part) if isinstance(part, int) else np.flatnonzero(part) for part in rows]
     return pair_scores(caches, settings.captions[0], own)
 
 

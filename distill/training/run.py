@@ -303,65 +303,6 @@ def _hooks(settings: RunSettings, model: Any, config: ModelConfig, steps: int) -
     return {"pruning": Pruning(model, config, settings.prune, settings.seed)}
 
 
-<<<<<<< HEAD
-=======
-def _check_captioned(settings: RunSettings, dataset: Dataset) -> None:
-    """Every loss here is of images and captions: all empty, these would teach that any image fits any text."""
-    own = "txt" in settings.captions or settings.join == "none"
-    if own and not dataset.captioned:
-        raise UserError(
-            "this dataset has no captions: its list had none, and a student learns from images with captions",
-            where=str(dataset.folder),
-            do="Give captions made elsewhere: `clipstill cache build --captions table:PATH.parquet#COLUMN`, then "
-            "--cache CACHE --captions table-COLUMN",
-        )
-
-
-def _open_caches(settings: RunSettings, datasets: list[Dataset]) -> list[Cache]:
-    if not settings.cache:
-        return []
-    join = Join(policy=settings.join, limit=settings.join_limit)
-    caches = open_caches(settings.cache, datasets, settings.teachers, join)
-    for cache in caches:
-        for captions in settings.captions:
-            if cache.views or captions not in cache.captions:
-                cache.require(captions)
-    if settings.text_tower == "cache" and settings.join == "none":
-        raise UserError(
-            "samples without a teacher have no text embeddings, and there is no text tower",
-            where="--join none",
-            do="Use --join skip",
-        )
-    return caches
-
-
-def _rows(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:
-    """For each shard how many samples take part if all do, else which."""
-    rows: list[int | np.ndarray] = [shard.count for shard in dataset.shards]
-    for cache in caches:
-        for place, kept in enumerate(cache.kept) if cache.missing else ():
-            here = rows[place]
-            if not isinstance(kept, int):
-                rows[place] = kept if isinstance(here, int) else here & kept
-    return rows
-
-
-def _order(settings: RunSettings, datasets: list[Dataset], rows: list[int | np.ndarray]) -> Order | Mixture:
-    if len(datasets) == 1:
-        return Order(rows, settings.batch_size, settings.seed)
-    orders = []
-    for number, dataset in enumerate(datasets):
-        own, rows = rows[: len(dataset.shards)], rows[len(dataset.shards) :]
-        orders.append(Order(own, settings.batch_size, seed64("dataset", settings.seed, number)))
-    mixture = Mixture(orders, settings.weights_in_order(), settings.seed)
-    for shards, weight, share in zip(settings.shards, settings.weights_in_order(), mixture.shares, strict=True):
-        if not share:
-            told = f"with the weight {weight:g} no epoch shows a sample of {shards}"
-            raise UserError(told, where="--weight", do="Raise it, or leave the dataset out")
-    return mixture
-
-
->>>>>>> main
 def _weights_digest(model: Any) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
