@@ -30,8 +30,8 @@ class Order:
     """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
 
     `shards`: for each, how many samples it has, or (count,) which of them take part. `window`: how many shards are
-    shuffled together. `repeats`: of an epoch, for each shard how often it shows each of those that take part, as many in
-    all as there are; once unless given. `samples` is how many there are in all, of how many `shards`.
+    shuffled together. `repeats`: of an epoch, for each shard how often it shows each of those that take part, as many
+    in all as there are; once unless given. `samples` is how many there are in all, of how many `shards`.
     """
 
     def __init__(
