@@ -98,9 +98,11 @@ def _measure(data: str, work: Path, sizes: Sizes) -> dict[str, Any]:
     say("students")
     run_side_by_side("students", students.jobs(scale), len(os.sched_getaffinity(0)))
     found = students.scores()
-    kinds = {
-        kind: {name: spread([one[name] for one in found[kind]]) for name in ("top1", "recall5", "cpu_seconds")}
-        | {"steps": [one["steps"] for one in found[kind]]}
+    kinds: dict[str, dict[str, Any]] = {
+        kind: {
+            **{name: spread([one[name] for one in found[kind]]) for name in ("top1", "recall5", "cpu_seconds")},
+            "steps": [one["steps"] for one in found[kind]],
+        }
         for kind in KINDS
     }
     for kind, one in kinds.items():

@@ -14,7 +14,7 @@ from clip_models.inheritance import Inherited, inherit
 from distill.losses import LOSSES
 from distill.patch_masking import mask_patches
 from distill.settings import RunSettings, Tower
-from distill.short_texts import encode_text, has_short_form
+from distill.short_texts import encode_by_length, encode_text, has_short_form
 from shards import UserError
 
 _SIGLIP_SCALE, _SIGLIP_BIAS = math.log(10), -10.0
@@ -84,8 +84,10 @@ class Student(nn.Module):
         visual = set(model.visual.modules())
         others = [module for module in model.modules() if module not in visual and module is not model]
         self._still = [*(visual if "image" in settings.lock else ()), *(others if "text" in settings.lock else ())]
-        # Of a compiled model shapes have to stay.
+        # Of a compiled model shapes have to stay; under masks a forward is one draw of the gates.
         self.shortens = has_short_form(model) and not settings.compile
+        by_length = self.shortens and device.type == "cpu" and settings.prune is None
+        self._encode_text = encode_by_length if by_length else encode_text
         self.train()
 
     def train(self, mode: bool = True) -> Student:
@@ -104,7 +106,7 @@ class Student(nn.Module):
         with self._casting(self._device):
             out = {"image": self.model.encode_image(self._normalise(pixels))}
             for captions, ids in tokens.items():
-                out[f"text/{captions}"] = encode_text(self.model, ids)
+                out[f"text/{captions}"] = self._encode_text(self.model, ids)
         wide = {name: rows.to(torch.promote_types(rows.dtype, torch.float32)) for name, rows in out.items()}
         return wide | self.scalars()
 

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_captions_without_their_padding_mean_the_same(
     world: Any, save_student: Callable[..., str], length: int
 ) -> None:
     """In value and gradient, in float64, by the towers of both of open_clip's kinds."""
-    from distill.short_texts import encode_text, has_short_form, shortened  # noqa: PLC0415
+    from distill.short_texts import encode_by_length, encode_text, has_short_form, shortened  # noqa: PLC0415
 
     for custom in (False, True):
         path = save_student(world.root / f"short{custom}.json", custom_text=custom)
@@ -176,17 +177,19 @@ def test_captions_without_their_padding_mean_the_same(
         short = shortened(tokens)
         assert ends <= short.shape[1] < ends + 8
         found = []
-        for encode, ids in ((model.encode_text, tokens), (lambda ids, of=model: encode_text(of, ids), short)):
+        for encode in (model.encode_text, partial(encode_text, model), partial(encode_by_length, model)):
+            ids = tokens if encode == model.encode_text else short
             out = encode(ids)
             model.zero_grad()
             F.normalize(out, dim=-1)[:, 0].sum().backward()
             grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
             found.append((out.detach(), grads))
-        (whole, wanted), (part, got) = found
-        assert (whole - part).abs().max() < 1e-12
-        assert wanted.keys() == got.keys()
-        for name, grad in wanted.items():
-            assert (grad - got[name]).abs().max() < 1e-12, name
+        (whole, wanted), *others = found
+        for part, got in others:
+            assert (whole - part).abs().max() < 1e-12
+            assert wanted.keys() == got.keys()
+            for name, grad in wanted.items():
+                assert (grad - got[name]).abs().max() < 1e-12, name
 
 
 @pytest.mark.parametrize(
