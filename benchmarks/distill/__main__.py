@@ -49,7 +49,7 @@ CPU = Sizes(
     samples=512,
     stored=Trial(batch_size=32, rounds=8),
     online=Trial(batch_size=8, rounds=3),
-    methods=Trial(batch_size=32, rounds=3),
+    methods=Trial(batch_size=64, rounds=2),
 )
 GPU = Sizes(
     samples=4096,
