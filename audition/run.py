@@ -148,7 +148,7 @@ def _run(
         optimiser=OptimiserSettings(lr=settings.lr),
         precision=settings.precision,
         evaluation=EvaluationSettings(
-            shards=judge_by, every=settings.steps, classes=settings.classes, label=settings.label
+            on=(judge_by,), every=settings.steps, classes=settings.classes, label=settings.label
         ),
         seed=seed,
         keep=1,

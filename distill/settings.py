@@ -18,6 +18,7 @@ from distill.datasets import check_published, check_weights, weights_in_order
 from distill.loss_term import LossTerm
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
+from evaluation.settings import SetSettings
 from shards.errors import UserError
 from shards.settings import fields_of, flag_of, option, settings
 from teacher_cache.captions import CaptionSource
@@ -76,30 +77,30 @@ class OptimiserSettings:
 
 
 @settings
-class EvaluationSettings:
-    """Evaluation inside a run, on the dataset `shards` every `every` steps and at the end.
+class EvaluationSettings(SetSettings):
+    """Evaluation inside a run, on the sets `on` every `every` steps and at the end, in the run's precision.
 
-    Retrieval always; zero-shot if `classes` is given, a file as in `evaluation.read_classes`, with `label`, the
-    metadata's field that names a sample's class. `best`: the figure by which the best checkpoint is kept, named as in
-    the log (`eval/zero_shot/top1`, more is better); None for none.
+    Sets, and what is said of them, are those of `clipstill evaluate` (`evaluation.sets`). `best`: the figure by which
+    the best checkpoint is kept, named as in the log (`eval/zero_shot/top1`, of several sets `eval/SET/zero_shot/top1`;
+    more is better); None for none.
     """
 
-    shards: Annotated[str, option("evaluate on this dataset in the run, and at its end", "SHARDS", flag="--eval")]
+    on: Annotated[
+        Places,
+        Field(min_length=1),
+        option("evaluate on this set in the run, and at its end; repeatable", "SET", flag="--eval"),
+    ]
     every: Annotated[int, option("steps an evaluation", "N", flag="--eval-every", ge=1)] = 1000
-    classes: Annotated[str | None, option("JSON with classes and templates, for zero-shot", "FILE")] = None
-    label: Annotated[str | None, option("the metadata column that names a sample's class", "COLUMN")] = None
     best: Annotated[str | None, option("keep the best checkpoint by it, as logged: eval/zero_shot/top1", "FIGURE")] = (
         None
     )
     batch_size: Annotated[int, Field(ge=1)] = 256
 
     def __post_init__(self) -> None:
-        figures = [f"eval/retrieval/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-        figures += ["eval/zero_shot/top1", "eval/zero_shot/top5"] if self.classes else []
-        if self.best is not None and self.best not in figures:
-            raise UserError(f"evaluation.best is {self.best!r}, it must be one of {', '.join(figures)}")
-        if (self.classes is None) != (self.label is None):
-            raise UserError("zero-shot needs both classes and the label's field", do="Give both, or neither")
+        SetSettings.__post_init__(self)
+        twice = next((value for value in self.on if self.on.count(value) > 1), None)
+        if twice is not None:
+            raise UserError(f"{twice} is given twice", where="--eval", do="Give each once")
 
 
 @settings
@@ -222,6 +223,7 @@ class RunSettings:
     precision: Annotated[Precision, option("of the student's forward", section="how it is computed")] = "fp32"
     micro_batches: Annotated[int, option("in so many pieces; the loss still sees the whole batch", "N", ge=1)] = 1
     checkpoint_activations: Annotated[bool, option("compute activations again instead of keeping them")] = False
+    shard_optimiser: Annotated[bool, option("each process keeps its share of the optimiser's moments alone")] = False
     compile: Annotated[bool, option("torch.compile the student: minutes first, then faster")] = False
     evaluation: Annotated[EvaluationSettings | None, option("", section="evaluation, logs and checkpoints")] = None
     explosion: Annotated[float, option("stop when the loss has grown so much; 0: never", "FACTOR", ge=0)] = 10.0
@@ -357,6 +359,7 @@ _ELSEWHERE = (
     "out",
     "micro_batches",
     "checkpoint_activations",
+    "shard_optimiser",
     "compile",
     "evaluation",
     "explosion",

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shards.credentials import without_credentials
 from shards.storage import Folder
 from shards.task import Spec
 
@@ -29,7 +30,8 @@ class Failures:
 
     def add(self, spec: Spec, cause: str, attempts: int, trace: str) -> None:
         """`spec` has failed for good."""
-        report = {"shard": spec.shard, "cause": cause, "attempts": attempts, "trace": trace, "careful": spec.careful}
+        said, trace = without_credentials(cause), without_credentials(trace)
+        report = {"shard": spec.shard, "cause": said, "attempts": attempts, "trace": trace, "careful": spec.careful}
         spec.folder.child(FAILURES).publish(_name(spec), json.dumps(report, indent=1).encode())
         self._known[spec.folder].add(_name(spec))
 

@@ -19,8 +19,8 @@ from clip_models.spec import CONFIG_NAME
 from distill.settings import OptimiserSettings, RunSettings
 from distill.training.run import Run
 from distill.training.train import train
-from evaluation import evaluate, read_classes
-from shards import Dataset, Folder
+from evaluation import SetSettings, evaluate, open_set
+from shards import Folder
 
 KINDS = ("plain", "lit", "clipa", "aced", "auditioned")
 SIDE, SHORT_SIDE, CONTEXT, SHORT_CONTEXT = 64, 32, 16, 8
@@ -144,16 +144,8 @@ class _Stage:
 
 def scores(loaded: Any, material: Material) -> dict[str, float]:
     """Zero-shot top-1, and recall at 5 both ways, of the photos that nobody was trained on; in percent."""
-    classes, templates = read_classes(material.classes)
-    found = evaluate(
-        loaded,
-        Dataset.open(material.test),
-        classes=classes,
-        templates=templates,
-        label_field=LABEL,
-        batch_size=250,
-        device="cpu",
-    )
+    chosen = SetSettings(classes=material.classes, label=LABEL)
+    found = evaluate(loaded, open_set(material.test, chosen), batch_size=250, limits=False).result
     retrieval = found["retrieval"]
     recall = (retrieval["image_to_text"]["R@5"] + retrieval["text_to_image"]["R@5"]) / 2
     return {"top1": found["zero_shot"]["top1"], "recall5": recall}

@@ -29,11 +29,11 @@ dataset with --weight as much or as little more.
 
 Losses add up. With neither --loss nor a recipe it is affinity with a cache, contrastive without. A run goes on from the
 newest checkpoint in OUT; the student ends in OUT/model, an open_clip folder. Ctrl-C and SIGTERM end a run after the
-step under way, with a checkpoint (with --launcher ray at once, at the last one); the same again ends it at once.
+step under way, with a checkpoint; the same again ends it at once.
 
 Several processes train one student where `torchrun --nproc-per-node N -m clipstill distill ...` starts them, or with
---launcher ray. The batch is then dealt out to them, and the gradients are those of one process (but for batch norms,
-dropout and masks, which are each process's own).
+--launcher ray. The batch is then dealt out to them, and the gradients are those of one process (but for dropout and
+masks, which are each process's own).
 """
 
 _EXAMPLE = """\

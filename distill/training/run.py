@@ -24,7 +24,7 @@ from distill.pruning.pruning import Pruning
 from distill.settings import RunSettings
 from distill.training.checkpoint import Parts, flatten, unflatten
 from distill.training.inputs import cached_width, caches_of, check_captioned, order_of, rows_of, scores_of
-from distill.training.optim import clip_gradients, make_adamw, make_average, parameters
+from distill.training.optim import clip_gradients, collect, make_adamw, make_average, parameters
 from distill.training.ranks import Ranks
 from distill.training.schedule import learning_rate
 from distill.training.step import Gradients
@@ -111,7 +111,8 @@ class Run:
         if not self._trained:
             raise UserError("nothing is left to be trained", where="--lock", do="Lock one tower at most")
         groups = [group for hook in self.hooks.values() for group in hook.groups()]
-        self.optimiser = make_adamw(self.student, self.loss, settings.optimiser, groups)
+        sharded = settings.shard_optimiser and self.ranks.size > 1
+        self.optimiser = make_adamw(self.student, self.loss, settings.optimiser, groups, sharded=sharded)
         if settings.compile:
             self.student.compile()
         self._gradients = Gradients(
@@ -217,8 +218,15 @@ class Run:
         average = {} if self.average is None else {"average": self.average}
         return {"model": self.model, "loss": self.loss, "optimiser": self.optimiser, **average, **self.hooks}
 
+    def collect(self) -> None:
+        """Bring to the first process what `state` needs of others. Every process calls it."""
+        collect(self.optimiser)
+
     def state(self) -> tuple[Parts, dict[str, Any]]:
-        """What a run must have to go on from here: tensors by part, and what JSON can hold. `restore` takes both."""
+        """What a run must have to go on from here: tensors by part, and what JSON can hold. `restore` takes both.
+
+        It is the first process's, once all have called `collect`.
+        """
         parts: dict[str, Mapping[str, Tensor]] = {}
         beside: dict[str, Any] = {}
         for name, part in self._parts().items():

@@ -7,7 +7,7 @@
 In micro-batches it takes two passes (the gradient cache of Gao et al., 2021, arXiv:2101.06983): embed all of them
 without keeping activations, take the loss's gradient with respect to the embeddings, then run each again and carry
 that gradient back through it. The loss sees the whole batch either way, so the gradient is the same but for rounding.
-What is not the same: batch norms see one piece of one process at a time, and dropout and masks are drawn for each.
+What is not the same: dropout and masks are drawn for each piece. Batch norms see the whole batch (`batch_norm.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from distill.data.loader import Batch
 from distill.losses import Embeddings, Targets, WeightedSum
 from distill.short_texts import shortened
+from distill.training.batch_norm import WholeBatchNorms
 from distill.training.ranks import Ranks
-from distill.training.student import Student, batch_statistics
+from distill.training.student import Student
 from distill.training.super_batch import Deal, gaps, highest
 
 Encoded = dict[str, Tensor]
@@ -58,7 +59,9 @@ class Gradients:
         self._batch_size, self._dealt = batch_size, dealt or batch_size
         self._rows = ranks.rows(batch_size)
         part = batch_size // ranks.size
-        self._pieces = [slice(at, at + part // micro_batches) for at in range(0, part, part // micro_batches)]
+        # Every n-th row, so that a piece of all processes together is the same rows however many there are.
+        self._pieces = [slice(at, part, micro_batches) for at in range(micro_batches)]
+        self._norms = WholeBatchNorms(student, ranks)
         self._trains = any(parameter.requires_grad for parameter in student.parameters())
         self._shared: nn.Module = student
         if ranks.size > 1 and self._trains:
@@ -83,7 +86,8 @@ class Gradients:
             batch = replace(batch, targets=batch.targets.with_rows(lambda rows: deal(rows.to(device))))
         if len(self._pieces) == 1:
             self._begin(batch.step, 0)
-            encoded = self._shared(pixels, tokens)
+            with self._norms.measuring() if self._ranks.size > 1 else contextlib.nullcontext():
+                encoded = self._shared(pixels, tokens)
             total, terms = self._total(encoded, batch.targets, weights)
             # What no loss reaches has a gradient too, zero: the processes wait for each other's.
             torch.autograd.backward(scaled(total + 0 * (encoded["logit_scale"] + encoded["logit_bias"])))
@@ -105,7 +109,7 @@ class Gradients:
         The student looks at them as in evaluation, as many at a time as it trains on.
         """
         ranks, student = self._ranks, self._student
-        size = self._pieces[0].stop - self._pieces[0].start
+        size = self._batch_size // ranks.size // len(self._pieces)
         pieces = [slice(at, at + size) for at in range(0, len(pixels), size)]
         student.train(False)
         parts = [student(pixels[piece], {name: ids[piece] for name, ids in tokens.items()}) for piece in pieces]
@@ -131,18 +135,9 @@ class Gradients:
         weights: Mapping[str, float],
         scaled: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        statistics = batch_statistics(self._student)
-        before = [buffer.clone() for buffer in statistics]
-        parts: list[Encoded] = []
-        with torch.no_grad():
-            for piece in self._pieces:
-                self._begin(batch.step, piece.start)
-                parts.append(self._student(pixels[piece], {name: ids[piece] for name, ids in tokens.items()}))
-            # The second pass sees the same batches: they are to count once.
-            for buffer, value in zip(statistics, before, strict=True):
-                buffer.copy_(value)
-        rows = [name for name in parts[0] if parts[0][name].ndim]
-        leaves = {name: torch.cat([part[name] for part in parts]) for name in rows} | self._student.scalars()
+        whole = self._embedded(batch.step, pixels, tokens)
+        rows = [name for name in whole if whole[name].ndim]
+        leaves = {name: whole[name] for name in rows} | self._student.scalars()
         leaves = {name: value.detach().requires_grad_() for name, value in leaves.items()}
         total, terms = self._total(leaves, batch.targets, weights)
         torch.autograd.backward(scaled(total))
@@ -151,12 +146,28 @@ class Gradients:
             self._begin(batch.step, piece.start)
             alone = getattr(self._shared, "no_sync", None)
             with contextlib.nullcontext() if piece is last or alone is None else alone():
-                encoded = self._shared(pixels[piece], {name: ids[piece] for name, ids in tokens.items()})
+                with self._norms.known():
+                    encoded = self._shared(pixels[piece], {name: ids[piece] for name, ids in tokens.items()})
                 carried = [(encoded[name], _grad(leaves[name])[piece]) for name in rows]
                 # The scalars' gradient is of the whole part: it is carried once.
                 carried += [(encoded[n], _grad(leaves[n]) * (piece is last)) for n in ("logit_scale", "logit_bias")]
                 torch.autograd.backward(torch.stack([(value * grad).sum() for value, grad in carried]).sum())
         return total, terms
+
+    @torch.no_grad()
+    def _embedded(self, step: int, pixels: Tensor, tokens: Mapping[str, Tensor]) -> Encoded:
+        """This process's rows without activations: in pieces, but where batch norms must see all of them."""
+        if self._norms.any:
+            with self._norms.measuring():
+                whole: Encoded = self._student(pixels, tokens)
+            return whole
+        parts = []
+        for piece in self._pieces:
+            self._begin(step, piece.start)
+            parts.append(self._student(pixels[piece], {name: ids[piece] for name, ids in tokens.items()}))
+        rows = [name for name in parts[0] if parts[0][name].ndim]
+        # A piece's rows lie as many apart as there are pieces.
+        return {name: torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in rows}
 
     def _total(
         self, encoded: Encoded, targets: Targets, weights: Mapping[str, float]

@@ -15,6 +15,7 @@ from distill.losses import LOSSES
 from distill.patch_masking import mask_patches
 from distill.settings import RunSettings, Tower
 from distill.short_texts import encode_by_length, encode_text, has_short_form
+from distill.training.batch_norm import batch_norms, draws
 from shards import UserError
 
 _SIGLIP_SCALE, _SIGLIP_BIAS = math.log(10), -10.0
@@ -53,6 +54,12 @@ def make_student(settings: RunSettings, width: int = 0) -> tuple[Any, ModelConfi
         inherited = [row for row in inherited if row.student != "logit_scale"]
     if settings.patch_mask:
         mask_patches(model, settings.patch_mask, settings.student)
+    if settings.micro_batches > 1 and batch_norms(model) and (drawing := draws(model)):
+        raise UserError(
+            f"{drawing} of {settings.student} draws at random: in micro-batches batch norms need two passes that agree",
+            where="--micro-batches",
+            do="Set its share to 0 in the student's configuration, or leave out --micro-batches",
+        )
     if settings.checkpoint_activations:
         _checkpoint_activations(model, settings)
     for tower in settings.lock:
@@ -117,14 +124,8 @@ class Student(nn.Module):
         return {"logit_scale": scale, "logit_bias": torch.zeros_like(scale) if bias is None else bias * 1}
 
 
-def batch_statistics(model: nn.Module) -> list[Tensor]:
-    """The buffers that a forward in training changes."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return [buffer for norm in norms for buffer in norm.buffers()]
-
-
 def _checkpoint_activations(model: Any, settings: RunSettings) -> None:
-    if batch_statistics(model):
+    if batch_norms(model):
         raise UserError(
             f"activations of {settings.student} cannot be recomputed: its batch statistics would count twice",
             where="--checkpoint-activations",

@@ -20,8 +20,8 @@ from clip_models import create_student, join_towers, load_model, save_model
 from clipstill.main import main
 from distill.training.run import Run
 from distill.training.train import train
-from evaluation import evaluate
-from shards import Dataset, InProcess, UserError
+from evaluation import evaluate, open_set
+from shards import InProcess, UserError
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 
 
@@ -129,15 +129,7 @@ def test_what_is_delivered_becomes_a_whole_model_with_the_teachers_images(
         np.testing.assert_allclose(joined.model.encode_image(pixels, normalize=True).numpy(), image, atol=1e-5)
         assert torch.equal(joined.model.encode_text(tokens), text.model.encode_text(tokens))
     assert torch.equal(joined.model.logit_scale, text.model.logit_scale)
-    found = evaluate(
-        joined,
-        Dataset.open(world.shards),
-        classes=None,
-        templates=(),
-        label_field=None,
-        batch_size=8,
-        device="cpu",
-    )
+    found = evaluate(joined, open_set(world.shards), batch_size=8).result
     assert found["samples"] == 26
     other = load_model(str(world.root / "other") if head else world.teacher)
     with pytest.raises(UserError, match="was trained beside"):

@@ -180,7 +180,7 @@ def test_a_file_of_ones_own(write: Any) -> None:
         fd = [[0, 0], [0.5, 2000]]
         icl = {scale = "reference"}
         [evaluation]
-        shards = "V"
+        on = "V"
         every = 5
         """
     )
@@ -189,7 +189,7 @@ def test_a_file_of_ones_own(write: Any) -> None:
     assert run.losses["fd"].at(0.25) == 1000
     assert run.losses["icl"] == LossTerm(weight=1.0, options={"scale": "reference"})
     assert run.evaluation is not None
-    assert (run.evaluation.shards, run.evaluation.every) == ("V", 9)
+    assert (run.evaluation.on, run.evaluation.every) == (("V",), 9)
     assert run.student == "ViT-T-16"
 
 
@@ -239,7 +239,7 @@ def test_what_is_missing_is_asked_for(left_out: str, told: str) -> None:
     del given[left_out]
     with pytest.raises(UserError, match=f"{left_out} is missing.*{told}"):
         settings_from({}, **given)
-    with pytest.raises(UserError, match=r"evaluation\.shards is missing.*--eval"):
+    with pytest.raises(UserError, match=r"evaluation\.on is missing.*--eval"):
         settings("clip-kd", evaluation={"every": 3})
 
 

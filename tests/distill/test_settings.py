@@ -99,9 +99,11 @@ def test_impossible_optimisers_are_refused(changes: dict[str, Any], message: str
 
 def test_impossible_evaluations_are_refused() -> None:
     with pytest.raises(UserError, match=r"--eval-every is 0"):
-        EvaluationSettings(shards="S", every=0)
-    with pytest.raises(UserError, match="needs both classes and the label's field"):
-        EvaluationSettings(shards="S", classes="C")
+        EvaluationSettings(on="S", every=0)
+    with pytest.raises(UserError, match="--label was given, but no classes"):
+        EvaluationSettings(on="S", label="L")
+    with pytest.raises(UserError, match="S is given twice"):
+        EvaluationSettings(on=("S", "S"))
 
 
 def test_the_loss_defaults_to_what_there_is() -> None:
@@ -139,7 +141,7 @@ def test_identity_survives_json_and_ignores_places_and_logging() -> None:
         {"compile": True},
         {"explosion": 0.0},
         {"wandb": "project"},
-        {"evaluation": EvaluationSettings(shards="E")},
+        {"evaluation": EvaluationSettings(on="E")},
         {"losses": {"affinity": 1.0}},
         {"losses": {"affinity": LossTerm()}},
     ):
