@@ -57,11 +57,11 @@ def encode_by_length(model: Any, tokens: Tensor) -> Tensor:
 
     For a CPU: to a GPU the lengths would be news that the host has to wait for.
     """
-    lengths = -(-(tokens.argmax(dim=1) + 1) // _APART) * _APART
-    order = lengths.argsort(stable=True)
-    found, counts = lengths[order].unique_consecutive(return_counts=True)
-    groups = zip(found.tolist(), order.split(counts.tolist()), strict=True)
-    parts = [encode_text(model, tokens[rows, :length]) for length, rows in groups]
+    groups: dict[int, list[int]] = {}
+    for row, end in enumerate(tokens.argmax(dim=1).tolist()):
+        groups.setdefault(-(-(end + 1) // _APART) * _APART, []).append(row)
+    parts = [encode_text(model, tokens[rows, :length]) for length, rows in groups.items()]
+    order = torch.tensor([row for rows in groups.values() for row in rows])
     return torch.cat(parts)[order.argsort()]
 
 

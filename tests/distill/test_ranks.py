@@ -138,7 +138,7 @@ def ran(
         checkpoint_every=3,
         optimiser={"ema": 0.5},
         # Batches that cannot be dealt out evenly.
-        evaluation=EvaluationSettings(shards=world.shards, every=3, batch_size=5),
+        evaluation=EvaluationSettings(on=(world.shards,), every=3, batch_size=5),
     )
     train(whole)
     begun = root / "begun"
