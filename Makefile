@@ -37,7 +37,7 @@ bench-ingest: $(READY)
 bench-cache: $(READY)
 	exec $(BIN)/python -m benchmarks.cache
 
-# The trainer: steps from the cache beside plain CLIP's and live teachers', loss curves; under 9 minutes, likewise.
+# The trainer: steps from the cache beside plain CLIP's and live teachers', loss curves; a quarter of an hour, likewise.
 bench-distill: $(READY)
 	exec $(BIN)/python -m benchmarks.distill
 

@@ -38,7 +38,7 @@ from shards.scratch import command_scratch
 
 _COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, classify, embed, models, plan, status, demo)
 
-_BESIDE = {"ingest": {"retry", "report"}, "models": {"bench"}}
+_BESIDE = {"ingest": {"retry", "report"}, "models": {"bench", "join"}}
 """Commands that take files or names → second words that make another command of them."""
 
 _DESCRIPTION = """\

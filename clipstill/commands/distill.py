@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from clipstill.parser import Parser
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.settings import LossTerm
+    from distill.loss_term import LossTerm
 
 _SUMMARY = """\
 Train a student from shards and a teacher cache; the teacher itself is not loaded.
@@ -112,7 +113,33 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
             values[name] = dict(pairs)
             if len(values[name]) < len(pairs):
                 raise UserError("a name is given twice", where=flag, do="Give each once")
+    if "teacher_scale" in values:
+        values["teacher_scale"] = _scale(values["teacher_scale"])
     return values
+
+
+def _scale(texts: Sequence[str]) -> dict[str, float] | float | None:
+    """One for all teachers, "none" for their own, or each by its teacher's name."""
+    flag = "--teacher-scale"
+    if len(texts) == 1 and "=" not in texts[0]:
+        if texts[0] == "none":
+            return None
+        try:
+            return float(texts[0])
+        except ValueError:
+            raise UserError(f"{texts[0]!r} is not a number", where=flag, do="Write T, NAME=T or none") from None
+    pairs = []
+    for text in texts:
+        name, _, scale = text.rpartition("=")
+        if not name:
+            raise UserError("a scale for all, beside others", where=f"{flag} {text}", do="Write NAME=T for each")
+        try:
+            pairs.append((name, float(scale)))
+        except ValueError:
+            raise UserError(f"{scale!r} is not a number", where=f"{flag} {text}", do="Write NAME=T") from None
+    if len(dict(pairs)) < len(pairs):
+        raise UserError("a name is given twice", where=flag, do="Give each once")
+    return dict(pairs)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -125,7 +152,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _loss(text: str) -> tuple[str, LossTerm]:
-    from distill.settings import LossTerm  # noqa: PLC0415
+    from distill.loss_term import LossTerm  # noqa: PLC0415
 
     name, equals, weight = text.partition("=")
     try:

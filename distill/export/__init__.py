@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from shards.errors import UserError
 from shards.lazy import lazily, resolve
 
 if TYPE_CHECKING:
@@ -75,7 +76,13 @@ class Format:
         return self.needs is None or find_spec(self.needs) is not None
 
     def __call__(self, loaded: LoadedModel, folder: str, calibration: Calibration | None = None) -> Measured:
-        """Export a model; what comes of it as `export_open_clip` says."""
+        """Export a model; what comes of it as `export_open_clip` says. Raises `UserError` of a text tower alone."""
+        if loaded.config.get("towers") == ["text"]:
+            raise UserError(
+                "it is a text tower alone, trained beside the images of another model",
+                where=loaded.name,
+                do="Make one model of both: `clipstill models join`",
+            )
         from distill.export.staging import refuse_no_room  # noqa: PLC0415
 
         weights = sum(value.numel() * 4 for value in loaded.model.state_dict().values())

@@ -22,9 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.data.loader import Batch
 from distill.losses import Embeddings, Targets, WeightedSum
+from distill.short_texts import shortened
 from distill.training.batch_norm import WholeBatchNorms
 from distill.training.ranks import Ranks
 from distill.training.student import Student
+from distill.training.super_batch import Deal, gaps, highest
 
 Encoded = dict[str, Tensor]
 """As `Student.forward` returns it."""
@@ -33,7 +35,9 @@ Encoded = dict[str, Tensor]
 class Gradients:
     """Computes a step's gradients into the parameters of student and loss.
 
-    `text_from_cache`: the only teacher's text embeddings stand for the student's. `seed` maps the place of a
+    `dealt`: how many samples a step reads; where these are more than `batch_size`, that many of them are chosen.
+    `text_from_cache`: the only teacher's text embeddings stand for the student's. `image_from_cache`: the student is
+    given its image embeddings in place of pixels. `seed` maps the place of a
     micro-batch's first sample in the global batch, and the step, to what seeds its randomness.
     """
 
@@ -44,12 +48,15 @@ class Gradients:
         ranks: Ranks,
         *,
         batch_size: int,
+        dealt: int | None = None,
         micro_batches: int,
         text_from_cache: bool,
+        image_from_cache: bool = False,
         seed: Callable[[int, int], int],
     ) -> None:
         self._student, self._loss, self._ranks = student, loss, ranks
-        self._text_from_cache, self._seed = text_from_cache, seed
+        self._text_from_cache, self._image_from_cache, self._seed = text_from_cache, image_from_cache, seed
+        self._batch_size, self._dealt = batch_size, dealt or batch_size
         self._rows = ranks.rows(batch_size)
         part = batch_size // ranks.size
         # Every n-th row, so that a piece of all processes together is the same rows however many there are.
@@ -69,8 +76,14 @@ class Gradients:
     ) -> dict[str, Tensor]:
         """Add the gradients of `scaled(loss)`; returns the loss and its terms, 0-d, means over all processes."""
         device = self._ranks.device
-        pixels = batch.images.to(device, non_blocking=True)
-        tokens = {name: ids.to(device, non_blocking=True) for name, ids in batch.tokens.items()}
+        pixels = self._seen(batch).to(device, non_blocking=True)
+        short = {name: shortened(ids) if self._student.shortens else ids for name, ids in batch.tokens.items()}
+        tokens = {name: ids.to(device, non_blocking=True) for name, ids in short.items()}
+        figures: dict[str, Tensor] = {}
+        if self._dealt > self._batch_size:
+            deal, figures = self._chosen(pixels, tokens, batch.targets)
+            pixels, tokens = deal(pixels), {name: deal(ids) for name, ids in tokens.items()}
+            batch = replace(batch, targets=batch.targets.with_rows(lambda rows: deal(rows.to(device))))
         if len(self._pieces) == 1:
             self._begin(batch.step, 0)
             with self._norms.measuring() if self._ranks.size > 1 else contextlib.nullcontext():
@@ -81,7 +94,33 @@ class Gradients:
         else:
             total, terms = self._in_two_passes(batch, pixels, tokens, weights=weights, scaled=scaled)
         self._ranks.mean_gradients([self._loss])
-        return self._ranks.mean({"loss": total.detach(), **terms})
+        return self._ranks.mean({"loss": total.detach(), **terms}) | figures
+
+    def _seen(self, batch: Batch) -> Tensor:
+        """What the student's image side is given: pixels, or what the teacher saw in them."""
+        if not self._image_from_cache:
+            return batch.images
+        return next(iter(batch.targets.teachers.values()))[0].image
+
+    @torch.no_grad()
+    def _chosen(self, pixels: Tensor, tokens: Mapping[str, Tensor], targets: Targets) -> tuple[Deal, dict[str, Tensor]]:
+        """Which samples of the super-batch are trained on, and figures for the log.
+
+        The student looks at them as in evaluation, as many at a time as it trains on.
+        """
+        ranks, student = self._ranks, self._student
+        size = self._batch_size // ranks.size // len(self._pieces)
+        pieces = [slice(at, at + size) for at in range(0, len(pixels), size)]
+        student.train(False)
+        parts = [student(pixels[piece], {name: ids[piece] for name, ids in tokens.items()}) for piece in pieces]
+        student.train()
+        rows = [name for name in parts[0] if parts[0][name].ndim]
+        encoded = {name: torch.cat([part[name] for part in parts]) for name in rows} | student.scalars()
+        whole = self._gathered(targets)
+        scores = ranks.gather(gaps(self._students(encoded, whole), whole, ranks.rows(self._dealt)))
+        chosen = highest(scores, self._batch_size)
+        figures = {"aced/gap": scores.mean(), "aced/gap_chosen": scores[chosen].mean()}
+        return Deal(ranks, chosen, self._dealt // ranks.size), figures
 
     def _begin(self, step: int, at: int) -> None:
         # Whatever is random in a forward (dropout, masks) depends on step and place alone: a resumed run repeats it.
@@ -133,8 +172,15 @@ class Gradients:
     def _total(
         self, encoded: Encoded, targets: Targets, weights: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        ranks = self._ranks
         whole = self._gathered(targets)
+        summed: tuple[Tensor, dict[str, Tensor]] = self._loss(
+            self._students(encoded, whole), whole, weights, self._rows
+        )
+        return summed
+
+    def _students(self, encoded: Encoded, whole: Targets) -> dict[str, Embeddings]:
+        """By caption set the student's embeddings of the whole batch, from those of this process's part."""
+        ranks = self._ranks
         image = ranks.gather(encoded["image"])
         students = {}
         for captions in self._captions(encoded, whole):
@@ -146,8 +192,7 @@ class Gradients:
             if self._text_from_cache:
                 student = replace(student, text=text, checked=False)  # of unit norm already
             students[captions] = student
-        summed: tuple[Tensor, dict[str, Tensor]] = self._loss(students, whole, weights, self._rows)
-        return summed
+        return students
 
     def _captions(self, encoded: Encoded, targets: Targets) -> list[str]:
         if self._text_from_cache:

@@ -35,6 +35,9 @@ CASES = (
     "untaught in micro-batches",
     "text from the cache",
     "text from a teacher of texts",
+    "chosen from a super-batch",
+    "images from the cache",
+    "images from the cache through a head",
     "out of reach",
     "only the loss learns",
     "one tower locked",
@@ -85,6 +88,7 @@ def ran(
     several: dict[str, Any] = {"cache": rich, "teachers": ("teach", "other"), "captions": ("txt", "json-key")}
     two: dict[str, Any] = {"shards": (world.shards, second.shards), "cache": (world.cache, second.cache)}
     texts: dict[str, Any] = {"cache": rich, "text_tower": "cache"}
+    images: dict[str, Any] = {"cache": rich, "image_tower": "cache"}
     prune = PruneSettings(target=0.9, ramp=0, lr=0.5)
     masks: dict[str, Any] = {**several, "prune": prune, "losses": {"affinity": 1.0, "fd": 9.0}}
     changes: dict[str, dict[str, Any]] = {
@@ -94,6 +98,15 @@ def ran(
         "two datasets": {**two, "losses": {"affinity": 1.0, "fd": 9.0}},
         "text from the cache": {**texts, "teachers": ("other",), "losses": {"contrastive": 1.0, "affinity": 1.0}},
         "text from a teacher of texts": {**texts, "teachers": ("texts",)},
+        "chosen from a super-batch": {**several, "super_batch": 16, "losses": {"affinity": 1.0, "fd": 9.0}},
+        "images from the cache": {**images, "teachers": ("other",)},
+        "images from the cache through a head": {
+            **images,
+            "teachers": ("teach",),
+            "image_head": True,
+            "losses": {"contrastive": 1.0, "affinity": 1.0},
+            "micro_batches": 2,
+        },
         # A bias that no loss looks at.
         "out of reach": {"student": biased},
         "only the loss learns": {
@@ -125,7 +138,7 @@ def ran(
         checkpoint_every=3,
         optimiser={"ema": 0.5},
         # Batches that cannot be dealt out evenly.
-        evaluation=EvaluationSettings(shards=world.shards, every=3, batch_size=5),
+        evaluation=EvaluationSettings(on=(world.shards,), every=3, batch_size=5),
     )
     train(whole)
     begun = root / "begun"
