@@ -8,6 +8,7 @@ import os
 import sys
 from datetime import UTC, datetime
 
+from shards.credentials import without_credentials
 from shards.errors import UserError, one_line
 
 _PACKAGES = ("shards", "teacher_cache", "distill")
@@ -27,7 +28,14 @@ class JsonLines(logging.Formatter):
             "message": one_line(record.getMessage()),
             **getattr(record, "facts", {}),
         }
-        return json.dumps(line, ensure_ascii=False)
+        return without_credentials(json.dumps(line, ensure_ascii=False))
+
+
+class Lines(logging.Formatter):
+    """The message alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_credentials(super().format(record))
 
 
 def start_logging() -> None:
@@ -36,7 +44,7 @@ def start_logging() -> None:
     if form not in {"text", "json"}:
         raise UserError(f"there is no log of the form {form!r}", where="$CLIPSTILL_LOG", do="Say text or json")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter("%(message)s"))
+    handler.setFormatter(JsonLines() if form == "json" else Lines("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(logging.DEBUG if form == "json" else logging.INFO)

@@ -15,16 +15,31 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards
+from clipstill.commands import (
+    cache,
+    classify,
+    compare,
+    demo,
+    distill,
+    embed,
+    evaluate,
+    export,
+    ingest,
+    models,
+    plan,
+    shards,
+    status,
+)
 from clipstill.logs import start_logging
 from clipstill.parser import Parser
 from shards.causes import machines_refusal
+from shards.credentials import without_credentials
 from shards.errors import IncompleteError, UserError, one_line
 from shards.scratch import command_scratch
 
-_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, demo)
+_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, classify, embed, models, plan, status, demo)
 
-_BESIDE = {"ingest": {"retry", "report"}, "models": {"bench"}}
+_BESIDE = {"ingest": {"retry", "report"}, "models": {"bench", "join"}}
 """Commands that take files or names → second words that make another command of them."""
 
 _DESCRIPTION = """\
@@ -35,7 +50,10 @@ Turn lists of image URLs into small CLIP models, running the teacher only once.
   clipstill distill  shards + cache           -> student (no teacher in sight)
   clipstill compare  runs                     -> one page with their curves over each other
   clipstill evaluate, export                  -> numbers, and folders others can load
+  clipstill classify, embed                   -> what a student says of pictures and texts
+  clipstill status   any of these, unfinished -> how far it has come, and which command goes on
   clipstill models                            -> the published students and teachers: how large, how fast
+  clipstill plan                              -> what all of it will take: requests, bytes, hours, money
 
 Every command may be interrupted at any moment and started again: it goes on where it was.
 `clipstill COMMAND --help` explains each, with an example. `clipstill demo` runs the whole path on data it makes.
@@ -125,15 +143,18 @@ def _told_to_end(told: list[int]) -> Iterator[None]:
     """
 
     def end(number: int, _frame: object) -> None:
-        # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
-        signal.signal(number, signal.SIG_IGN)
-        told.append(number)
+        if number != signal.SIGINT:
+            # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
+            signal.signal(number, signal.SIG_IGN)
+            told.append(number)
+        if (outages := sys.modules.get("shards.outages")) is not None:
+            outages.wait_no_more()
         raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:  # `nohup` has SIGHUP ignored
                 before[number] = signal.signal(number, end)
     try:
         yield
@@ -143,7 +164,7 @@ def _told_to_end(told: list[int]) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    print(without_credentials(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def run() -> None:
@@ -154,7 +175,7 @@ def run() -> None:
     try:
         status = main()
     except Exception as error:  # noqa: BLE001 - a mistake of ours
-        traceback.print_exc()
+        _say(traceback.format_exc())
         _say(
             f"clipstill: bug: {type(error).__name__}: {one_line(str(error))}. This is a mistake in clipstill, not in "
             "what you gave it: please report the lines above to its maintainers, with the command and `pip freeze`"

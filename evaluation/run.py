@@ -1,178 +1,125 @@
-"""Evaluate a model on a dataset of shards."""
+"""Evaluate a model on a set: embed its images once, and score every task of it."""
 
 from __future__ import annotations
 
-import difflib
-import io
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from clip_models import LoadedModel
-from evaluation.retrieval import SHARED, recall_of_groups
-from evaluation.zero_shot import Template, at_least_single, class_weights, top_k
+from clip_models import LoadedModel, Precision
+from evaluation.embedding import Deal, Encoder
+from evaluation.figures import Figure, intervals
+from evaluation.matching import association, matching
+from evaluation.retrieval import SHARED, retrieval
+from evaluation.sets.base import EvaluationSet
+from evaluation.sets.dataset import shared
+from evaluation.tasks import Association, Classification, Matching, MultiLabel, Retrieval, Task
+from evaluation.text_cache import TextCache
+from evaluation.zero_shot import Answers, classification, several_labels
 from shards.errors import UserError
-from shards.reader import Dataset
-from shards.shard import Shard
-
-_BATCHES_AHEAD = 2
 
 
-@torch.no_grad()
+@dataclass
+class Sides:
+    """What comparisons need of one task: images (n, D), classes or captions (m, D), and the answers, if it has such."""
+
+    images: Tensor
+    texts: Tensor
+    answers: Answers | None = None
+
+
+@dataclass
+class Evaluation:
+    """`result`: plain JSON values, percent. `figures`: those of it that are resampled, by `TASK/FIGURE`."""
+
+    result: dict[str, Any]
+    figures: dict[str, Figure]
+    sides: dict[str, Sides] = field(default_factory=dict)
+
+
 def evaluate(
     loaded: LoadedModel,
-    dataset: Dataset,
+    evaluated: EvaluationSet,
     *,
-    classes: Sequence[str] | None,
-    templates: Sequence[Template],
-    label_field: str | None,
-    batch_size: int,
-    device: str | torch.device,
-) -> dict[str, Any]:
-    """Embed every sample with the model's own preprocessing and score it; all results are plain JSON values.
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: Precision = "fp32",
+    cache: TextCache | None = None,
+    deal: Deal | None = None,
+    limits: bool = True,
+    progress: bool = False,
+) -> Evaluation:
+    """Embed every image with the model's own preprocessing and score it.
 
-    Returns `{"samples": n, "zero_shot": {"top1", "top5", "classes": C} or None, "retrieval": see `recall`, and
-    "shared_captions"}`, accuracy and recall in percent; "retrieval" is None if the dataset has no captions. The model
-    is moved to `device` and computes in its own dtype; it must be in evaluation mode.
+    The result is `{"samples": n, TASK: {FIGURE: value}, "intervals": {"TASK/FIGURE": [low, high]}, "speed": {...}}`.
+    A dataset of ours has the tasks "zero_shot" (`top1`, `top5` from five classes on, `mean_per_class`, `classes`)
+    and "retrieval" (see `recall`; `mean_R@1`, `shared_captions`). Accuracy and recall are in percent, the
+    intervals hold 95 % of 1000 resamples of the images; without `limits` there are none. `speed` says whether loader
+    or model was the limit. The model is moved to `device` and computes in its own dtype and `precision`; it must be
+    in evaluation mode. `progress` is shown of what is long.
 
-    Zero-shot runs if `classes` is given: `label_field` then names the field of a sample's metadata that holds its class
-    name. A name that occurs twice in `classes` is one class, as nothing could tell the two apart.
-
-    Retrieval is the standard protocol (one caption a sample, every caption and every image a query), except that
-    samples whose captions are the same string are all right answers to each other: a retrieved image *with the same
-    caption* is a hit. Without that a dataset that repeats captions would punish a perfect model. With it retrieval is
-    the easier the more repeat: `shared_captions` counts the samples whose caption others have too.
-
-    Raises `UserError` if the dataset is empty, there is nothing to measure (no captions, no classes), an image cannot
-    be decoded, or a label is missing or no class.
+    Raises `UserError` if an image cannot be decoded, or labels turn out to be sorted wrongly.
     """
-    if loaded.model.training:
-        raise ValueError("evaluate needs the model in evaluation mode")
-    if len(dataset) == 0:
-        raise UserError("the dataset has no samples", where="evaluate", do="Give one with samples")
-    if classes is not None and label_field is None:
-        raise UserError("classes were given, but no label field", where="zero-shot", do="Name the metadata field")
-    check_captioned(dataset, is_classified=classes is not None)
-    model = loaded.model.to(device)
-    dtype = next(model.parameters()).dtype
-    names = list(dict.fromkeys(classes or ()))
-    weights = class_weights(model, loaded.tokenizer, names, templates) if classes is not None else None
-    numbers = {name: number for number, name in enumerate(names)}
-
-    captions: list[str] = []
-    labels: list[int] = []
-    image_parts, text_parts = [], []
-    for batch in _batches(dataset, loaded.preprocess, batch_size):
-        pixels = torch.stack([image.result() for image in batch.images]).to(device, dtype)
-        image_parts.append(at_least_single(model.encode_image(pixels, normalize=True)).cpu())
-        if dataset.captioned:
-            tokens = loaded.tokenizer(batch.captions).to(device)
-            text_parts.append(at_least_single(model.encode_text(tokens, normalize=True)).cpu())
-        captions += batch.captions
-        if weights is not None and label_field is not None:
-            labels += [_label(sample, label_field, numbers) for sample in batch.samples]
-        for shard in {sample.shard for sample in batch.samples}:
-            shard.release()
-    images = torch.cat(image_parts)
-
-    zero_shot = None
-    if weights is not None:
-        zero_shot = {**top_k(images, weights, torch.tensor(labels)), "classes": len(names)}
-    retrieval: dict[str, Any] | None = None
-    if dataset.captioned:
-        caption_numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-        groups = torch.tensor([caption_numbers[caption] for caption in captions])
-        retrieval = {**recall_of_groups(images, torch.cat(text_parts), groups, groups), SHARED: shared(captions)}
-    return {"samples": len(captions), "zero_shot": zero_shot, "retrieval": retrieval}
+    encoder = Encoder(
+        loaded,
+        device,
+        batch_size=batch_size,
+        precision=precision,
+        cache=cache,
+        deal=deal,
+        label=evaluated.name if progress else "",
+    )
+    # Texts first: what is wrong with them shows at once.
+    texts = {name: _texts(task, encoder) for name, task in evaluated.tasks.items()}
+    images, speed = encoder.images(evaluated.images)
+    result: dict[str, Any] = {"samples": len(evaluated)}
+    figures: dict[str, Figure] = {}
+    sides: dict[str, Sides] = {}
+    for name, task in evaluated.tasks.items():
+        found, own, answers = _scored(task, images, texts[name], encoder, evaluated.name)
+        result[name] = found
+        figures |= {f"{name}/{figure}": value for figure, value in own.items()}
+        text = texts[name]
+        if text is not None:
+            sides[name] = Sides(images, text, answers)
+    if limits:
+        result["intervals"] = intervals(figures, len(evaluated))
+    result["speed"] = speed.in_words()
+    return Evaluation(result, figures, sides)
 
 
-def check_captioned(dataset: Dataset, *, is_classified: bool) -> None:
-    """Raise `UserError` if a dataset has neither captions to retrieve nor classes to tell apart."""
-    if not dataset.captioned and not is_classified:
-        raise UserError(
-            "this dataset has no captions: its list had none, so nothing can be retrieved",
-            where=str(dataset.folder),
-            do="Give --classes and --label for zero-shot classification, which needs none",
-        )
+def _texts(task: Task, encoder: Encoder) -> Tensor | None:
+    if isinstance(task, Classification | MultiLabel):
+        return encoder.classes(task.prompts)
+    return encoder.texts(task.captions) if isinstance(task, Retrieval) else None
 
 
-def shared(captions: Iterable[str]) -> int:
-    """How many of the samples have a caption that another has too."""
-    return sum(count for count in Counter(captions).values() if count > 1)
+def _scored(
+    task: Task, images: Tensor, texts: Tensor | None, encoder: Encoder, where: str
+) -> tuple[dict[str, Any], dict[str, Figure], Answers | None]:
+    figures: dict[str, Figure]
+    if isinstance(task, Matching):
+        figures = matching(task, images, encoder)
+        return {name: figure.value for name, figure in figures.items()} | {"instances": len(task.images)}, figures, None
+    if isinstance(task, Association):
+        figures = association(task, images, encoder)
+        return {name: figure.value for name, figure in figures.items()} | {"instances": len(task.cues)}, figures, None
+    assert texts is not None
+    if isinstance(task, Retrieval):
+        if not len(task.captions):
+            raise UserError("there is not a single caption", where=where, do="Give --no-retrieval")
+        result, figures = retrieval(task, images, texts)
+        result["captions"] = len(task.captions)
+        if task.equal_is_right:
+            result[SHARED] = shared(list(task.captions), task.image_of.tolist())
+        return result, figures, None
+    if isinstance(task, MultiLabel):
+        figures, answers = several_labels(task, images, texts), None
+    else:
+        figures, answers = classification(task, images, texts, where)
+    return {name: figure.value for name, figure in figures.items()} | {"classes": len(texts)}, figures, answers
 
 
-def shared_note(count: int, samples: int) -> str | None:
-    """What equal captions mean for the figures of retrieval; None if there are none."""
-    told = f"retrieval: {count} of {samples} samples share their caption with others, any of which counts as a hit"
-    return told if count else None
-
-
-class _Sample(NamedTuple):
-    shard: Shard
-    row: int
-
-    def __str__(self) -> str:
-        return f"shard {self.shard.id:05d}, sample {self.row}"
-
-
-class _Batch(NamedTuple):
-    samples: list[_Sample]
-    captions: list[str]
-    images: list[Future[Tensor]]
-
-
-def _batches(dataset: Dataset, preprocess: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[_Batch]:
-    """The dataset in order. While one batch is used, the next ones are decoded by a few threads."""
-    samples = (_Sample(shard, row) for shard in dataset.shards for row in range(shard.count))
-    waiting: deque[_Batch] = deque()
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        batch: list[_Sample] = []
-        for sample in samples:
-            batch.append(sample)
-            if len(batch) == batch_size:
-                waiting.append(_started(batch, preprocess, pool))
-                batch = []
-            if len(waiting) > _BATCHES_AHEAD:
-                yield waiting.popleft()
-        if batch:
-            waiting.append(_started(batch, preprocess, pool))
-        yield from waiting
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _started(samples: list[_Sample], preprocess: Callable[[Image.Image], Tensor], pool: ThreadPoolExecutor) -> _Batch:
-    captions = [sample.shard.caption(sample.row) for sample in samples]
-    images = [pool.submit(_pixels, sample, sample.shard.image_bytes(sample.row), preprocess) for sample in samples]
-    return _Batch(samples, captions, images)
-
-
-def _pixels(sample: _Sample, data: bytes, preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            decoded = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"the image cannot be decoded: {error}", where=str(sample), do="Run `clipstill shards verify`"
-        ) from error
-    return preprocess(decoded)
-
-
-def _label(sample: _Sample, field: str, numbers: dict[str, int]) -> int:
-    meta = sample.shard.meta(sample.row)
-    if field not in meta:
-        held = ", ".join(sorted(meta)) or "none"
-        raise UserError(f"there is no field {field!r}", where=str(sample), do=f"Its fields: {held}")
-    name = meta[field]
-    if not isinstance(name, str) or name not in numbers:
-        close = difflib.get_close_matches(str(name), numbers, n=3)
-        do = f"The closest are {', '.join(close)}" if close else "Labels are written as the class names are"
-        raise UserError(f"the label {name!r} in field {field!r} is no class", where=str(sample), do=do)
-    return numbers[name]
+__all__ = ["Evaluation", "evaluate"]

@@ -8,6 +8,7 @@ classes of the pages' style sheet: `c0` to `c5`, `good`, `bad`, `soft`, ...
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from pages.axis import Axis, Values
 
 WIDTH, FINE = 5000, 10
 TOP, BOTTOM = 8, 22
+_NAME_HIGH, _NAME_WIDE = 14, 0.35
+"""Pixels, and a share of the width, that a name beside a dot may take."""
 _DOTS = 3000
 """Of more dots than this, not every plain one is drawn."""
 
@@ -121,9 +124,46 @@ def dots(values: Values, odd: npt.NDArray[np.bool_], names: Sequence[str], middl
     return plot.svg(label)
 
 
-def _beside(share: float, y: float, word: str, kind: str) -> str:
-    """A word to the right of a place, or to its left where there is no room."""
-    anchor, shift = ("end", -9) if share > 0.8 else ("start", 9)
+class Dot(NamedTuple):
+    """A point of a scatter plot: `look` colours it, a `loud` one is larger and has its name beside it."""
+
+    x: float
+    y: float
+    name: str
+    look: str
+    loud: bool = False
+
+
+def scatter(dots: Sequence[Dot], label: str, *, height: int = 300) -> Markup:
+    """Dots over a logarithmic axis across, of which all `x` are positive; there is one at least."""
+    x, y = (np.array(values, np.float64) for values in zip(*((dot.x, dot.y) for dot in dots), strict=True))
+    low, high = float(y.min()), float(y.max())
+    room = max(high - low, 1.0) * 0.1
+    plot = Plot(Axis(low - room, high + room), height)
+    across = Axis(float(x.min()) / 1.25, float(x.max()) * 1.25, log=True)
+    plot.add(*plot.ticks(across, 8))
+    placed = sorted(zip(dots, across.at(x).tolist(), plot.y(y).tolist(), strict=True), key=lambda one: one[0].loud)
+    for dot, share, up in placed:
+        place = f'cx="{100 * share:.4g}%" cy="{up:.1f}" r="{6 if dot.loud else 4}"'
+        title = f"<title>{escape(dot.name)}: {dot.y:.2f} at {dot.x:,.4g}</title>"
+        plot.add(f'<circle class="area {escape(dot.look)}" {place}>{title}</circle>')
+    plot.add(*[_beside(share, up + 4, dot.name, "named" if dot.loud else "", 0.6) for dot, share, up in _apart(placed)])
+    return plot.svg(label)
+
+
+def _apart(placed: Sequence[tuple[Dot, float, float]]) -> list[tuple[Dot, float, float]]:
+    """Those whose names do not run over another's, the loud ones first."""
+    kept: list[tuple[Dot, float, float]] = []
+    for one in sorted(placed, key=lambda each: not each[0].loud):
+        free = all(abs(one[2] - other[2]) > _NAME_HIGH or abs(one[1] - other[1]) > _NAME_WIDE for other in kept)
+        if free:
+            kept.append(one)
+    return kept
+
+
+def _beside(share: float, y: float, word: str, kind: str, room: float = 0.8) -> str:
+    """A word to the right of a place, or to its left from `room` on, where there is none."""
+    anchor, shift = ("end", -9) if share > room else ("start", 9)
     return (
         f'<text class="{kind}" x="{100 * share:.4g}%" dx="{shift}" y="{y:.1f}" text-anchor="{anchor}">'
         f"{escape(word)}</text>"

@@ -7,11 +7,11 @@ import io
 import itertools
 from collections.abc import Sequence
 
-import fsspec
 import numpy as np
 from PIL import Image
 
 from shards import Folder, seed64
+from shards.ranges import read_range
 
 _SIDE = 192
 
@@ -29,11 +29,7 @@ def drawn(counts: Sequence[int], name: str, most: int) -> list[tuple[int, int]]:
 
 def part_of(folder: Folder, name: str, start: int, size: int) -> bytes:
     """Some bytes of a file. Not through a shard: of a tar on an object store a few kilobytes are wanted."""
-    # A sample without a caption: of nothing, a store may send everything.
-    if size == 0:
-        return b""
-    fs, path = fsspec.core.url_to_fs(f"{folder.url.rstrip('/')}/{name}")
-    return bytes(fs.cat_file(path, start=start, end=start + size))
+    return read_range(f"{folder.url.rstrip('/')}/{name}", start, size)
 
 
 def thumbnail(data: bytes) -> str:

@@ -7,13 +7,17 @@ import errno
 import re
 from collections.abc import Iterator
 
+from shards.credentials import without_credentials
+
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def one_line(text: str) -> str:
-    """A text in one line that no terminal obeys: libraries colour what they say, and data may hold anything."""
-    return " ".join(_CONTROL.sub(" ", _SEQUENCE.sub("", text)).split())
+    """A text in one line that no terminal obeys and that has no credentials: libraries colour what they say, quote the
+    URLs that they ask for, and data may hold anything.
+    """
+    return " ".join(_CONTROL.sub(" ", _SEQUENCE.sub("", without_credentials(text))).split())
 
 
 class UserError(Exception):
@@ -23,7 +27,7 @@ class UserError(Exception):
     """
 
     def __init__(self, problem: str, *, where: str = "", do: str = "") -> None:
-        self.problem, self.where, self.do = problem, where, do
+        self.problem, self.where, self.do = map(without_credentials, (problem, where, do))
         line = f"{where}: {problem}" if where else problem
         super().__init__(one_line(f"{line}. {do}" if do else line))
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shards.credentials import without_credentials
 from shards.storage import Folder
 from shards.task import Spec
 
@@ -29,7 +30,8 @@ class Failures:
 
     def add(self, spec: Spec, cause: str, attempts: int, trace: str, key: str | None = None) -> None:
         """`spec` has failed for good, because of the sample `key` if it is one sample."""
-        how = {"cause": cause, "attempts": attempts, "trace": trace, "careful": spec.careful}
+        said, trace = without_credentials(cause), without_credentials(trace)
+        how = {"cause": said, "attempts": attempts, "trace": trace, "careful": spec.careful}
         report = {"shard": spec.shard, "key": key, **how}
         spec.folder.child(FAILURES).publish(_name(spec), json.dumps(report, indent=1).encode())
         self._known[spec.folder].add(_name(spec))

@@ -183,9 +183,12 @@ def read_record(folder: Folder, name: RecordName) -> ShardRecord:
 
 
 @uncollected()
-def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> dict[int, ShardRecord]:
+def read_records(
+    folder: Folder, wanted: Iterable[RecordName] | None = None, *, most: int | None = None
+) -> dict[int, ShardRecord]:
     """Shard number → record, for `wanted` (default: all that are published), in shard order.
 
+    Of those that are not in the manifest, `most` are looked at, spread over all; the others are left out.
     Raises `UserError` for a record that is damaged.
     """
     names = sorted(published_records(folder).values() if wanted is None else wanted)
@@ -196,9 +199,16 @@ def read_records(folder: Folder, wanted: Iterable[RecordName] | None = None) -> 
         if name in missing:
             missing.remove(name)
             held[name] = record
-    with ThreadPoolExecutor(16) as pool:
+    if most is not None and len(missing) > most:
+        others = sorted(missing)
+        missing = {others[place * len(others) // most] for place in range(most)}
+    pool = ThreadPoolExecutor(16)
+    try:
         held |= zip(missing, pool.map(lambda name: read_record(folder, name), missing), strict=True)
-    return {name.shard: held[name] for name in names}
+    finally:
+        # An interrupt waits for none of them: in an outage that would be minutes.
+        pool.shutdown(wait=False, cancel_futures=True)
+    return {name.shard: held[name] for name in names if name in held}
 
 
 def _manifest(folder: Folder) -> Iterator[ShardRecord]:

@@ -381,13 +381,8 @@ def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
     if outcome.error is not None:
         raise outcome.error
     if outcome.kind == "transient" and tried < work.attempts:
-        log.warning(
-            "%s: attempt %d failed (%s), trying again",
-            outcome.spec.label,
-            tried,
-            outcome.cause,
-            extra=_facts(outcome, tried),
-        )
+        said = f"{outcome.spec.label}: attempt {tried} failed ({outcome.cause}), trying again"
+        log.warning("%s", said, extra=_facts(outcome, tried))
         work.again.append(outcome.spec)
         return False
     work.failures.add(outcome.spec, outcome.cause, tried, outcome.trace, outcome.key)

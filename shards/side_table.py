@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from shards import stores
 from shards.errors import UserError
 from shards.key_index import IndexWriter, KeyIndex
+from shards.ranges import open_file
 
 _BATCH = 1 << 16
 _UNREADABLE = (OSError, EOFError, pa.ArrowException, UnicodeDecodeError)
@@ -102,7 +102,7 @@ class SideTable:
 def _opened(path: str) -> Iterator[Any]:
     """A file anywhere; pyarrow by itself would go to a store without our settings, and for minutes."""
     try:
-        file = fsspec.open(path, "rb").open()
+        file = open_file(path)
     except Exception as error:
         if isinstance(error, OSError) or (known := stores.told(error)) is None:
             raise

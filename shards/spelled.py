@@ -6,6 +6,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
+from shards.credentials import without_credentials
 from shards.errors import UserError
 from shards.settings import Spelling, fields_of, flag_of, nested, spelling_of
 from shards.storage import Folder
@@ -32,8 +33,8 @@ def words_of(settings: Any, *, without: Collection[str] = ()) -> list[str]:
 
 
 def absolute(path: str) -> str:
-    """A path or URL as it is understood anywhere."""
-    return Folder(path).url
+    """A path or URL as it is understood anywhere; without credentials, which nobody shall find in a file."""
+    return without_credentials(path) if "://" in path else Folder(path).url
 
 
 def _chosen(settings: Any) -> dict[str, Any]:
@@ -68,4 +69,4 @@ def _texts(value: Any, spelling: Spelling) -> list[str]:
     if spelling.words:
         return [next(word for word, meant in spelling.words.items() if meant == value)]
     texts = ["none" if one is None else str(one) for one in (value if isinstance(value, tuple) else (value,))]
-    return list(map(absolute, texts)) if spelling.path else texts
+    return [absolute(text) if spelling.path else without_credentials(text) for text in texts]

@@ -14,17 +14,20 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from shards import copies
+from shards import copies, credentials, outages
 from shards.errors import UserError
-from shards.stores import CREDENTIALS, UNREACHABLE, to_install
+from shards.lease import leased
+from shards.outages import ride_out
+from shards.ranges import read_file, short_read
+from shards.stores import CREDENTIALS, ShortReadError, came_wrong, is_passing, located
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +35,19 @@ log = logging.getLogger(__name__)
 class Folder:
     """A folder by its URL (`/data/cc3m`, `s3://bucket/cc3m`); holds no connection, so it can cross processes.
 
-    Raises `UserError` where the path, bucket or credentials are wrong; other I/O errors pass through as `OSError`
-    and count as transient.
+    Raises `UserError` where the path, bucket or credentials are wrong, or are part of the URL; other I/O errors pass
+    through as `OSError` and count as transient. An outage of a store that has answered before is waited for.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         text = os.fspath(url)
         self.url = text if "://" in text else _absolute(text)
+        if "://" in text and credentials.are_in(text):
+            raise UserError(
+                "credentials in a URL would stand in records and pages",
+                where=text,
+                do="Give them by the environment, or by the store's own configuration file",
+            )
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -46,8 +55,13 @@ class Folder:
     def __str__(self) -> str:
         return self.url
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"url": self.url}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "answered": outages.has_answered(self.url)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.url = state["url"]
+        if state["answered"]:
+            outages.remember(self.url)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Folder) and other.url == self.url
@@ -67,13 +81,7 @@ class Folder:
             raise UserError(
                 "storages behind each other (::) are not read", where=self.url, do="Give one URL, or a path"
             )
-        try:
-            fs, path = fsspec.core.url_to_fs(self.url)
-        except ImportError as error:
-            raise UserError(f"cannot be opened ({error})", where=self.url, do=to_install(error, self.url)) from None
-        except ValueError as error:
-            raise UserError(f"cannot open storage {self.url!r} ({error})", do="Check the URL's scheme") from None
-        return fs, str(path)
+        return located(self.url)
 
     @property
     def is_local(self) -> bool:
@@ -95,18 +103,22 @@ class Folder:
         On an object store a prefix is resolved by the store, so it costs one small request however many files; it then
         finds files only, no folders.
         """
-        fs, path = self._located
+        _, path = self._located
         with _explained(self.url, absent_is_error=False):
             try:
                 if self.is_local:
                     found = os.listdir(path)  # noqa: PTH208  pathlib would make an object of each
                 else:
-                    fs.invalidate_cache()
-                    entries = fs.find(path, maxdepth=1, prefix=prefix) if prefix else fs.ls(path, detail=False)
+                    entries = ride_out(self.url, lambda: self._listed(prefix))
                     found = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries]
             except FileNotFoundError:
                 return []
             return sorted(name for name in found if name.startswith(prefix) and not name.startswith("."))
+
+    def _listed(self, prefix: str) -> list[str]:
+        fs, path = self._located
+        fs.invalidate_cache()
+        return list(fs.find(path, maxdepth=1, prefix=prefix) if prefix else fs.ls(path, detail=False))
 
     def sizes(self) -> dict[str, int]:
         """Name → size in bytes of every file directly here, hidden ones left out, from one listing; empty if absent."""
@@ -117,24 +129,42 @@ class Folder:
                     with os.scandir(path) as entries:
                         found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
                 else:
-                    fs.invalidate_cache()
-                    listed = [entry for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
-                    found = {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in listed}
+                    listed = ride_out(self.url, lambda: fs.ls(path, detail=True, refresh=True))
+                    files = [entry for entry in listed if entry["type"] == "file"]
+                    found = {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in files}
             except FileNotFoundError:
                 return {}
             return {name: size for name, size in found.items() if not name.startswith(".")}
+
+    def times(self) -> dict[str, float]:
+        """Name → when each file directly here was written, in seconds since 1970 by the storage's clock, from one
+        listing; without those of which the storage does not say. Empty if absent.
+        """
+        fs, path = self._located
+        with _explained(self.url, absent_is_error=False):
+            try:
+                if self.is_local:
+                    with os.scandir(path) as entries:
+                        return {entry.name: entry.stat().st_mtime for entry in entries}
+                listed = ride_out(self.url, lambda: fs.ls(path, detail=True, refresh=True))
+            except FileNotFoundError:
+                return {}
+        marks = ("LastModified", "last_modified", "updated", "mtime")
+        found = {str(entry["name"]).rsplit("/", 1)[-1]: [entry.get(mark) for mark in marks] for entry in listed}
+        return {name: time for name, told in found.items() for time in _seconds(told)}
 
     def exists(self, name: str) -> bool:
         fs, _ = self._located
         with _explained(self.url):
             fs.invalidate_cache()
-            return bool(fs.exists(self._name(name)))
+            return bool(ride_out(self.url, lambda: fs.exists(self._name(name))))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `FileNotFoundError` if it is absent."""
-        fs, _ = self._located
         with _explained(self.url, absent_is_error=False):
-            return bytes(fs.cat_file(self._name(name)))
+            if self.is_local:
+                return Path(self._name(name)).read_bytes()
+            return read_file(f"{self.url.rstrip('/')}/{name}")
 
     def size(self, name: str) -> int | None:
         """The size of a file in bytes, None if it is absent."""
@@ -142,7 +172,7 @@ class Folder:
         with _explained(self.url, absent_is_error=False):
             fs.invalidate_cache()
             try:
-                return int(fs.size(self._name(name)))
+                return int(ride_out(self.url, lambda: fs.size(self._name(name))))
             except FileNotFoundError:
                 return None
 
@@ -154,7 +184,7 @@ class Folder:
             return
         fs, _ = self._located
         with _explained(self.url):
-            fs.pipe_file(self._name(name), data)
+            ride_out(self.url, lambda: fs.pipe_file(self._name(name), data))
 
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[Path]:
@@ -165,7 +195,7 @@ class Folder:
                 yield path
                 fs, _ = self._located
                 with _explained(self.url):
-                    fs.put_file(str(path), self._name(name))
+                    ride_out(self.url, lambda: fs.put_file(str(path), self._name(name)))
             return
         folder = self.path
         path = folder / f".{name}.{uuid.uuid4().hex}.tmp"
@@ -187,14 +217,14 @@ class Folder:
         """Remove a file if it is there."""
         fs, _ = self._located
         with _explained(self.url), contextlib.suppress(FileNotFoundError):
-            fs.rm_file(self._name(name))
+            ride_out(self.url, lambda: fs.rm_file(self._name(name)))
 
     def remove(self) -> None:
         """Remove the folder with all that is in it, if it is there."""
         fs, path = self._located
         with _explained(self.url), contextlib.suppress(FileNotFoundError):
             fs.invalidate_cache()
-            fs.rm(path, recursive=True)
+            ride_out(self.url, lambda: fs.rm(path, recursive=True))
 
     def sweep(self) -> int:
         """Remove what killed writers left half-written, here and in the `_...` folders beside the shards.
@@ -207,12 +237,16 @@ class Folder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other process holds this local folder, then hold it; on an object store nobody can.
+        """Wait until no other process holds this folder, then hold it; of object stores only S3's can be held.
 
-        A folder that was made for it and is still empty in the end is removed.
+        A local folder that was made for it and is still empty in the end is removed.
         """
         if not self.is_local:
-            yield
+            fs, path = self._located
+            with contextlib.ExitStack() as stack:
+                with _explained(self.url):  # what the block raises is the block's own
+                    stack.enter_context(leased(fs, path, self.url))
+                yield
             return
         made = not self.path.exists()
         with _explained(self.url):
@@ -262,12 +296,32 @@ class Folder:
     def _copy(self, name: str, sha256: str, root: Folder) -> None:
         root.sweep()
         fs, _ = self._located
-        with _explained(self.url), root.staged(sha256) as path:
+        url = f"{self.url}/{name}"
+
+        def copy() -> None:
             fs.get_file(self._name(name), str(path))
             with path.open("rb") as file:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != sha256:
-                raise OSError(f"{self.url}/{name}: downloaded bytes hash to {got}, expected {sha256}")
+                if (size := int(fs.size(self._name(name)))) != (came := path.stat().st_size):
+                    raise short_read(url, came, size)
+                raise ShortReadError(f"{url}: downloaded bytes hash to {got}, expected {sha256}")
+
+        with _explained(self.url), root.staged(sha256) as path:
+            ride_out(url, copy)
+
+
+def _seconds(told: Iterable[Any]) -> Iterator[float]:
+    """The first that is a time, if any is."""
+    for mark in told:
+        if isinstance(mark, str):
+            with contextlib.suppress(ValueError):
+                mark = datetime.fromisoformat(mark)  # noqa: PLW2901
+        if isinstance(mark, datetime):
+            mark = mark.timestamp()  # noqa: PLW2901
+        if isinstance(mark, int | float):
+            yield float(mark)
+            return
 
 
 def _absolute(path: str) -> str:
@@ -332,11 +386,12 @@ def _explained(url: str, *, absent_is_error: bool = True) -> Iterator[None]:
         raise UserError("the folder or bucket does not exist", where=url, do="Check the path") from error
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         reason = error.strerror or str(error)
+        if "too skewed" in reason or "time is too large" in reason:
+            raise UserError(f"cannot be used ({reason})", where=url, do="Set this machine's clock") from error
         raise UserError(f"cannot be used ({reason})", where=url, do="Check the path and credentials") from error
     except Exception as error:
-        kind = type(error).__name__
-        if kind in CREDENTIALS:
+        if type(error).__name__ in CREDENTIALS:
             raise UserError(f"no usable credentials ({error})", where=url, do="Set the store's credentials") from error
-        if kind in UNREACHABLE:
+        if "://" in url and is_passing(error) and not came_wrong(error):
             raise UserError(f"cannot be reached ({error})", where=url, do="Check the endpoint and network") from error
         raise

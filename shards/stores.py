@@ -1,13 +1,18 @@
-"""The errors of the libraries behind object stores, in words.
+"""Object stores by fsspec: opened in one place, and the errors of the libraries behind them in words.
 
 These libraries are optional and not imported here, so their exceptions are recognised by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from shards.errors import UserError
+
 CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"})
-UNREACHABLE = frozenset({"EndpointConnectionError", "ConnectTimeoutError"})
-"""Raised by the S3 client before any answer."""
 _PACKAGES = {
     **{"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"},
     "hf": "huggingface_hub",
@@ -20,6 +25,72 @@ _LIBRARIES = frozenset(
         *("aiohttp", "requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"),
     }
 )
+_BROKEN = frozenset(
+    {
+        *("ConnectionError", "TimeoutError", "FSTimeoutError", "IncompleteRead", "IncompleteReadError"),
+        *("HTTPClientError", "ResponseParserError", "ResponseStreamingError"),  # botocore
+        *("ClientConnectionError", "ClientPayloadError"),  # aiohttp
+        *("TransportError", "ServiceRequestError", "ServiceResponseError"),  # httpx and Google; Azure
+    }
+)
+"""Kinds of errors that say that a store could not be reached, or that an answer broke off."""
+_DIFFERENT = frozenset({"FlexibleChecksumError", "ChecksumError"})
+"""Kinds of errors that say that what came is not what was stored."""
+_CERTIFICATES = frozenset({"SSLError", "ClientSSLError", "CertificateError", "SSLCertVerificationError"})
+_BUSY = frozenset({408, 409, 425, 429})
+_CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown"})
+"""S3's codes for what came to grief on the way."""
+
+
+class ShortReadError(OSError):
+    """A store sent fewer or more bytes than there are, or others than were stored."""
+
+
+def came_wrong(error: BaseException) -> bool:
+    """Whether an answer came, of other bytes than there are: the next one may be right, unless the file is damaged."""
+    return isinstance(error, ShortReadError) or type(error).__name__ in _DIFFERENT
+
+
+def located(url: str) -> tuple[Any, str]:
+    """The file system of fsspec's for a URL, and the path in it. Raises `UserError` for one that is not understood."""
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UserError(f"cannot be opened ({error})", where=url, do=to_install(error, url)) from None
+    except ValueError as error:
+        raise UserError(f"cannot be opened ({error})", where=url, do="Check the URL's scheme") from None
+    return fs, str(path)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed a while later: the store is away or overloaded, or an answer broke off."""
+    if isinstance(error, UserError | FileNotFoundError | PermissionError | BrokenPipeError):
+        return False
+    kinds = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
+    if kinds & (CREDENTIALS | _CERTIFICATES):
+        return False
+    return came_wrong(error) or bool(kinds & _BROKEN) or any(_is_busy(link) for link in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def _is_busy(error: BaseException) -> bool:
+    answer = getattr(error, "response", None)
+    told: Any = None
+    if isinstance(answer, dict):  # botocore
+        if answer.get("Error", {}).get("Code") in _CODES:
+            return True
+        told = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    elif is_of_library(error):
+        sources = ((error, "status"), (error, "status_code"), (error, "code"), (answer, "status_code"))
+        told = next((value for source, name in sources if (value := getattr(source, name, None)) is not None), None)
+    status = int(told) if isinstance(told, int) or (isinstance(told, str) and told.isdigit()) else 0
+    return status in _BUSY or (500 <= status < 600 and status not in {501, 505})
 
 
 def to_install(error: ImportError, url: str = "") -> str:

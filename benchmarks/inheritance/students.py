@@ -105,7 +105,7 @@ class Students:
             steps=course.steps,
             batch_size=course.batch_size,
             optimiser=OptimiserSettings(lr=1e-3, warmup=course.every // 2),
-            evaluation=EvaluationSettings(shards=place.test, every=course.every, classes=place.classes, label=LABEL),
+            evaluation=EvaluationSettings(on=(place.test,), every=course.every, classes=place.classes, label=LABEL),
             seed=seed,
             checkpoint_every=course.every,
         )
@@ -148,7 +148,7 @@ def teacher_score(material: Material, evaluation_batch: int = 256) -> dict[str, 
     """The teacher's own figures and size."""
     loaded = load_model(material.teacher)
     settings = EvaluationSettings(
-        shards=material.test, classes=material.classes, label=LABEL, batch_size=evaluation_batch
+        on=(material.test,), classes=material.classes, label=LABEL, batch_size=evaluation_batch
     )
     figures = InRun(settings, loaded.config, torch.device("cpu"))(loaded.model)
     return {**{name: figures[key] for name, key in FIGURES.items()}, **size(material.teacher)}

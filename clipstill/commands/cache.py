@@ -1,4 +1,4 @@
-"""`clipstill cache plan|build|verify|report`: the teacher, once. Import and export are in `exchange.py`."""
+"""`clipstill cache plan|build|verify|report|audition`: the teacher, once. Import and export are in `exchange.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clipstill.commands import exchange
+from clipstill.commands import audition, exchange
 from clipstill.commands.common import Subparsers, add_command, add_runner, cores, machines_of, make_executor, show
 from clipstill.options import add_options, given
 from clipstill.parser import Parser
@@ -48,7 +48,9 @@ Writes report.html and scores.parquet (CLIP score and nearest other sample of ea
 
 
 def add(commands: Subparsers) -> None:
-    parser = commands.add_parser("cache", help="The teacher cache: plan, build, verify, report, import, export.")
+    parser = commands.add_parser(
+        "cache", help="The teacher cache: plan, build, verify, report, audition, import, export."
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     add_command(
         actions,
@@ -73,6 +75,7 @@ def add(commands: Subparsers) -> None:
     add_command(actions, "verify", _VERIFY, example, run=run_verify, fill=_verify_options)
     example = "  clipstill cache report data/cc3m --cache data/cc3m-cache\n"
     add_command(actions, "report", _REPORT, example, run=run_report, fill=_report_options)
+    audition.add(actions)
     exchange.add(actions)
 
 

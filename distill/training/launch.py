@@ -48,7 +48,7 @@ def look_at_paths(settings: RunSettings) -> None:
     Training looks closer: samples may be missing from a cache.
     """
     from distill.run_folder import BEGINNINGS  # noqa: PLC0415
-    from evaluation.classes import read_classes  # noqa: PLC0415
+    from evaluation.sets import open_by_name, refuse_unknown_figure  # noqa: PLC0415
     from shards import Dataset, Folder  # noqa: PLC0415
     from shards.places import refuse_other_things  # noqa: PLC0415
     from teacher_cache.layout import no_cache, teacher_names  # noqa: PLC0415
@@ -58,9 +58,7 @@ def look_at_paths(settings: RunSettings) -> None:
         if not teacher_names(Folder(cache)):
             raise no_cache(Folder(cache))
     if settings.evaluation is not None:
-        Dataset.open(settings.evaluation.shards)
-        if settings.evaluation.classes is not None:
-            read_classes(settings.evaluation.classes)
+        refuse_unknown_figure(settings.evaluation.best, open_by_name(settings.evaluation.on, settings.evaluation))
     if settings.initial is not None:
         refuse_absent(settings.initial)
     refuse_no_student(settings.student)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=4)
-"""How long processes wait for each other: the first one evaluates, and writes, while the others stand by."""
+"""How long processes wait for each other: the first one writes, while the others stand by."""
 
 
 @dataclass(frozen=True)

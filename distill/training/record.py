@@ -114,14 +114,27 @@ class Record:
 
 
 def _evaluation_in_words(figures: dict[str, float]) -> str:
-    """The figures that people look at first."""
-    named = {
-        "eval/zero_shot/top1": "zero-shot top-1",
-        "eval/zero_shot/top5": "top-5",
-        "eval/retrieval/image_to_text/R@1": "image to text R@1",
-        "eval/retrieval/text_to_image/R@1": "text to image R@1",
-    }
-    return ", ".join(f"{words} {figures[name]:.1f} %" for name, words in named.items() if name in figures)
+    """The figures that people look at first, of several sets with their names."""
+    told = []
+    for name, value in figures.items():
+        words = next((words for ending, words in _FIRST.items() if name.endswith(f"/{ending}")), None)
+        if words is not None:
+            of = name.removeprefix("eval/").split("/")[0]
+            told.append(
+                (list(_FIRST.values()).index(words), "" if of in _TASKS else f"{of} ", f"{words} {value:.1f} %")
+            )
+    return ", ".join(f"{of}{said}" for _, of, said in sorted(told, key=lambda one: (one[1], one[0])))
+
+
+_TASKS = ("zero_shot", "retrieval", "winoground", "winogavil")
+_FIRST = {
+    "zero_shot/top1": "zero-shot top-1",
+    "zero_shot/top5": "top-5",
+    "zero_shot/mAP": "mAP",
+    "retrieval/image_to_text/R@1": "image to text R@1",
+    "retrieval/text_to_image/R@1": "text to image R@1",
+    "winoground/group": "group score",
+}
 
 
 def _memory_gb(device: torch.device) -> float:

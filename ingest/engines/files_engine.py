@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,6 +26,7 @@ from ingest.fetched import Fetched, Request
 from ingest.images import ImageProcessor
 from ingest.images.isolated import IsolatedProcessor
 from ingest.settings import IngestSettings
+from shards.ranges import open_file
 
 _IN_ROW = re.compile(r"(.+)#(.+)/(\d+)", re.DOTALL)
 _AHEAD = 4
@@ -159,8 +159,7 @@ def _opened(url: str) -> IO[bytes]:
         if Path(url).exists() and not Path(url).is_file():
             raise OSError(errno.EINVAL, "Not a regular file")
         return Path(url).open("rb")
-    file: IO[bytes] = fsspec.open(url, "rb").open()
-    return file
+    return open_file(url)
 
 
 def _reason(error: Exception) -> str:

@@ -13,8 +13,6 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-import fsspec
-
 from ingest.formats import KINDS
 from ingest.plan.ahead import StoppedError
 from ingest.plan.parts import read_rows
@@ -24,6 +22,7 @@ from ingest.sources.quoted import UNCLOSED
 from shards import Folder, UserError, fingerprint
 from shards.dataset import InputFile, Stage
 from shards.fingerprint import first_difference
+from shards.ranges import open_file
 
 _HASHED_AT_ONCE = 2
 _POLL_S = 0.02
@@ -151,7 +150,7 @@ def _looks_touched(out: Folder, known: InputFile, now: InputFile) -> bool:
 
 
 def _ends_a_line(path: str, size: int) -> bool:
-    with fsspec.open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(size - 1)
         return bool(file.read(1) == b"\n")
 

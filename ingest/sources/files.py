@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from ingest.formats import KINDS
 from ingest.sources.mistaken import refuse_folder
 from shards import UserError
+from shards.credentials import are_in
 from shards.dataset import InputFile
-from shards.stores import is_of_library, told
+from shards.outages import ride_out
+from shards.ranges import open_file
+from shards.stores import is_of_library, located, told
 
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
@@ -37,7 +39,7 @@ def find_inputs(paths: Sequence[str], belongs: Callable[[str], bool], *, packing
     found: list[str] = []
     for path in paths:
         with explained(path):
-            fs, plain = fsspec.core.url_to_fs(path)
+            fs, plain = located(path)
             kind = _kind(fs, plain)
             if kind == "file":
                 matches = [plain]
@@ -92,11 +94,14 @@ def _is_data(file: str, folder: str) -> bool:
 def look_at_input(path: str) -> InputFile:
     """An input file as its store describes it; nothing is read. Raises `UserError` if it cannot be looked at."""
     with explained(path):
-        fs, plain = fsspec.core.url_to_fs(path)
-        info = fs.info(plain)
+        fs, plain = located(path)
+        info = ride_out(path, lambda: fs.info(plain))
     marks = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"))
     modified = next((mark if isinstance(mark, int | float) else str(mark) for mark in marks if mark), None)
-    return InputFile(path.rsplit("/", 1)[-1], info.get("size"), modified)
+    name = path.rsplit("/", 1)[-1]
+    # What signs a request is no part of its name, and another one tomorrow.
+    name = name.partition("?")[0] if are_in(path) else name
+    return InputFile(name, info.get("size"), modified)
 
 
 def hash_input(path: str, stop: threading.Event, most: int | None = None) -> tuple[int, str]:
@@ -105,7 +110,7 @@ def hash_input(path: str, stop: threading.Event, most: int | None = None) -> tup
     """
     digest = hashlib.sha256()
     size = 0
-    with explained(path), fsspec.open(path, "rb") as file:
+    with explained(path), open_file(path) as file:
         while not stop.is_set():
             block = file.read(1 << 20 if most is None else min(1 << 20, most - size))
             if not block:
@@ -130,18 +135,18 @@ def read_so_far(path: str) -> int:
 @contextmanager
 def open_raw(path: str) -> Iterator[pa.NativeFile]:
     """A file as its bytes are."""
-    fs, plain = fsspec.core.url_to_fs(path)
+    fs, plain = located(path)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         with pa.OSFile(plain) as local, _noted(path, local):
             yield local
     else:
-        with fs.open(plain, "rb") as remote, pa.PythonFile(remote, "r") as wrapped, _noted(path, wrapped):
+        with open_file(path) as remote, pa.PythonFile(remote, "r") as wrapped, _noted(path, wrapped):
             yield wrapped
 
 
 def head_of(path: str) -> bytes:
     """The first bytes of a file as they are, enough to know its kind."""
-    with fsspec.open(path, "rb") as file:
+    with open_file(path) as file:
         head: bytes = file.read(512)
     return head
 

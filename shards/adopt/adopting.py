@@ -174,22 +174,23 @@ def adopt(settings: AdoptSettings, tars: Sequence[Tar], executor: Executor) -> A
     name = check_dataset_name(settings.name or folder.url.rstrip("/").rpartition("/")[2].lower())
     refuse_other_things(folder, "a dataset", {DATASET, "_records", "_failures"})
     _refuse_ingested(folder)
-    if not published_records(folder):
-        executor.once(_refuse_unfitting, tars[0], settings)
-    summary = run_shards(AdoptTask(settings, tuple(tars)), executor)
-    shards = [record for shard, record in compact(folder).items() if shard < len(tars)]
-    _refuse_doubles(folder, tars, shards)
-    withdraw_from(folder, len(tars))
-    rows = int(summary.stats["rows"])
-    stage = Stage(
-        name=name,
-        captioned=settings.captions,
-        shards=len(tars),
-        rows=rows,
-        adopted=tuple(settings.patterns),
-        command=("clipstill", "shards", "adopt", *words_of(replace(settings, name=name), without={"out"})),
-    )
-    publish_whole(folder, stage)
+    with folder.alone():
+        if not published_records(folder):
+            executor.once(_refuse_unfitting, tars[0], settings)
+        summary = run_shards(AdoptTask(settings, tuple(tars)), executor)
+        shards = [record for shard, record in compact(folder).items() if shard < len(tars)]
+        _refuse_doubles(folder, tars, shards)
+        withdraw_from(folder, len(tars))
+        rows = int(summary.stats["rows"])
+        stage = Stage(
+            name=name,
+            captioned=settings.captions,
+            shards=len(tars),
+            rows=rows,
+            adopted=tuple(settings.patterns),
+            command=("clipstill", "shards", "adopt", *words_of(replace(settings, name=name), without={"out"})),
+        )
+        publish_whole(folder, stage)
     return Adopted(summary, len(tars), rows, _counted(summary, _FAILED), _counted(summary, _OTHER))
 
 

@@ -8,14 +8,15 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import braceexpand
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from shards import credentials
 from shards.errors import UserError
-from shards.stores import told
+from shards.outages import ride_out
+from shards.ranges import short_read
+from shards.stores import located, told
 
 _GLOB = frozenset("*?[")
 
@@ -40,11 +41,11 @@ class Tar:
     @contextlib.contextmanager
     def mapped(self) -> Iterator[memoryview]:
         """Its bytes; from elsewhere by a copy in `$TMPDIR`, gone in the end."""
-        fs, path = _storage(self.url)
+        fs, path = located(self.url)
         with contextlib.ExitStack() as stack:
             if not isinstance(fs, LocalFileSystem):
                 copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="clipstill-", suffix=".tar"))
-                fs.get_file(path, copy.name)
+                self._copy(copy.name)
                 path = copy.name
             file = stack.enter_context(open(path, "rb"))
             if not Path(path).stat().st_size:
@@ -55,6 +56,16 @@ class Tar:
             # Closed with the last view of it, which an exception may hold on to.
             yield memoryview(held)
 
+    def _copy(self, to: str) -> None:
+        fs, path = located(self.url)
+
+        def copy() -> None:
+            fs.get_file(path, to)
+            if (size := Path(to).stat().st_size) != self.bytes:
+                raise short_read(self.url, size, self.bytes)
+
+        ride_out(self.url, copy)
+
 
 def find_tars(patterns: Iterable[str]) -> tuple[Tar, ...]:
     """Every tar that the patterns name, each once, in their order; what a glob or a folder has is sorted by name.
@@ -63,6 +74,12 @@ def find_tars(patterns: Iterable[str]) -> tuple[Tar, ...]:
     """
     found: dict[str, Tar] = {}
     for pattern in patterns:
+        if credentials.are_in(pattern):
+            raise UserError(
+                "a signature or password in a URL would stand in the dataset's records, and end before it does",
+                where=pattern,
+                do="Give s3://... or the like with credentials in the environment, or adopt a copy",
+            )
         try:
             texts = list(braceexpand.braceexpand(pattern, escape=False))
         except ValueError:
@@ -75,7 +92,7 @@ def find_tars(patterns: Iterable[str]) -> tuple[Tar, ...]:
 
 
 def _urls(text: str) -> list[str]:
-    fs, path = _storage(text)
+    fs, path = located(text)
     if _GLOB & set(text.partition("://")[2] or text) and not fs.exists(path):
         found = sorted(fs.glob(path))
     elif fs.isdir(path):
@@ -89,16 +106,11 @@ def _urls(text: str) -> list[str]:
 
 
 def _look(url: str) -> Tar:
-    fs, path = _storage(url)
+    fs, path = located(url)
     if isinstance(fs, LocalFileSystem):
         state = Path(path).stat()
         return Tar(url, state.st_size, state.st_mtime_ns)
-    return Tar(url, int(fs.info(path)["size"]))
-
-
-def _storage(url: str) -> tuple[Any, str]:
-    fs, path = fsspec.core.url_to_fs(url)
-    return fs, str(path)
+    return Tar(url, int(ride_out(url, lambda: fs.info(path))["size"]))
 
 
 @contextlib.contextmanager

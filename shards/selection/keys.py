@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tokenize
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,10 @@ class WantedKeys:
         try:
             data = Folder(parent or ("/" if url.startswith("/") else ".")).read(name)
             if name.endswith(".npy"):
-                found = np.load(io.BytesIO(data))
+                with warnings.catch_warnings():
+                    # A header by Python 2 is read more slowly, which need not be said.
+                    warnings.simplefilter("ignore", UserWarning)
+                    found = np.load(io.BytesIO(data))
                 if found.dtype != _UID or found.ndim != 1:
                     raise ValueError(f"an array of {found.dtype} in {found.ndim} dimensions, DataComp's have {_UID}")
                 return WantedKeys(url, None, np.unique(found))

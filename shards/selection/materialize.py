@@ -153,10 +153,11 @@ def materialize(
     task = MaterializeTask(
         tuple(dataset.folder.url for dataset in datasets), contents, samples, folder.url, shard_size, named
     )
-    summary = run_shards(task, executor)
-    withdraw_from(folder, count)
-    compact(folder)
-    publish_whole(folder, stage)
+    with folder.alone():
+        summary = run_shards(task, executor)
+        withdraw_from(folder, count)
+        compact(folder)
+        publish_whole(folder, stage)
     return summary
 
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -32,6 +31,7 @@ from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
 from shards.publication import Publication, withdraw_from
+from shards.ranges import open_file
 from shards.reader import Dataset
 from shards.record import ShardRecord, published_records, read_records, sound_records
 from shards.runner import Executor, InProcess, run_shards, threads_of
@@ -245,7 +245,7 @@ def _marks(settings: FilterSettings) -> tuple[str, ...]:
         schema_of(url)
     for url in (*settings.tables, *([settings.keys] if settings.keys is not None else [])):
         try:
-            with fsspec.open(url, "rb") as file:
+            with open_file(url) as file:
                 marks.append(f"{url} of {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
         except Exception as error:
             if (known := stores.told(error)) is None:

@@ -99,7 +99,7 @@ def test_help_states_the_defaults_of_the_settings(capsys: pytest.CaptureFixture[
     assert "within a tenth of the run" in said["warmup"]
     assert optimiser.warmup_steps(10_000) == 500
     assert stated["checkpoint-minutes"] == "10.0"
-    assert stated["eval-every"] == str(EvaluationSettings(shards="S").every)
+    assert stated["eval-every"] == str(EvaluationSettings(on="S").every)
 
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

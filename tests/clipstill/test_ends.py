@@ -52,8 +52,11 @@ def small_files() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
+FORMS = ["open_clip", "torchscript", "safetensors", "onnx", "transformers_js", "immich", "pt2"]
+
+
 @pytest.mark.usefixtures("small_files")
-@pytest.mark.parametrize("form", ["open_clip", "torchscript", "safetensors"])
+@pytest.mark.parametrize("form", FORMS)
 def test_an_export_that_finds_no_room(
     world: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,7 +87,7 @@ def test_weights_that_cannot_be_read(
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    line = told(["evaluate", f"ViT-S-32-alt:{path}", str(world / "data")], capsys)
+    line = told(["evaluate", f"ViT-S-32-alt:{path}", "--on", str(world / "data")], capsys)
     assert str(path) in line
     for word in words:
         assert word in line
@@ -110,7 +113,7 @@ def test_a_configuration_of_another_shape(
     config = json.loads((world / "model/open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps({**config, **change}))
     (folder / "open_clip_model.safetensors").symlink_to(world / "model/open_clip_model.safetensors")
-    assert str(folder) in told(["evaluate", str(folder), str(world / "data")], capsys)
+    assert str(folder) in told(["evaluate", str(folder), "--on", str(world / "data")], capsys)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ HELP = [
     "compare --help",
     "evaluate --help",
     "export --help",
+    "classify --help",
+    "embed --help",
     "models --help",
     "models bench --help",
     "demo --help",
@@ -65,11 +67,14 @@ PATHS = [
     "cache export nowhere --cache c --format npz --out o",
     "distill nowhere --student ViT-B-32 --steps 1 --out o",
     "distill nowhere --recipe clip-kd --cache c --out o",
-    "evaluate nowhere/model d",
-    "evaluate ViT-B-32:nowhere/weights.pt d",
-    "evaluate ViT-B-32:openai nowhere",
-    "evaluate ViT-B-32:openai d --classes nowhere.json",
+    "evaluate nowhere/model --on d",
+    "evaluate ViT-B-32:nowhere/weights.pt --on d",
+    "evaluate ViT-B-32:openai --on nowhere",
+    "evaluate ViT-B-32:openai --on d --classes nowhere.json",
     "export nowhere/model --out o",
+    "classify nowhere/model a.jpg --labels a,b",
+    "classify . a.jpg --labels a,b",
+    "embed nowhere/model --text a --out o.npz",
     "shards verify nowhere",
     "shards stats nowhere",
     "shards stats nowhere --out p.html",
@@ -107,10 +112,10 @@ AMONG_DATA = {
     "models bench pics": "pics/open_clip_config.json: there is no such file",
     "models nowhere": "clipstill: error: open_clip knows no architecture 'nowhere'",
     "models bench ViT-B-32 nowhere": "open_clip knows no architecture 'nowhere'",
-    "evaluate nowhere data": "open_clip knows no architecture 'nowhere'",
-    "evaluate ViT-B-32:openai data --classes pics": "pics: this is a folder, and a file is wanted",
-    "evaluate ViT-B-32:openai data --classes nowhere.json": "nowhere.json: there is no such file. Give",
-    "evaluate ViT-B-32:openai data --classes pics/one.txt": "pics/one.txt: not readable as JSON (Expecting value",
+    "evaluate nowhere --on data": "open_clip knows no architecture 'nowhere'",
+    "evaluate ViT-B-32:openai --on data --classes pics": "pics: this is a folder, and a file is wanted",
+    "evaluate ViT-B-32:openai --on data --classes nowhere.json": "nowhere.json: there is no such file. Give",
+    "evaluate ViT-B-32:openai --on data --classes pics/one.txt": "pics/one.txt: not readable as JSON (Expecting value",
     "export nowhere --out o": "open_clip knows no architecture 'nowhere'",
     "ingest retry pics/one.txt": "pics/one.txt: no dataset here (there is no dataset.json): this is a file, not a",
     "shards ls pics/one.txt": "pics/one.txt: no dataset here (there is no dataset.json): this is a file, not a folder",
@@ -179,6 +184,7 @@ def test_wrong_places_names_and_counts_are_told_before_torch_is_imported(make_da
 
 
 PACKAGES = ["shards", "stats", "ingest", "teacher_cache", "distill.losses", "evaluation", "clip_models"]
+PACKAGES += ["distill.use", "clipstill"]
 
 
 def test_whatever_a_package_exports_is_there_though_nothing_is_imported_yet() -> None:

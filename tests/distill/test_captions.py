@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clipstill.main import main
+from shards import write_dataset
 from tests.conftest import small_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,9 +26,13 @@ def caption(data: Any, captions: list[str]) -> list[tuple[bytes, str, str]]:
 
 
 @pytest.fixture
-def uncaptioned(tmp_path: Path, make_dataset: Any) -> str:
+def uncaptioned(tmp_path: Path) -> str:
     """As a list without captions becomes: every caption is empty, and dataset.json says so."""
-    make_dataset(tmp_path / "bare", samples=[caption(small_samples(12, 3), [""] * 12)])
+    rows = [
+        (f"bare-{at}", image, "", {"kind": ("even", "odd")[at % 2]})
+        for at, (image, _, _) in enumerate(small_samples(12, 3))
+    ]
+    write_dataset(tmp_path / "bare", rows, name="bare")
     path = tmp_path / "bare" / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "captioned": False}))
     return str(tmp_path / "bare")
@@ -79,15 +84,15 @@ def test_nothing_is_retrieved_where_there_are_no_captions_and_classes_are_told_a
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    line = refused(["evaluate", teacher, uncaptioned], capsys)
+    line = refused(["evaluate", teacher, "--on", uncaptioned], capsys)
     assert "has no captions" in line
     assert "--classes" in line
     classes = tmp_path / "classes.json"
-    classes.write_text(json.dumps({"classes": [""], "templates": ["a {}"]}))
-    assert main(["evaluate", teacher, uncaptioned, "--classes", str(classes), "--label", "caption"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["retrieval"] is None
-    assert found["zero_shot"]["top1"] == 100.0
+    classes.write_text(json.dumps({"classes": ["even", "odd"], "templates": ["a {}"]}))
+    assert main(["evaluate", teacher, "--on", uncaptioned, "--classes", str(classes), "--label", "kind"]) == 0
+    found = json.loads(capsys.readouterr().out)["models"][teacher][uncaptioned]
+    assert "retrieval" not in found
+    assert 0 <= found["zero_shot"]["top1"] <= 100.0
     assert "no retrieval" in caplog.text
 
 
@@ -112,8 +117,8 @@ def test_equal_captions_that_count_as_hits_are_stated(
     """Three say "a", two say "b" and one stands alone: five of six have more than one right answer."""
     data = str(tmp_path / "data")
     make_dataset(data, samples=[caption(small_samples(6, 4), ["a", "b", "a", "c", "b", "a"])])
-    assert main(["evaluate", teacher, data]) == 0
-    assert json.loads(capsys.readouterr().out)["retrieval"]["shared_captions"] == 5
+    assert main(["evaluate", teacher, "--on", data]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][teacher][data]["retrieval"]["shared_captions"] == 5
     assert "5 of 6 samples share their caption" in caplog.text
     caplog.clear()
     out = tmp_path / "run"

@@ -23,6 +23,7 @@ from distill.training.checkpoint import Checkpoints
 from distill.training.monitor import Watch
 from distill.training.run import Run
 from distill.training.train import train
+from evaluation.sets import SetSettings, open_by_name, refuse_unknown_figure
 from shards import UserError
 
 
@@ -306,7 +307,7 @@ def test_the_best_checkpoint_is_kept_and_delivered(world: Any, tmp_path: Path, m
         return {FIGURE: next(figures), "eval/other": 0.0}
 
     monkeypatch.setattr(InRun, "__call__", given)
-    evaluation = EvaluationSettings(shards=world.shards, every=2, best=FIGURE)
+    evaluation = EvaluationSettings(on=world.shards, every=2, best=FIGURE)
     settings = world.settings(
         tmp_path / "run", evaluation=evaluation, keep=1, checkpoint_every=100, optimiser={"ema": 0.5}
     )
@@ -324,13 +325,13 @@ def test_the_best_checkpoint_is_kept_and_delivered(world: Any, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("figure", ["eval/zero_shot/top1", "eval/retrieval/text_to_image/mean_rank"])
-def test_a_figure_that_the_evaluation_does_not_have_or_that_is_better_low_is_refused(figure: str) -> None:
+def test_a_figure_that_the_evaluation_does_not_have_or_that_is_better_low_is_refused(world: Any, figure: str) -> None:
     with pytest.raises(UserError, match=rf"evaluation.best is '{figure}', it must be one of .*{FIGURE}"):
-        EvaluationSettings(shards="data", every=2, best=figure)
+        refuse_unknown_figure(figure, open_by_name([world.shards], SetSettings()))
 
 
 def test_an_evaluation_changes_nothing_of_the_training(world: Any, tmp_path: Path) -> None:
-    evaluation = EvaluationSettings(shards=world.shards, every=3, batch_size=7)
+    evaluation = EvaluationSettings(on=world.shards, every=3, batch_size=7)
     plain = world.settings(tmp_path / "plain", patch_mask=0.5)
     train(plain)
     train(world.settings(tmp_path / "run", patch_mask=0.5, evaluation=evaluation))

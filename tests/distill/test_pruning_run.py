@@ -22,7 +22,7 @@ from distill.pruning.gates import LIMIT
 from distill.settings import RunSettings
 from distill.training.run import Run
 from distill.training.train import train
-from evaluation import evaluate
+from evaluation import evaluate, open_set
 from shards import UserError
 from tests.distill import pruning_formulas as formulas
 from tests.distill.ranks_program import prunings
@@ -220,7 +220,6 @@ def test_three_stages_leave_a_quarter(world: Any, tmp_path: Path, save_teacher: 
     assert [text["layers"][2]["mlp"] for text in texts] == [3, 0, 0]
 
     loaded = load_model(f"{three.out}/model")
-    options: dict[str, Any] = {"classes": None, "templates": [], "label_field": None, "batch_size": 8}
-    assert evaluate(loaded, world.dataset, **options, device="cpu")["samples"] == 26
+    assert evaluate(loaded, open_set(str(world.dataset.folder)), batch_size=8).result["samples"] == 26
     for name in ("torchscript", "onnx", "safetensors"):
         assert max(FORMATS[name](loaded, str(tmp_path / name)).values()) < 1e-3

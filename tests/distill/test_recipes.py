@@ -41,7 +41,7 @@ def test_every_recipe_is_a_run_of_a_student_there_is(name: str) -> None:
     given = {} if load_recipe(name).get("student") else {"student": "ViT-B-32"}
     assert not given or name.startswith("tinyclip-auto")
     run = settings(name, **given, initial="ViT-B-32:laion2b_e16")
-    assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "ViT-B-32"}
+    assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "MobileCLIP2-S0", "ViT-B-32"}
     assert run.losses
 
 
@@ -128,6 +128,17 @@ def test_dataset_reinforcement_is_as_published() -> None:
         assert (optimiser.weight_decay, optimiser.ema, run.precision) == (0.2, 0.9995, "bf16")
 
 
+def test_the_second_reinforcement_has_a_scale_for_each_teacher_as_published() -> None:
+    run = settings("dr2")
+    assert run.teacher_scale == {"dfn2b-l14": 70, "dfn2b-s39b-l14": 60}
+    assert set(run.teacher_scale) == set(run.teachers)
+    assert weights(run) == {"reinforcement": 1}
+    assert (run.steps, run.batch_size, run.captions) == (30_000, 8192, ("txt", "syn"))
+    optimiser = run.optimiser
+    assert (optimiser.lr, optimiser.warmup, optimiser.weight_decay, optimiser.betas) == (1e-3, 1000, 0.2, (0.9, 0.95))
+    assert (optimiser.clip_norm, optimiser.ema) == (1, None)
+
+
 def test_teensy_tiny_learns_to_meet_the_caches_texts() -> None:
     four, five = settings("teensy-tiny-4m"), settings("teensy-tiny-5m")
     assert (four.student, four.batch_size) == ("clip-mixer-4M", 512)
@@ -169,7 +180,7 @@ def test_a_file_of_ones_own(write: Any) -> None:
         fd = [[0, 0], [0.5, 2000]]
         icl = {scale = "reference"}
         [evaluation]
-        shards = "V"
+        on = "V"
         every = 5
         """
     )
@@ -178,7 +189,7 @@ def test_a_file_of_ones_own(write: Any) -> None:
     assert run.losses["fd"].at(0.25) == 1000
     assert run.losses["icl"] == LossTerm(weight=1.0, options={"scale": "reference"})
     assert run.evaluation is not None
-    assert (run.evaluation.shards, run.evaluation.every) == ("V", 9)
+    assert (run.evaluation.on, run.evaluation.every) == (("V",), 9)
     assert run.student == "ViT-T-16"
 
 
@@ -228,7 +239,7 @@ def test_what_is_missing_is_asked_for(left_out: str, told: str) -> None:
     del given[left_out]
     with pytest.raises(UserError, match=f"{left_out} is missing.*{told}"):
         settings_from({}, **given)
-    with pytest.raises(UserError, match=r"evaluation\.shards is missing.*--eval"):
+    with pytest.raises(UserError, match=r"evaluation\.on is missing.*--eval"):
         settings("clip-kd", evaluation={"every": 3})
 
 

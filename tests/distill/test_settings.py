@@ -38,7 +38,8 @@ def settings(**changes: Any) -> RunSettings:
         ({"log_every": 0}, "--log-every is 0"),
         ({"checkpoint_every": -5}, "--checkpoint-every is -5"),
         ({"student_scale": 0.0}, r"--student-scale is 0\.0"),
-        ({"teacher_scale": -1.0}, r"--teacher-scale is -1\.0"),
+        ({"teacher_scale": -1.0}, r"--teacher-scale is -1\.0, it must be a table or a number, above 0"),
+        ({"teacher_scale": {"one": 0.0}}, r"--teacher-scale is {'one': 0\.0}"),
         ({"max_scale": 0.0}, r"--max-scale is 0\.0"),
         ({"micro_batches": 0}, "--micro-batches is 0"),
         ({"keep": 0}, "keep is 0"),
@@ -98,9 +99,11 @@ def test_impossible_optimisers_are_refused(changes: dict[str, Any], message: str
 
 def test_impossible_evaluations_are_refused() -> None:
     with pytest.raises(UserError, match=r"--eval-every is 0"):
-        EvaluationSettings(shards="S", every=0)
-    with pytest.raises(UserError, match="needs both classes and the label's field"):
-        EvaluationSettings(shards="S", classes="C")
+        EvaluationSettings(on="S", every=0)
+    with pytest.raises(UserError, match="--label was given, but no classes"):
+        EvaluationSettings(on="S", label="L")
+    with pytest.raises(UserError, match="S is given twice"):
+        EvaluationSettings(on=("S", "S"))
 
 
 def test_the_loss_defaults_to_what_there_is() -> None:
@@ -138,7 +141,7 @@ def test_identity_survives_json_and_ignores_places_and_logging() -> None:
         {"compile": True},
         {"explosion": 0.0},
         {"wandb": "project"},
-        {"evaluation": EvaluationSettings(shards="E")},
+        {"evaluation": EvaluationSettings(on="E")},
         {"losses": {"affinity": 1.0}},
         {"losses": {"affinity": LossTerm()}},
     ):

@@ -159,8 +159,8 @@ def test_the_commands_take_several(
     assert main(["distill", *both, *caches, "--weight", f"{second.shards}=2", *how]) == 0
     assert "of second an epoch shows 46 of 23 samples, each 2 times on average" in caplog.messages
     capfd.readouterr()
-    assert main(["evaluate", f"{out}/model", *both]) == 0
-    told = json.loads(capfd.readouterr().out)
+    assert main(["evaluate", f"{out}/model", "--on", both[0], "--on", both[1]]) == 0
+    told = json.loads(capfd.readouterr().out)["models"][f"{out}/model"]
     assert {name: one["samples"] for name, one in told.items()} == {world.shards: 26, second.shards: 23}
     assert main(["shards", "verify", *both]) == 0
     assert [line.partition(":")[0] for line in capfd.readouterr().out.splitlines()] == both

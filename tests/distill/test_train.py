@@ -265,7 +265,7 @@ def test_a_run_that_is_done_returns_at_once(
 
 
 def test_evaluations_appear_on_the_console(world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    evaluation = EvaluationSettings(shards=world.shards, every=2)
+    evaluation = EvaluationSettings(on=world.shards, every=2)
     with caplog.at_level("INFO", "distill"):
         train(world.settings(tmp_path / "run", steps=3, evaluation=evaluation))
     said = [line for line in caplog.messages if "R@1" in line]
@@ -293,7 +293,7 @@ def test_a_warm_up_that_is_cut_is_said_in_one_line(
 def test_a_deleted_student_comes_back(
     world: Any, tmp_path: Path, steps_taken: list[int], snapshot: Snapshot, deleted: str
 ) -> None:
-    best = EvaluationSettings(shards=world.shards, best="eval/retrieval/image_to_text/R@1")
+    best = EvaluationSettings(on=world.shards, best="eval/retrieval/image_to_text/R@1")
     settings = world.settings(tmp_path / "run", steps=3, evaluation=best)
     result = train(settings)
     before = snapshot(tmp_path / "run" / deleted)
@@ -327,7 +327,7 @@ def test_what_is_watched_may_change_on_resume_and_data_may_move(
     moved = {"shards": tmp_path / "shards", "cache": tmp_path / "cache", "student": tmp_path / "renamed.json"}
     paths = {name: str(path) for name, path in moved.items()}
     watched = {"log_every": 1, "checkpoint_every": 2, "keep": 1, "explosion": 0.0, "teachers": ("teach",)}
-    evaluated = EvaluationSettings(shards=world.shards, every=2, best="eval/retrieval/image_to_text/R@1")
+    evaluated = EvaluationSettings(on=world.shards, every=2, best="eval/retrieval/image_to_text/R@1")
     train(replace(settings, evaluation=evaluated, **watched, **paths))
     assert steps_taken == [4, 5, 6, 7]
     assert (tmp_path / "run" / "model" / "open_clip_model.safetensors").read_bytes() == before

@@ -100,6 +100,22 @@ USES = {
         pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
         assert (photometric.apply(pixels, None, view.operations) == 255 - pixels).all()
         """,
+    "A kind of evaluation set": """
+        import json
+        from pathlib import Path
+        from PIL import Image
+        from evaluation.sets import SetSettings, open_set
+
+        Path("listed").mkdir()
+        for at in range(3):
+            Image.new("RGB", (8, 8), (at, 0, 0)).save(f"listed/{at}.png")
+        Path("listed/labels.txt").write_text("2.png\\tdog\\n0.png\\tcat\\n1.png\\tdog\\n")
+        Path("t.json").write_text(json.dumps({"templates": ["a {}"]}))
+        found = open_set("listed", SetSettings(classes="t.json"))
+        task = found.tasks["zero_shot"]
+        assert (task.prompts.names, task.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
+        assert found.images.open(0).getpixel((0, 0)) == (2, 0, 0)
+        """,
     "An option of `ingest`": """
         from clipstill.main import build_parser
         from clipstill.options import given

@@ -89,7 +89,8 @@ def test_adopted_and_selected_datasets_go_the_whole_way(
         out = str(tmp_path / f"run-{name}")
         how = ["--student", student, "--steps", "2", "--batch-size", "4", "--out", out]
         run("distill", shards, "--cache", cache, *how)
-        result: dict[str, Any] = json.loads(run("evaluate", f"{out}/model", shards))
+        told = json.loads(run("evaluate", f"{out}/model", "--on", shards))
+        result: dict[str, Any] = told["models"][f"{out}/model"][shards]
         assert result["samples"] == (20 if name == "whole" else 12)
         dr = str(tmp_path / f"dr-{name}")
         run("cache", "export", shards, "--cache", cache, "--format", "npz", "--out", dr, "--in-process")

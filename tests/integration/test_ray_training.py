@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from distill.run_folder import read_log
 from distill.settings import OptimiserSettings, RunSettings
+from distill.training.interrupt import Interrupted
 from distill.training.launch import launch
 from shards import Dataset, InProcess, UserError
 from shards.ray_session import ray_session
@@ -73,6 +74,30 @@ def test_two_workers_of_ray_train_as_one_process_does(settings: RunSettings, tmp
         load_file(Path(there.model) / "open_clip_model.safetensors").keys()
         == load_file(Path(here.model) / "open_clip_model.safetensors").keys()
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_workers_with_a_checkpoint(settings: RunSettings, tmp_path: Path, number: int) -> None:
+    """Both at one step, from which the run goes on to the same bytes; no checkpoint was due."""
+    long = moved(settings, tmp_path / "run", steps=4000, checkpoint_every=10_000, log_every=1)
+    log = tmp_path / "run" / "log.jsonl"
+
+    def ask() -> None:
+        while not (log.exists() and len(log.read_text().splitlines()) > 3):
+            ended.wait(0.05)
+        os.kill(os.getpid(), number)
+
+    ended = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()
+    with ray_session(cpus=2), pytest.raises(Interrupted, match=r"after step \d+ of 4000, with a checkpoint") as caught:
+        launch(long, "ray", 2)
+    ended.set()
+    assert caught.value.signal == number
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert f"after step {int(checkpoint.name)} of" in str(caught.value)
+    assert not (tmp_path / "run" / ".asked").exists()
+    assert not (tmp_path / "run" / "done.json").exists()
 
 
 @pytest.mark.long

@@ -1,0 +1,127 @@
+"""A store that does not answer for a while is waited for: here, and nowhere else.
+
+The libraries behind fsspec try a request that fails again for some seconds; botocore does so five times, with random
+pauses that grow. What lasts longer than that is an outage. Nothing is lost by waiting for its end, so whoever asks
+waits, and goes on where it was; the console says so once, and once more when the store answers again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from shards.errors import UserError, one_line
+from shards.stores import ShortReadError, came_wrong, is_passing
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE_S = 900.0
+"""So long an outage is waited out."""
+_LONGEST_S = 20.0
+"""Between two tries."""
+_SHORT = 4
+"""Tries in all at what comes, but not as it should be: that may be so for good."""
+
+_lock = threading.Lock()
+_answered: set[str] = set()
+_away: dict[str, float] = {}
+"""Stores that do not answer now, and since when."""
+_ending = threading.Event()
+"""Set when the process was told to end."""
+
+
+def store_of(url: str) -> str:
+    """What has its outages in common: a bucket or host."""
+    scheme, colon, rest = url.partition("://")
+    return f"{scheme}{colon}{rest.partition('/')[0]}"
+
+
+def has_answered(url: str) -> bool:
+    """Whether this store has answered this process, or the one that says so (`remember`)."""
+    return store_of(url) in _answered
+
+
+def remember(url: str) -> None:
+    """A store has answered somebody: that it is not there now is an outage, and no mistake in its name."""
+    _answered.add(store_of(url))
+
+
+def wait_no_more() -> None:
+    """The process was told to end: whoever waits for a store, or would, gives up at once."""
+    _ending.set()
+
+
+def ride_out(url: str, call: Callable[[], T]) -> T:
+    """Call, again and again while the store at `url` is away, overloaded, or breaks off, and return what comes of it.
+
+    A store that never answered is not waited for: its name may be wrong. Raises what `call` raises; `UserError` where
+    the store was waited for and did not come back; `KeyboardInterrupt` for a store that is away when the process was
+    told to end.
+    """
+    if _ending.is_set() and store_of(url) in _away:
+        raise KeyboardInterrupt
+    began: float | None = None
+    tries = short = 0
+    while True:
+        try:
+            found = call()
+        except FileNotFoundError:
+            _came_back(url)
+            raise
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            short += came_wrong(error)
+            if short >= _SHORT and not isinstance(error, ShortReadError):
+                raise ShortReadError(f"{url}: {error}") from error
+            if short >= _SHORT or not (came_wrong(error) or has_answered(url)):
+                raise
+            began = began or time.monotonic()
+            if time.monotonic() - began > PATIENCE_S:
+                raise UserError(
+                    f"the store has not answered for {PATIENCE_S / 60:.0f} min ({_reason(error)})",
+                    where=store_of(url),
+                    do="What was published stays: run the same command again once it answers",
+                ) from error
+            if came_wrong(error):
+                pause = 0.2
+            else:
+                pause = 1.0
+                _went_away(url, error)
+            if _ending.wait(random.uniform(0.5, 1) * min(_LONGEST_S, pause * 2.0**tries)):
+                raise KeyboardInterrupt from error
+            tries += 1
+        else:
+            _came_back(url)
+            return found
+
+
+def _reason(error: BaseException) -> str:
+    return one_line(str(error))[:300] or type(error).__name__
+
+
+def _went_away(url: str, error: BaseException) -> None:
+    store = store_of(url)
+    with _lock:
+        if store in _away:
+            return
+        _away[store] = time.monotonic()
+    log.warning(
+        "%s: the store does not answer (%s); waiting for it, %.0f min at most", store, _reason(error), PATIENCE_S / 60
+    )
+
+
+def _came_back(url: str) -> None:
+    store = store_of(url)
+    _answered.add(store)
+    if store in _away:
+        with _lock:
+            since = _away.pop(store, None)
+        if since is not None:
+            log.warning("%s: the store answers again, after %.0f s", store, time.monotonic() - since)
