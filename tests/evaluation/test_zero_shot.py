@@ -317,6 +317,20 @@ def test_evaluate_names_a_damaged_image(
         judged(loaded, dataset)
 
 
+@pytest.mark.parametrize("tower", ["visual.proj", "text_projection"])
+def test_a_broken_model_is_named(loaded: LoadedModel, tmp_path: Path, tower: str) -> None:
+    """Weights that are not numbers would only make figures low; and are kept for nobody."""
+    broken = copy.deepcopy(loaded)
+    with torch.no_grad():
+        dict(broken.model.named_parameters())[tower][:, 3] = float("nan")
+    dataset = make_dataset(tmp_path / "data", [(picture(row, "red"), f"text {row}", {}) for row in range(3)])
+    cache = TextCache(tmp_path / "texts")
+    what = "image" if "visual" in tower else "text"
+    with pytest.raises(UserError, match=rf"3 of 3 {what} embeddings are not finite, in fp32"):
+        evaluate(broken, of_dataset(dataset, SetSettings()), cache=cache)
+    assert len(list((tmp_path / "texts").glob("*"))) == (what == "image")
+
+
 def test_evaluate_refuses_an_empty_dataset(loaded: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no samples"):
         judged(loaded, Dataset(Folder(tmp_path), "t", ()))
