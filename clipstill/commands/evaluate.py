@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from evaluation.sets import open_sets  # noqa: PLC0415
     from evaluation.settings import EvaluateSettings  # noqa: PLC0415
     from evaluation.suites.files import read_rows  # noqa: PLC0415
-    from evaluation.suites.table import part_note, refuse_larger, samples_of  # noqa: PLC0415
+    from evaluation.suites.table import part_note, refuse_larger, refuse_same_task, samples_of  # noqa: PLC0415
     from shards.places import refuse_other_things  # noqa: PLC0415
     from shards.settings import make  # noqa: PLC0415
     from shards.storage import Folder  # noqa: PLC0415
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     if settings.suite is not None and settings.root is not None:
         on += below_root(settings.suite, settings.root, on)
     opened = dict(zip(on, open_sets(on, settings.sets), strict=True))
+    if settings.suite is not None or settings.out is not None:
+        refuse_same_task({at: evaluated.name for at, evaluated in opened.items()})
     parts: list[str] = []
     for at, evaluated in opened.items():
         if settings.suite is not None:

@@ -139,6 +139,9 @@ def _labels(dataset: Dataset, prompts: Prompts, values: list[Any], field: str) -
 
 
 def _is_number(value: object) -> bool:
+    """Whole numbers: also as text, and as the floats that a column of integers with a gap in it becomes."""
+    if isinstance(value, float):
+        return value.is_integer()
     return type(value) is int or (isinstance(value, str) and re.fullmatch(r"\d+", value) is not None)
 
 

@@ -40,7 +40,9 @@ def fits(place: Place) -> bool:
     if place.files & {"nshards.txt"}:
         return True
     splits = place.folders or {"test", "train"}
-    return any(split in splits and place.tree.has(f"{split}/nshards.txt") for split in ("test", "train"))
+    if any(split in splits and place.tree.has(f"{split}/nshards.txt") for split in ("test", "train")):
+        return True
+    return "test" in place.folders and place.tree.child("test").has("0.tar")
 
 
 def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
@@ -51,6 +53,13 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
             raise _other_split(place.url)
         tree, name = tree.parent(), tree.parent().url.rsplit("/", 1)[-1]
     if not tree.has("test/nshards.txt"):
+        if tree.has("test/0.tar"):
+            count = sum(file.endswith(".tar") for file in tree.child("test").listed()[1])
+            raise UserError(
+                f"nshards.txt is missing beside {count} tars, so nothing says whether they are all",
+                where=f"{tree}/test",
+                do="Fetch it, or write the number of tars into it",
+            )
         raise _other_split(place.url)
     kind = (tree.text("dataset_type.txt") or "classification").strip().lower()
     if kind not in _TYPES:

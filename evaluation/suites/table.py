@@ -49,6 +49,19 @@ def refuse_larger(set_name: str, samples: int, where: str) -> None:
         )
 
 
+def refuse_same_task(sets: Mapping[str, str]) -> None:
+    """Raise `UserError` if two of the sets, name by place, are one task: a results file has one line for it."""
+    places: dict[str, str] = {}
+    for place, name in sets.items():
+        other = places.setdefault(task_name(name), place)
+        if other != place:
+            raise UserError(
+                f"{other} and {place} are both {task_name(name)}, of which a table has one figure",
+                where="--on",
+                do="Leave one out, or give it a name of its own as NAME=SET",
+            )
+
+
 def table(suite: Suite, rows: Sequence[Row], notes: Sequence[str] = ()) -> dict[str, Any]:
     """`{"columns": [...], "rows": [{"name", "source", "data", costs, "scores": {column: percent or None}}], "notes"}`.
 

@@ -317,6 +317,18 @@ def test_evaluate_names_a_damaged_image(
         judged(loaded, dataset)
 
 
+def test_a_column_of_integers_with_a_gap_is_one_of_floats(tmp_path: Path) -> None:
+    samples = [(picture(row, "red"), "", {"label": label}) for row, label in enumerate([0.0, 1.0, 2.0])]
+    dataset = make_dataset(tmp_path / "data", samples)
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"classes": ["cat", "dog", "bird"], "templates": ["{}"]}))
+    task = of_dataset(dataset, SetSettings(classes=str(path), label="label")).tasks["zero_shot"]
+    assert task.labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    samples[1][2]["label"] = 1.5
+    with pytest.raises(UserError, match=r"the label 0.0 .* is no class"):
+        of_dataset(make_dataset(tmp_path / "half", samples), SetSettings(classes=str(path), label="label"))
+
+
 @pytest.mark.parametrize("tower", ["visual.proj", "text_projection"])
 def test_a_broken_model_is_named(loaded: LoadedModel, tmp_path: Path, tower: str) -> None:
     """Weights that are not numbers would only make figures low; and are kept for nobody."""
