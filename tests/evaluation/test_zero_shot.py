@@ -371,6 +371,12 @@ def test_prompts_are_embedded_once_a_model(loaded: LoadedModel, tmp_path: Path) 
     found, other = texts_of(changed)
     assert found == 0
     assert not torch.allclose(first, other)
+    # The same weights under another activation, and in another precision, are another model.
+    gelu = {**loaded.config, "model_cfg": {**loaded.config["model_cfg"], "quick_gelu": True}}
+    assert texts_of(replace(loaded, config=gelu))[0] == 0
+    cache = TextCache(folder)
+    judged(loaded, dataset, asked, "colour", cache=cache, precision="bf16")
+    assert cache.found == 0
     # Where nothing can be kept it is embedded each time.
     (tmp_path / "file").write_text("")
     nowhere = TextCache(tmp_path / "file")
