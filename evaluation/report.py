@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from shards.errors import UserError
 from shards.storage import Folder
 
 _CACHE = "hf_cache"
+_LONGEST = 200
 FILES = ("results.json", "results.jsonl", "results.csv", "table.json", "table.md", "index.html")
 
 
@@ -75,6 +77,8 @@ def files_of(
     written: dict[str, str | bytes] = {"results.json": json.dumps(results, indent=1, ensure_ascii=False)}
     for row in rows:
         name = "results.jsonl" if len(rows) == 1 else f"results-{_tidy(row.name)}.jsonl"
+        if name in written:
+            name = f"results-{hashlib.sha256(row.name.encode()).hexdigest()[:8]}.jsonl"
         written[name] = json_lines(row)
     written["results.csv"] = table_csv(rows)
     if suite is not None:
@@ -98,4 +102,6 @@ def only_of(suite: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def _tidy(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-")
+    """As a part of a file's name, which has 255 bytes."""
+    tidy = re.sub(r"[^\w.-]+", "-", name).strip("-")
+    return tidy.encode()[-_LONGEST:].decode(errors="ignore").strip("-")

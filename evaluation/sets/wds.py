@@ -16,6 +16,7 @@ from evaluation.prompts import check_templates
 from evaluation.sets.base import EvaluationSet, Images, Place, SetSettings, check_labels, chosen_prompts, refuse_empty
 from evaluation.sets.dataset import retrieval
 from evaluation.sets.files import Tree
+from evaluation.suites.tasks import task_name
 from evaluation.tasks import Classification, MultiLabel, Task
 from shards.errors import UserError
 from shards.tar_members import Member, TarError, tar_members
@@ -83,7 +84,7 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
     labels = np.array([images.number(at) for at in range(len(images))], np.int64)
     check_labels(prompts, labels, str(tree))
     made_task = Classification(prompts, labels)
-    fields = GROUPED.get(task)
+    fields = next((fields for one, fields in GROUPED.items() if task_name(one) == task_name(task)), None)
     if fields is not None and all("npy" in sample.parts for sample in images.samples):
         told = np.stack([images.array(at) for at in range(len(images))]).astype(np.int64)
         if told.shape[1] < len(fields):
