@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evaluation.prompts import check_templates
-from evaluation.sets.base import EvaluationSet, Images, Place, SetSettings, check_labels, chosen_prompts, refuse_empty
+from evaluation.sets.base import (
+    EvaluationSet,
+    Images,
+    Place,
+    SetSettings,
+    check_labels,
+    chosen_prompts,
+    refuse_empty,
+    refuse_sorted_as_text,
+)
 from evaluation.sets.dataset import retrieval
 from evaluation.sets.files import Tree
 from evaluation.suites.tasks import task_name
@@ -78,6 +87,7 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
     templates = tree.lines("zeroshot_classification_templates.txt")
     check_templates(templates or (), f"{tree}/zeroshot_classification_templates.txt")
     prompts = chosen_prompts(given, names, templates, str(tree), get)
+    refuse_sorted_as_text(prompts.names, str(tree))
     if kind == "multilabel":
         rows = [images.array(at) for at in range(len(images))]
         return EvaluationSet(task, images, {"zero_shot": MultiLabel(prompts, _several(rows, len(prompts.names), tree))})

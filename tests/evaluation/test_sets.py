@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from evaluation.sets.folders import imagenet_wnids
 from evaluation.settings import EvaluateSettings
 from evaluation.suites.table import refuse_same_task
 from evaluation.tasks import Association, Classification, Matching, MultiLabel, Retrieval
-from shards import UserError
+from shards import UserError, write_dataset
 
 TEMPLATES = "a photo of a {c}.\nthe {c}\n"
 
@@ -218,6 +219,30 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     (root / "classnames.txt").write_text("cat\nfox\n")
     with pytest.raises(UserError, match=r"'small_dog'|2 lines, and there are 3 folders"):
         open_set(str(root))
+
+
+def test_class_names_sorted_as_text_are_named_wherever_they_stand(tmp_path: Path) -> None:
+    """Folders, tars and a dataset whose classes are numbers: line 2 would name class 2 as 10."""
+    numbers = [str(number) for number in range(12)]
+    sort, listed = ("".join(f"{number}\n" for number in order) for order in (sorted(numbers), numbers))
+    templates = {"zeroshot_classification_templates": TEMPLATES}
+    where = tmp_path / "digits"
+    folders(where, numbers, each=1)
+    (where / "zeroshot_classification_templates.txt").write_text(TEMPLATES)
+    tars = wds(tmp_path / "wds_digits", labelled([*range(12)]), classnames=sort, **templates)
+    dataset = write_dataset(tmp_path / "data", [(f"k{at}", png(at), "", {"label": at}) for at in range(12)], name="d")
+    (where / "classnames.txt").write_text(sort)
+    asked = classes(tmp_path / "c.json", classes=sorted(numbers), templates=["a {}"])
+    for place, given in ((where, None), (tars, None), (where, asked)):
+        with pytest.raises(UserError, match=r"the classes are numbers sorted as text \(0, 1, 10, 11, ...\)"):
+            open_set(str(place), given)
+    # By name it does not matter where a class stands.
+    by_name = replace(asked, label="label")
+    task = open_set(str(dataset.folder), by_name).tasks["zero_shot"]
+    assert [task.prompts.names[at] for at in task.labels] == numbers  # type: ignore[union-attr]
+    (where / "classnames.txt").write_text(listed)
+    (tars / "classnames.txt").write_text(listed)
+    assert len(open_set(str(where))) == len(open_set(str(tars))) == 12
 
 
 def test_folders_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
