@@ -128,8 +128,12 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner))
+    """Texts or lists of them, also as categories (pandas) and as lists of one length."""
+    types = pa.types
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    inner = kind.value_type if any(is_one(kind) for is_one in lists) else kind
+    inner = inner.value_type if types.is_dictionary(inner) else inner
+    return bool(types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner))
 
 
 class _Parquet:

@@ -73,6 +73,12 @@ def refuse_same_task(sets: Mapping[str, str]) -> None:
             )
 
 
+def outside(suite: Suite, sets: Mapping[str, str]) -> list[str]:
+    """Which of the sets, name by place, no column of the suite is about."""
+    of_suite = suite.tasks()
+    return [place for place, name in sets.items() if task_name(name) not in of_suite]
+
+
 def table(suite: Suite, rows: Sequence[Row], notes: Sequence[str] = ()) -> dict[str, Any]:
     """`{"columns": [...], "rows": [{"name", "source", "data", costs, "scores": {column: percent or None}}], "notes",
     "gaps"}`.

@@ -221,6 +221,12 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
         open_set(str(root))
 
 
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    for content in ({"classes": ["cat", " "], "templates": ["a {}"]}, {"prompts": {"cat": ["a cat"], "fox": [""]}}):
+        with pytest.raises(UserError, match="none of them blank"):
+            classes(tmp_path / "x.json", **content).class_file()
+
+
 def test_class_names_sorted_as_text_are_named_wherever_they_stand(tmp_path: Path) -> None:
     """Folders, tars and a dataset whose classes are numbers: line 2 would name class 2 as 10."""
     numbers = [str(number) for number in range(12)]
@@ -381,6 +387,19 @@ def test_parquet_of_captions(tmp_path: Path) -> None:
     (tmp_path / "data" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(UserError, match="only the training split"):
         open_set(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array([["a"], ["b"]], pa.list_(pa.string(), 1)),
+        pa.array([["a"], ["b"]], pa.large_list(pa.large_string())),
+    ],
+)
+def test_captions_of_every_type_of_text(tmp_path: Path, captions: pa.Array) -> None:
+    pq.write_table(pa.table({"image": [png(0), png(1)], "caption": captions}), tmp_path / "x.parquet")
+    assert open_set(str(tmp_path / "x.parquet")).tasks["retrieval"].captions == ("a", "b")  # type: ignore[union-attr]
 
 
 def test_what_the_datasets_library_keeps(tmp_path: Path) -> None:

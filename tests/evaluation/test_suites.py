@@ -155,6 +155,20 @@ def test_what_is_absent_is_a_gap() -> None:
         refuse_larger("cifar10", 10_001, "there")
 
 
+def test_a_set_that_no_column_is_about_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a model is loaded; a task is known by however its name is usually written."""
+    for name in ("ImageNet-1k", "imagenet_1k", "ImageNet 1k", "wds_imagenet1k_test"):
+        assert task_name(name) == "ImageNet 1k"
+    assert task_name("imagenet-sketch") == "ImageNet Sketch"
+    assert task_name("natural-images") == "Natural Images"
+    assert task_name("voc2007_multilabel") == "voc2007_multilabel"
+    root = str(wds(tmp_path / "wds_mine", labelled([2, 0]), **NAMES))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "open_clip_config.json").write_text("no model")
+    assert main(["evaluate", str(tmp_path / "m"), "--suite", "tinyclip", "--on", root]) == 2
+    assert f"--on: the suite tinyclip has no column for {root}. Give it as NAME=SET" in capsys.readouterr().err
+
+
 def test_a_task_without_the_metric_that_counts_is_a_stated_gap(tmp_path: Path) -> None:
     """FMoW without regions has a top-1, which is not its figure. With them it has, whatever its folder is called."""
     plain = {"zero_shot": {"top1": 40.0, "top5": 60.0, "mean_per_class": 30.0}}
