@@ -61,7 +61,14 @@ def disk_is_full(error: BaseException, where: str) -> UserError | None:
 
 
 class ShardError(Exception):
-    """A shard that no retry can mend (damaged input, a sample that cannot be processed): it is quarantined."""
+    """A shard that no retry can mend (damaged input, a sample that cannot be processed): it is quarantined.
+
+    `key` is the sample's, where it is one sample.
+    """
+
+    def __init__(self, problem: str, key: str | None = None) -> None:
+        self.key = key
+        super().__init__(problem)
 
 
 class IncompleteError(Exception):
