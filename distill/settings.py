@@ -18,7 +18,7 @@ from distill.datasets import check_published, check_weights, weights_in_order
 from distill.loss_term import LossTerm
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
-from evaluation.settings import SetSettings
+from evaluation.settings import SetSettings, refuse_twice
 from shards.errors import UserError
 from shards.settings import fields_of, flag_of, option, settings
 from teacher_cache.captions import CaptionSource
@@ -98,9 +98,7 @@ class EvaluationSettings(SetSettings):
 
     def __post_init__(self) -> None:
         SetSettings.__post_init__(self)
-        twice = next((value for value in self.on if self.on.count(value) > 1), None)
-        if twice is not None:
-            raise UserError(f"{twice} is given twice", where="--eval", do="Give each once")
+        refuse_twice(self.on, "--eval")
 
 
 @settings

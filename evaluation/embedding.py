@@ -104,7 +104,7 @@ class Encoder:
 
     @torch.no_grad()
     def images(self, images: Images) -> tuple[Tensor, Speed]:
-        """(n, D), and how fast. Raises `UserError` for an image that cannot be decoded."""
+        """(n, D), and how fast. Raises `UserError` for an image that cannot be decoded, or rows that are not finite."""
         mine = self._deal.part(len(images))
         parts: list[Tensor] = []
         waited, began = 0.0, time.perf_counter()
@@ -125,7 +125,8 @@ class Encoder:
             error = refused
         seconds = time.perf_counter() - began
         self._deal.agreed(error)
-        return self._whole(parts, len(images)), Speed(mine.stop - mine.start, seconds, waited)
+        rows = self._finite(self._whole(parts, len(images)), "image")
+        return rows, Speed(mine.stop - mine.start, seconds, waited)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -166,7 +167,19 @@ class Encoder:
                     rows = self._model.encode_text(tokens)
                 parts.append(normalize(at_least_single(rows), dim=-1).cpu())
                 advance(len(some))
-        return self._whole(parts, len(texts))
+        return self._finite(self._whole(parts, len(texts)), "text")
+
+    def _finite(self, rows: Tensor, what: str) -> Tensor:
+        """`rows`, or `UserError`: figures of a broken model would only be low."""
+        broken = int((~torch.isfinite(rows).all(dim=1)).sum())
+        if broken:
+            raise UserError(
+                f"{broken} of {len(rows)} {what} embeddings are not finite, in {self._precision}",
+                where=self._loaded.name,
+                do="Its weights are damaged or have diverged"
+                + ("" if self._precision == "fp32" else ", or it needs --precision fp32"),
+            )
+        return rows
 
     @contextlib.contextmanager
     def _progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:

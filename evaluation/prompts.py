@@ -108,8 +108,10 @@ def read_classes(path: str) -> ClassFile:
 
 
 def _texts(value: Any, path: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        raise UserError("needs at least one class and one template, as strings", where=path, do=_FORM)
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) and text.strip() for text in value):
+        raise UserError(
+            "needs at least one class and one template, as strings, none of them blank", where=path, do=_FORM
+        )
     return tuple(value)
 
 

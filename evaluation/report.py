@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation.sets.files import Tree
+from evaluation.sets.table import tables
 from evaluation.suites.files import json_lines, table_csv
 from evaluation.suites.page import suite_page
 from evaluation.suites.rows import Row
@@ -18,6 +20,8 @@ from evaluation.suites.tasks import folders_of, task_name
 from shards.errors import UserError
 from shards.storage import Folder
 
+_CACHE = "hf_cache"
+_LONGEST = 200
 FILES = ("results.json", "results.jsonl", "results.csv", "table.json", "table.md", "index.html")
 
 
@@ -34,8 +38,9 @@ def below_root(suite: str, root: str, on: Sequence[str]) -> list[str]:
         near = {name.lower(): name for name in (*folders, *files)}
         candidates = [name for plain in folders_of(task) for name in (plain, f"{plain}.parquet")]
         there = next((near[name.lower()] for name in candidates if name.lower() in near), None)
-        if there is not None and task not in named:
-            found.append(f"{task}={tree}/{there}")
+        place = f"{tree}/{there}" if there is not None else _cached(tree, task) if _CACHE in folders else None
+        if place is not None and task not in named:
+            found.append(f"{task}={place}")
     if not found and not on:
         tasks = SUITES[suite].tasks()
         raise UserError(
@@ -46,6 +51,25 @@ def below_root(suite: str, root: str, on: Sequence[str]) -> list[str]:
     return found
 
 
+def _cached(tree: Tree, task: str) -> str | None:
+    """Where in the cache of the `datasets` library the rows of a task are: `hf_cache/OWNER___NAME/CONFIG/VERSION/HASH`.
+
+    DataComp's download keeps what it takes from the hub by that library there; of several the last one.
+    """
+    cache = tree.child(_CACHE)
+    plain = {name.lower() for name in folders_of(task)}
+    found = None
+    for name in sorted(cache.listed()[0]):
+        if name.lower().rpartition("___")[2] in plain:
+            waiting = [cache.child(name)]
+            while waiting:
+                folder = waiting.pop(0)
+                inner, files = folder.listed()
+                waiting += [folder.child(one) for one in sorted(inner)]
+                found = str(folder) if tables(files) else found
+    return found
+
+
 def files_of(
     results: Mapping[str, Any], rows: Sequence[Row], suite: str | None, others: Sequence[Row], notes: Sequence[str]
 ) -> dict[str, str | bytes]:
@@ -53,6 +77,8 @@ def files_of(
     written: dict[str, str | bytes] = {"results.json": json.dumps(results, indent=1, ensure_ascii=False)}
     for row in rows:
         name = "results.jsonl" if len(rows) == 1 else f"results-{_tidy(row.name)}.jsonl"
+        if name in written:
+            name = f"results-{hashlib.sha256(row.name.encode()).hexdigest()[:8]}.jsonl"
         written[name] = json_lines(row)
     written["results.csv"] = table_csv(rows)
     if suite is not None:
@@ -76,4 +102,6 @@ def only_of(suite: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def _tidy(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-")
+    """As a part of a file's name, which has 255 bytes."""
+    tidy = re.sub(r"[^\w.-]+", "-", name).strip("-")
+    return tidy.encode()[-_LONGEST:].decode(errors="ignore").strip("-")

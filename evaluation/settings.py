@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,6 +14,16 @@ from evaluation.prompts import ClassFile, read_classes
 from evaluation.suites.suites import SUITES
 from shards.errors import UserError
 from shards.settings import Known, option, settings
+
+
+def refuse_twice(values: Sequence[str], where: str) -> None:
+    """Raise `UserError` for a path or name that stands there again, however it is written."""
+    seen: set[str] = set()
+    for value in values:
+        place = os.path.realpath(value) if Path(value).exists() else value.rstrip("/")
+        if place in seen:
+            raise UserError(f"{value} is given twice", where=where, do="Give each once")
+        seen.add(place)
 
 
 @settings
@@ -88,8 +101,6 @@ class EvaluateSettings:
             flag = "--root" if self.root else "--beside"
             raise UserError(f"{flag} would be ignored without a suite", do="Give --suite, or leave it out")
         for name, values in (("MODEL", self.models), ("--on", self.on), ("--beside", self.beside)):
-            twice = next((value for value in values if values.count(value) > 1), None)
-            if twice is not None:
-                raise UserError(f"{twice} is given twice", where=name, do="Give each once")
+            refuse_twice(values, name)
         if not self.on and not self.root:
             raise UserError("there is nothing to evaluate on", do="Give --on SET")

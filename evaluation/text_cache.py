@@ -78,8 +78,12 @@ class TextCache:
 
 
 def text_fingerprint(loaded: LoadedModel) -> str:
-    """A hash of what a text passes through: every tensor that is not the image tower's, and the tokenizer's setting."""
-    digest = hashlib.sha256(repr(loaded.config["model_cfg"].get("text_cfg")).encode())
+    """A hash of what a text passes through: every tensor and every setting that is not the image tower's alone.
+
+    Settings beside `text_cfg` count too: with QuickGELU the same weights say something else.
+    """
+    settings = {name: value for name, value in loaded.config["model_cfg"].items() if name != "vision_cfg"}
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
     for name, value in sorted(loaded.model.state_dict().items()):
         if not name.startswith("visual."):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -15,6 +15,7 @@ from shards.errors import UserError
 
 _LOGITS_A_BLOCK = 1 << 24
 _MOST_GROUPS = 64
+_FEW_CLASSES = 5
 
 
 class Answers(NamedTuple):
@@ -90,13 +91,18 @@ def refuse_other_order(labels: np.ndarray, chosen: np.ndarray, classes: int, whe
     """Raise `UserError` if the model is right far more often once labels are taken for places in 0, 1, 10, 11, ..., 2.
 
     That is what sorting folders named by numbers as text makes of them, and what nobody sees in a low figure. It takes
-    twice as many hits and five standard deviations more than there are.
+    twice as many hits and five standard deviations more than there are, in five classes at least and twice as many as
+    have fewer: a model that says one class of everything is right or wrong by how often that class is there.
     """
     by_text = np.array(sorted(range(classes), key=str))
     if classes <= 10:
         return
-    hits, others = int((labels == chosen).sum()), int((by_text[labels] == chosen).sum())
-    if others > 2 * hits + 10 and others - hits > 5 * np.sqrt(others + hits):
+    right, other = labels == chosen, by_text[labels] == chosen
+    hits, others = int(right.sum()), int(other.sum())
+    surplus = np.bincount(labels, weights=other * 1.0 - right, minlength=classes)
+    more, fewer = int((surplus > 0).sum()), int((surplus < 0).sum())
+    widely = more >= _FEW_CLASSES and more > 2 * fewer
+    if widely and others > 2 * hits + 10 and others - hits > 5 * np.sqrt(others + hits):
         raise UserError(
             f"the labels are class numbers sorted as text (0, 1, 10, 11, ...): taken so, {others} of {len(labels)} "
             f"images are classified rightly, and {hits} as they stand",

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if settings.suite is not None and settings.root is not None:
         on += below_root(settings.suite, settings.root, on)
     opened = dict(zip(on, open_sets(on, settings.sets), strict=True))
+    _refuse_unseen(settings, {at: evaluated.name for at, evaluated in opened.items()})
     parts: list[str] = []
     for at, evaluated in opened.items():
         if settings.suite is not None:
@@ -96,6 +97,22 @@ def run(args: argparse.Namespace) -> int:
         write(settings.out, files)
         log.warning("written: %s", ", ".join(f"{settings.out}/{name}" for name in files))
     return 0
+
+
+def _refuse_unseen(settings: EvaluateSettings, names: dict[str, str]) -> None:
+    """Raise `UserError` for a set, name by place, whose figures a table would leave out."""
+    from evaluation.suites.suites import SUITES  # noqa: PLC0415
+    from evaluation.suites.table import outside, refuse_same_task  # noqa: PLC0415
+    from shards.errors import UserError  # noqa: PLC0415
+
+    if settings.suite is not None or settings.out is not None:
+        refuse_same_task(names)
+    if settings.suite is not None and (without := outside(SUITES[settings.suite], names)):
+        told = f"the suite {settings.suite} has no column for {', '.join(without)}"
+        if settings.out is None:
+            columns = ", ".join(SUITES[settings.suite].tasks())
+            raise UserError(told, where="--on", do=f"Give it as NAME=SET, called one of {columns}; or give --out")
+        log.warning("%s: only results.json has it", told)
 
 
 def _opened_there(settings: EvaluateSettings, on: list[str]) -> tuple[dict[str, Any], list[Row]]:

@@ -24,7 +24,7 @@ class InRun:
     """Evaluates an open_clip module by `EvaluationSettings`; everything it needs is opened when it is made.
 
     Every process of a run makes one and calls it; each embeds its part of the images and texts. `note` says what a
-    reader of the figures must know, if anything.
+    reader of the figures must know, if anything. `refused`: of the last call, the sets that gave no figures, and why.
     Raises `UserError` for a set or classes that cannot be used.
     """
 
@@ -46,6 +46,7 @@ class InRun:
             for note in one.notes
         ]
         self.note = "; ".join(notes) or None
+        self.refused: list[str] = []
         self._preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
         self._tokenizer = tokenizer_for(config)
 
@@ -53,20 +54,26 @@ class InRun:
         """The figures as the log names them: `eval/zero_shot/top1`, `eval/retrieval/image_to_text/R@1`, ...; of
         several sets `eval/SET/zero_shot/top1`.
 
+        A set that cannot be evaluated has no figures, and is in `refused`: what has trained for hours goes on.
         The module is left in evaluation mode.
         """
         loaded = LoadedModel("student", model.eval(), self._config, self._preprocess, self._tokenizer)
         figures: dict[str, float] = {}
+        self.refused = []
         for name, one in self._sets.items():
-            found = evaluate(
-                loaded,
-                one,
-                batch_size=self.settings.batch_size,
-                device=self._device,
-                precision=self._precision,
-                deal=_Dealt(self._ranks),
-                limits=False,
-            ).result
+            try:
+                found = evaluate(
+                    loaded,
+                    one,
+                    batch_size=self.settings.batch_size,
+                    device=self._device,
+                    precision=self._precision,
+                    deal=_Dealt(self._ranks),
+                    limits=False,
+                ).result
+            except UserError as error:
+                self.refused.append(str(error))
+                continue
             prefix = "eval" if len(self._sets) == 1 else f"eval/{name}"
             for task in found.keys() - set(_NO_FIGURES):
                 figures |= {f"{prefix}/{task}/{figure}": value for figure, value in _flat(found[task])}

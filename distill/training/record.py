@@ -98,9 +98,15 @@ class Record:
             last = self._watch.last
             self._meter.advance(1, items=self._run.settings.batch_size, note=f"loss {last:.3f}" if last else "")
 
-    def evaluated(self, step: int, figures: dict[str, float], seconds: float) -> None:
-        self._log.write(step, figures)
-        log.info("after step %d: %s", step, _evaluation_in_words(figures))
+    def evaluated(self, step: int, figures: dict[str, float], seconds: float, refused: list[str]) -> None:
+        """`refused`: why sets gave no figures; it stops nothing, and is said wherever a run says something."""
+        if figures:
+            self._log.write(step, figures)
+            log.info("after step %d: %s", step, _evaluation_in_words(figures))
+        for reason in refused:
+            text = f"not evaluated after step {step}: {reason}"
+            log.warning("%s", text)
+            self._log.event(step, "evaluation", text)
         # An evaluation is no part of the training's speed.
         self._since += seconds
 

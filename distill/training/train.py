@@ -224,13 +224,7 @@ class _Training:
         due = now or step % settings.checkpoint_every == 0 or last
         is_best = False
         if self.evaluation is not None and (step % self.evaluation.settings.every == 0 or last):
-            try:
-                is_best = self._evaluate(step, record)
-            except UserError:
-                # What it could not evaluate is trained nevertheless.
-                if due:
-                    self._keep(step, checkpoints, is_best=False)
-                raise
+            is_best = self._evaluate(step, record)
         if is_best or due:
             self._keep(step, checkpoints, is_best=is_best)
             if not last and self.ranks.first:
@@ -256,10 +250,10 @@ class _Training:
         figures = self.evaluation(self.run.delivered)
         self.run.student.train()
         if self.ranks.first:
-            record.evaluated(step, figures, time.monotonic() - began)
+            record.evaluated(step, figures, time.monotonic() - began, self.evaluation.refused)
         figures = self.ranks.told(figures)
         metric = self.evaluation.settings.best
-        if metric is None:
+        if metric is None or metric not in figures:
             return False
         best = self.best
         # On resume another figure may be asked for: what was best by the one before says nothing about it.

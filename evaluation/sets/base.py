@@ -118,6 +118,17 @@ def check_labels(prompts: Prompts, labels: np.ndarray, where: str) -> None:
         )
 
 
+def refuse_sorted_as_text(names: tuple[str, ...], where: str) -> None:
+    """Raise `UserError` if classes are numbers in the order 0, 1, 10, 2: the n-th is then not class n."""
+    numbers = len(names) > 10 and all(re.fullmatch(r"\d+", name) for name in names)
+    if numbers and list(names) == sorted(names) != sorted(names, key=int):
+        raise UserError(
+            f"the classes are numbers sorted as text ({', '.join(names[:4])}, ...)",
+            where=where,
+            do="Sort them as numbers: class n must stand at place n",
+        )
+
+
 def refuse_empty(count: int, where: str, what: str = "images") -> None:
     if not count:
         raise UserError(f"there are no {what}", where=where, do="Give a set that has some")
@@ -138,4 +149,14 @@ def chosen_prompts(
     return Prompts(tuple(names or ()), tuple(templates or ()))  # type: ignore[arg-type]
 
 
-__all__ = ["EvaluationSet", "Images", "Kind", "Place", "SetSettings", "check_labels", "chosen_prompts", "refuse_empty"]
+__all__ = [
+    "EvaluationSet",
+    "Images",
+    "Kind",
+    "Place",
+    "SetSettings",
+    "check_labels",
+    "chosen_prompts",
+    "refuse_empty",
+    "refuse_sorted_as_text",
+]

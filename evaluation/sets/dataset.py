@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.prompts import Prompts
-from evaluation.sets.base import EvaluationSet, Images, Place, SetSettings, check_labels
+from evaluation.sets.base import EvaluationSet, Images, Place, SetSettings, check_labels, refuse_sorted_as_text
 from evaluation.tasks import Classification, Retrieval, Task
 from shards.errors import UserError
 from shards.reader import Dataset
@@ -139,6 +139,9 @@ def _labels(dataset: Dataset, prompts: Prompts, values: list[Any], field: str) -
 
 
 def _is_number(value: object) -> bool:
+    """Whole numbers: also as text, and as the floats that a column of integers with a gap in it becomes."""
+    if isinstance(value, float):
+        return value.is_integer()
     return type(value) is int or (isinstance(value, str) and re.fullmatch(r"\d+", value) is not None)
 
 
@@ -146,14 +149,3 @@ def _no_class(where: str, value: object, field: str, names: list[str]) -> UserEr
     close = difflib.get_close_matches(str(value), names, n=3)
     do = f"The closest are {', '.join(close)}" if close else "Labels are class names as they are written, or numbers"
     return UserError(f"the label {value!r} in field {field!r} is no class", where=where, do=do)
-
-
-def refuse_sorted_as_text(names: tuple[str, ...], where: str) -> None:
-    """Raise `UserError` if classes are numbers in the order 0, 1, 10, 2: the n-th is then not class n."""
-    numbers = len(names) > 10 and all(re.fullmatch(r"\d+", name) for name in names)
-    if numbers and list(names) == sorted(names) != sorted(names, key=int):
-        raise UserError(
-            f"the classes are numbers sorted as text ({', '.join(names[:4])}, ...)",
-            where=where,
-            do="Sort them as numbers: class n must stand at place n",
-        )

@@ -16,7 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.prompts import ClassFile, Prompts, Template, check_templates, imagenet_names, imagenet_templates
-from evaluation.sets.base import EvaluationSet, Images, Place, SetSettings, check_labels, chosen_prompts, refuse_empty
+from evaluation.sets.base import (
+    EvaluationSet,
+    Images,
+    Place,
+    SetSettings,
+    check_labels,
+    chosen_prompts,
+    refuse_empty,
+    refuse_sorted_as_text,
+)
 from evaluation.sets.files import Tree
 from evaluation.tasks import Classification
 from shards.errors import UserError
@@ -163,6 +172,7 @@ def _numbered(
         where,
         get,
     )
+    refuse_sorted_as_text(prompts.names, where)
     if numbers and max(numbers) >= len(prompts.names):
         raise UserError(
             f"there is a folder {max(numbers)}, and {len(prompts.names)} class names (0 to {len(prompts.names) - 1})",

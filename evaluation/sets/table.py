@@ -1,9 +1,16 @@
-"""Parquet as the hub has it: an image and a list of captions (Flickr, COCO), Winoground, WinoGAViL."""
+"""Parquet as the hub has it: an image and a list of captions (Flickr, COCO), Winoground, WinoGAViL.
+
+The Arrow files that the `datasets` library keeps in its cache are read too: DataComp's download leaves these sets so.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +28,9 @@ _CAPTIONS = ("captions", "caption", "texts", "text", "sentences", "sentence", "r
 _WINOGAVIL = ("cue", "candidates", "associations", "candidate_images")
 _HELD = 4
 """Row groups that stay read."""
+_OF_SPLIT = re.compile(r"(?:^|-)(test|val|train)[\w-]*\.(?:parquet|arrow)", re.IGNORECASE)
+_CACHED = "dataset_info.json"
+"""Lies beside the Arrow files of the `datasets` library."""
 
 
 def fits(place: Place) -> bool:
@@ -28,20 +38,20 @@ def fits(place: Place) -> bool:
         return place.file.endswith(".parquet")
     if place.files & {"dataset.json"}:
         return False
-    return bool(_parquets(place.files)) or (
-        "data" in place.folders and bool(_parquets(place.tree.child("data").listed()[1]))
-    )
+    return bool(tables(place.files)) or ("data" in place.folders and bool(tables(place.tree.child("data").listed()[1])))
 
 
-def _parquets(files: frozenset[str]) -> list[str]:
-    return sorted(name for name in files if name.endswith(".parquet"))
+def tables(files: frozenset[str]) -> list[str]:
+    """Those of the files in a folder that hold rows, in their order."""
+    endings = (".parquet", ".arrow") if _CACHED in files else (".parquet",)
+    return sorted(name for name in files if name.endswith(endings))
 
 
 def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
-    tree, files = place.tree, [place.file] if place.file else _parquets(place.files)
+    tree, files = place.tree, [place.file] if place.file else tables(place.files)
     if not files:
         tree = tree.child("data")
-        files = _split(_parquets(tree.listed()[1]), str(tree))
+        files = _split(tables(tree.listed()[1]), str(tree))
     elif place.file is None:
         files = _split(files, str(tree))
     table = _Table(tree, [name for name in files if name])
@@ -55,11 +65,12 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
 
 
 def _split(files: list[str], where: str) -> list[str]:
-    """Of files named by their split (`test-00000-of-00001.parquet`) those to test on."""
-    named = {split: [name for name in files if name.lower().startswith(split)] for split in ("test", "valid", "train")}
+    """Of files named by their split (`test-00000-of-00001.parquet`, `NAME-test.arrow`) those to test on."""
+    of = {name: found[1].lower() for name in files if (found := _OF_SPLIT.search(name))}
+    named = {split: [name for name in files if of.get(name) == split] for split in ("test", "val", "train")}
     if not any(named.values()):
         return files
-    for split in ("test", "valid"):
+    for split in ("test", "val"):
         if named[split]:
             return named[split]
     raise UserError("only the training split is here", where=where, do="Give the test split's files")
@@ -84,7 +95,7 @@ def _retrieval(place: Place, table: _Table, settings: SetSettings) -> Evaluation
     image_of: list[int] = []
     for at, value in enumerate(table.column(text)):
         said = [value] if isinstance(value, str) else [one for one in value or [] if isinstance(one, str)]
-        if not said:
+        if not any(caption.strip() for caption in said):
             raise UserError("the image has no caption", where=table.name(at), do="Leave such rows out")
         captions += said
         image_of += [at] * len(said)
@@ -93,18 +104,20 @@ def _retrieval(place: Place, table: _Table, settings: SetSettings) -> Evaluation
 
 
 def _winoground(table: _Table) -> EvaluationSet:
-    captions = tuple(zip(table.column("caption_0"), table.column("caption_1"), strict=True))
+    said = [table.refuse_none(name, table.column(name), str) for name in FIELDS[2:]]
+    captions = tuple(zip(*said, strict=True))
     places = np.arange(2 * len(table), dtype=np.int64).reshape(-1, 2)
     return EvaluationSet("winoground", _Images(table, FIELDS[:2]), {"winoground": Matching(places, captions)})
 
 
 def _winogavil(table: _Table) -> EvaluationSet:
     """Images are each row's candidates, one row after the other."""
-    candidates, right = table.column("candidates"), table.column("associations")
+    candidates, right = (table.refuse_none(name, table.column(name), list) for name in _WINOGAVIL[1:3])
+    cues = table.refuse_none("cue", table.column("cue"), str)
     ends = np.cumsum([0] + [len(row) for row in candidates])
     places = tuple(np.arange(start, end) for start, end in pairwise(ends))
     hits = tuple(np.isin(row, known) for row, known in zip(candidates, right, strict=True))
-    task = Association(tuple(table.column("cue")), places, hits)
+    task = Association(tuple(cues), places, hits)
     return EvaluationSet("misc-winogavil", _Candidates(table, ends), {"winogavil": task})
 
 
@@ -115,30 +128,63 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner))
+    """Texts or lists of them, also as categories (pandas) and as lists of one length."""
+    types = pa.types
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    inner = kind.value_type if any(is_one(kind) for is_one in lists) else kind
+    inner = inner.value_type if types.is_dictionary(inner) else inner
+    return bool(types.is_string(inner) or types.is_large_string(inner) or types.is_string_view(inner))
+
+
+class _Parquet:
+    """A file's rows by group; `sizes` of these."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+        self.schema = self._file.schema_arrow
+        metadata = self._file.metadata
+        self.sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+    def column(self, group: int, name: str) -> Any:
+        return self._file.read_row_group(group, columns=[name])[name]
+
+
+class _Arrow:
+    """As `_Parquet`, of an Arrow stream, mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._batches = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().to_batches()
+        self.schema = self._batches[0].schema if self._batches else pa.schema([])
+        self.sizes = [batch.num_rows for batch in self._batches]
+
+    def column(self, group: int, name: str) -> Any:
+        return self._batches[group].column(name)
+
+
+@contextlib.contextmanager
+def _readable(where: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=where, do="Check the path") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        told = one_line(str(error))
+        raise UserError(f"not readable as Parquet or Arrow ({told})", where=where, do="Fetch it again") from None
 
 
 class _Table:
-    """Rows of several Parquet files, a row group at a time."""
+    """Rows of several files, a row group at a time."""
 
     def __init__(self, tree: Tree, files: list[str]) -> None:
-        self._where, self._files, self._opened = str(tree), files, []
+        self.tree, self._files = tree, files
+        self._opened: list[_Parquet | _Arrow] = []
         for name in files:
-            try:
-                self._opened.append(pq.ParquetFile(tree.local(name)))
-            except FileNotFoundError:
-                raise UserError("there is no such file", where=f"{tree}/{name}", do="Check the path") from None
-            except (pa.ArrowException, OSError) as error:
-                told = one_line(str(error))
-                raise UserError(
-                    f"not readable as Parquet ({told})", where=f"{tree}/{name}", do="Fetch it again"
-                ) from None
-        self.schema = self._opened[0].schema_arrow if self._opened else pa.schema([])
+            with _readable(f"{tree}/{name}"):
+                path = tree.local(name)
+                self._opened.append(_Arrow(path) if name.endswith(".arrow") else _Parquet(path))
+        self.schema = self._opened[0].schema if self._opened else pa.schema([])
         self._groups = [
-            (file, group, opened.metadata.row_group(group).num_rows)
-            for file, opened in enumerate(self._opened)
-            for group in range(opened.metadata.num_row_groups)
+            (file, group, size) for file, opened in enumerate(self._opened) for group, size in enumerate(opened.sizes)
         ]
         self._ends = np.cumsum([0] + [rows for _, _, rows in self._groups])
         self._turn, self._held = threading.Lock(), dict[tuple[int, str], pa.ChunkedArray]()
@@ -147,10 +193,25 @@ class _Table:
         return int(self._ends[-1])
 
     def name(self, at: int) -> str:
-        return f"{self._where}, row {at}"
+        """The file, and the row in it."""
+        place = int(np.searchsorted(self._ends, at, side="right")) - 1
+        file = self._groups[place][0]
+        before = sum(sum(opened.sizes) for opened in self._opened[:file])
+        return f"{self.tree}/{self._files[file]}, row {at - before}"
 
     def column(self, name: str) -> list[Any]:
-        return [value for opened in self._opened for value in opened.read(columns=[name])[name].to_pylist()]
+        found: list[Any] = []
+        for file, group, _ in self._groups:
+            with _readable(f"{self.tree}/{self._files[file]}"):
+                found += self._opened[file].column(group, name).to_pylist()
+        return found
+
+    def refuse_none(self, name: str, values: list[Any], kind: type) -> list[Any]:
+        """`values` of a column, or `UserError` for one that is of another kind."""
+        for at, value in enumerate(values):
+            if not isinstance(value, kind):
+                raise UserError(f"its {name} is {value!r}", where=self.name(at), do="Fetch the set again")
+        return values
 
     def value(self, at: int, name: str) -> Any:
         place = int(np.searchsorted(self._ends, at, side="right")) - 1
@@ -158,7 +219,8 @@ class _Table:
             held = self._held.get((place, name))
             if held is None:
                 file, group, _ = self._groups[place]
-                held = self._opened[file].read_row_group(group, columns=[name])[name]
+                with _readable(f"{self.tree}/{self._files[file]}"):
+                    held = self._opened[file].column(group, name)
                 while len(self._held) >= _HELD:
                     del self._held[next(iter(self._held))]
                 self._held[place, name] = held
@@ -180,7 +242,7 @@ class _Images(Images):
 
     def read(self, at: int) -> bytes:
         row, column = divmod(at, len(self._columns))
-        return _bytes(self._table.value(row, self._columns[column]), self.name(at))
+        return _bytes(self._table.value(row, self._columns[column]), self._table.tree, self.name(at))
 
 
 class _Candidates(Images):
@@ -198,12 +260,23 @@ class _Candidates(Images):
 
     def read(self, at: int) -> bytes:
         row = int(np.searchsorted(self._ends, at, side="right")) - 1
-        images = self._table.value(row, "candidate_images")
-        return _bytes(images[at - int(self._ends[row])], self.name(at))
+        images = self._table.value(row, "candidate_images") or []
+        place = at - int(self._ends[row])
+        return _bytes(images[place] if place < len(images) else None, self._table.tree, self.name(at))
 
 
-def _bytes(value: Any, where: str) -> bytes:
-    found = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(found, bytes):
-        raise UserError("the row has no image bytes", where=where, do="Save the images in the table, not their paths")
-    return found
+def _bytes(value: Any, tree: Tree, where: str) -> bytes:
+    """The bytes in a cell, or in the file that it names: the `datasets` library keeps what it unpacked as files."""
+    found, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(found, bytes):
+        return found
+    if isinstance(path, str) and tree.is_local:
+        try:
+            return (Path(tree.url) / path).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"there are no image bytes, and the file {path} cannot be read ({error.strerror})",
+                where=where,
+                do="Fetch the set again, where it is to stay",
+            ) from None
+    raise UserError("the row has no image bytes", where=where, do="Save the images in the table, not their paths")

@@ -13,9 +13,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evaluation.prompts import check_templates
-from evaluation.sets.base import EvaluationSet, Images, Place, SetSettings, check_labels, chosen_prompts, refuse_empty
+from evaluation.sets.base import (
+    EvaluationSet,
+    Images,
+    Place,
+    SetSettings,
+    check_labels,
+    chosen_prompts,
+    refuse_empty,
+    refuse_sorted_as_text,
+)
 from evaluation.sets.dataset import retrieval
 from evaluation.sets.files import Tree
+from evaluation.suites.tasks import task_name
 from evaluation.tasks import Classification, MultiLabel, Task
 from shards.errors import UserError
 from shards.tar_members import Member, TarError, tar_members
@@ -40,7 +50,9 @@ def fits(place: Place) -> bool:
     if place.files & {"nshards.txt"}:
         return True
     splits = place.folders or {"test", "train"}
-    return any(split in splits and place.tree.has(f"{split}/nshards.txt") for split in ("test", "train"))
+    if any(split in splits and place.tree.has(f"{split}/nshards.txt") for split in ("test", "train")):
+        return True
+    return "test" in place.folders and place.tree.child("test").has("0.tar")
 
 
 def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
@@ -51,6 +63,13 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
             raise _other_split(place.url)
         tree, name = tree.parent(), tree.parent().url.rsplit("/", 1)[-1]
     if not tree.has("test/nshards.txt"):
+        if tree.has("test/0.tar"):
+            count = sum(file.endswith(".tar") for file in tree.child("test").listed()[1])
+            raise UserError(
+                f"nshards.txt is missing beside {count} tars, so nothing says whether they are all",
+                where=f"{tree}/test",
+                do="Fetch it, or write the number of tars into it",
+            )
         raise _other_split(place.url)
     kind = (tree.text("dataset_type.txt") or "classification").strip().lower()
     if kind not in _TYPES:
@@ -68,13 +87,14 @@ def open_set(place: Place, settings: SetSettings) -> EvaluationSet:
     templates = tree.lines("zeroshot_classification_templates.txt")
     check_templates(templates or (), f"{tree}/zeroshot_classification_templates.txt")
     prompts = chosen_prompts(given, names, templates, str(tree), get)
+    refuse_sorted_as_text(prompts.names, str(tree))
     if kind == "multilabel":
         rows = [images.array(at) for at in range(len(images))]
         return EvaluationSet(task, images, {"zero_shot": MultiLabel(prompts, _several(rows, len(prompts.names), tree))})
     labels = np.array([images.number(at) for at in range(len(images))], np.int64)
     check_labels(prompts, labels, str(tree))
     made_task = Classification(prompts, labels)
-    fields = GROUPED.get(task)
+    fields = next((fields for one, fields in GROUPED.items() if task_name(one) == task_name(task)), None)
     if fields is not None and all("npy" in sample.parts for sample in images.samples):
         told = np.stack([images.array(at) for at in range(len(images))]).astype(np.int64)
         if told.shape[1] < len(fields):

@@ -25,6 +25,7 @@ def suite_page(name: str, suite: Suite, told: Mapping[str, Any], results: Mappin
         costs=cost_columns(told),
         rows=told["rows"],
         notes=told["notes"],
+        gaps=told["gaps"],
         best=_best(told),
         ours=OURS,
         charts=_charts(suite, told),

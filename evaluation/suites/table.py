@@ -38,6 +38,17 @@ def part_note(set_name: str, samples: int) -> str | None:
     return f"{task.name} has {samples:,} of {task.size:,} samples"
 
 
+def gap_notes(rows: Sequence[Row]) -> list[str]:
+    """Tasks that were measured by us, but not by the metric that counts: what it groups by is not in the set."""
+    ours = [row for row in rows if row.source == OURS]
+    names = dict.fromkeys(name for row in ours for name in row.tasks if name in TASKS)
+    return [
+        f"{name} has no {TASKS[name].metric}"
+        for name in names
+        if any(name in row.tasks and row.metric(name, "main_metric") is None for row in ours)
+    ]
+
+
 def refuse_larger(set_name: str, samples: int, where: str) -> None:
     """Raise `UserError` if there are more samples than the task's test split has: another split, or another set."""
     task = TASKS.get(task_name(set_name))
@@ -49,10 +60,30 @@ def refuse_larger(set_name: str, samples: int, where: str) -> None:
         )
 
 
-def table(suite: Suite, rows: Sequence[Row], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """`{"columns": [...], "rows": [{"name", "source", "data", costs, "scores": {column: percent or None}}], "notes"}`.
+def refuse_same_task(sets: Mapping[str, str]) -> None:
+    """Raise `UserError` if two of the sets, name by place, are one task: a results file has one line for it."""
+    places: dict[str, str] = {}
+    for place, name in sets.items():
+        other = places.setdefault(task_name(name), place)
+        if other != place:
+            raise UserError(
+                f"{other} and {place} are both {task_name(name)}, of which a table has one figure",
+                where="--on",
+                do="Leave one out, or give it a name of its own as NAME=SET",
+            )
 
-    Ours come first, then the others in their order. `notes`: what is to be known of ours.
+
+def outside(suite: Suite, sets: Mapping[str, str]) -> list[str]:
+    """Which of the sets, name by place, no column of the suite is about."""
+    of_suite = suite.tasks()
+    return [place for place, name in sets.items() if task_name(name) not in of_suite]
+
+
+def table(suite: Suite, rows: Sequence[Row], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """`{"columns": [...], "rows": [{"name", "source", "data", costs, "scores": {column: percent or None}}], "notes",
+    "gaps"}`.
+
+    Ours come first, then the others in their order. `notes`: what is to be known of ours; `gaps`: as `gap_notes`.
     """
     listed = sorted(rows, key=lambda row: row.source != OURS)
     return {
@@ -71,6 +102,7 @@ def table(suite: Suite, rows: Sequence[Row], notes: Sequence[str] = ()) -> dict[
             for row in listed
         ],
         "notes": list(notes),
+        "gaps": gap_notes(rows),
     }
 
 
@@ -106,4 +138,5 @@ def markdown(told: Mapping[str, Any]) -> str:
         cells = [name, row["source"], *(say_cost(cost, row[cost]) for cost in costs), *scores]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     notes = ["", f"Not the whole of a published test split: {'; '.join(told['notes'])}."] if told["notes"] else []
-    return "\n".join([*lines, *notes]) + "\n"
+    gaps = ["", f"Measured, but not by what counts: {'; '.join(told['gaps'])}."] if told["gaps"] else []
+    return "\n".join([*lines, *notes, *gaps]) + "\n"

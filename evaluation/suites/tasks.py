@@ -5,6 +5,7 @@ The mean of 38 is the mean of all main metrics; FairFace and UTKFace are not amo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -103,12 +104,15 @@ _ALSO = {
     "imagenet_v2": "ImageNet v2",
     "caltech101": "Caltech-101",
     "cifar100": "CIFAR-100",
+    "imagenette": "ImageNette",
+    "natural_images": "Natural Images",
+    "caltech256": "Caltech-256",
 }
 
 
 def task_name(name: str) -> str:
-    """The task's name of a set that is called so (`vtab-pets`, `wds_vtab-pets_test`); the set's own if it is none."""
-    return _NAMES.get(_plain(name), name)
+    """The task's name of a set called so (`vtab-pets`, `wds_vtab-pets_test`, `ImageNet-1k`); else the set's own."""
+    return _NAMES.get(_plain(name)) or _LOOSE.get(_letters(name), name)
 
 
 def _plain(name: str) -> str:
@@ -121,6 +125,13 @@ _NAMES = {
     **{_plain(task.key.rpartition("/")[2]): task.name for task in _ALL},
     **{_plain(task.key): task.name for task in _ALL},
 }
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", _plain(name))
+
+
+_LOOSE = {_letters(plain): name for plain, name in _NAMES.items()}
 
 
 def folders_of(name: str) -> list[str]:

@@ -21,19 +21,17 @@ from clip_models import load_model
 from distill.settings import EvaluationSettings
 from distill.training.in_run import InRun
 from distill.training.ranks import Ranks
-from shards import UserError
 
 
 def answers(plan: dict[str, Any], ranks: Ranks) -> list[Any]:
-    """Of each case the figures, or what was refused."""
+    """Of each case the figures, or what was refused of its only set."""
     loaded = load_model(plan["model"])
     found: list[Any] = []
     for case in plan["cases"]:
         settings = EvaluationSettings(**{**case, "on": tuple(case["on"])})
-        try:
-            found.append(InRun(settings, loaded.config, torch.device("cpu"), "fp32", ranks)(loaded.model))
-        except UserError as error:
-            found.append(str(error))
+        judge = InRun(settings, loaded.config, torch.device("cpu"), "fp32", ranks)
+        figures = judge(loaded.model)
+        found.append(figures or judge.refused)
     return found
 
 

@@ -47,7 +47,7 @@ def test_several_processes_find_what_one_finds(
         assert several == pytest.approx(alone[0], abs=1e-9)
         assert refused == alone[1]
         assert one == pytest.approx(alone[2], abs=1e-9)
-    assert "tiny-000000006" in alone[1]
+    assert "tiny-000000006" in alone[1][0]
     assert {name.split("/")[1] for name in alone[0]} == {"vtab-pets", "tiny", "few"}
     assert {f"eval/vtab-pets/zero_shot/{figure}" for figure in ("top1", "mean_per_class")} <= alone[0].keys()
     assert "eval/retrieval/image_to_text/R@1" in alone[2]
@@ -92,3 +92,29 @@ def test_a_run_evaluates_on_several_sets_and_keeps_the_best_by_one(
     assert main([*command, *sets, "--best", "eval/zero_shot/top1", "--out", str(tmp_path / "other")]) == 2
     assert "evaluation.best is 'eval/zero_shot/top1'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_what_cannot_be_evaluated_is_said_and_ends_no_run(
+    world: Any,
+    make_dataset: Any,
+    damage_image: Callable[[Dataset, int, int], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A damaged image shows only when it is decoded: the student is trained, and judged on the other set."""
+    broken = make_dataset(tmp_path / "broken", [5], seed=3)
+    damage_image(broken, 0, 2)
+    pets = str(wds(tmp_path / "wds_vtab-pets_test", labelled([2, 0, 1, 1, 0]), **NAMES))
+    out = tmp_path / "run"
+    command = ["distill", world.shards, "--student", world.student, "--steps", "4", "--batch-size", "6", "--warmup"]
+    sets = ["--eval", str(broken.folder), "--eval", pets, "--eval-every", "2"]
+    best = ["--best", f"eval/{broken.name}/retrieval/mean_R@1"]
+    assert main([*command, "0", *sets, *best, "--out", str(out)]) == 0
+    told = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert [(one["step"], one["kind"]) for one in told] == [(2, "evaluation"), (4, "evaluation")]
+    assert all("tiny-000000002" in one["text"] and "cannot be decoded" in one["text"] for one in told)
+    assert sum("not evaluated after step" in text for text in caplog.messages) == 2
+    judged = [line["step"] for line in read_log(out / "log.jsonl") if "eval/vtab-pets/zero_shot/top1" in line]
+    assert judged == [2, 4]
+    assert json.loads((out / "done.json").read_text())["best"] is None
+    load_model(str(out / "model"))

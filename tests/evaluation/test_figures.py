@@ -119,3 +119,7 @@ def test_labels_sorted_as_text_are_found_out() -> None:
     for seed in range(20):
         random = np.random.default_rng(seed)
         refuse_other_order(random.integers(0, 100, 600), random.integers(0, 100, 600), 100, "set")
+    # Nor who says one class of everything, however often the class is there that text would have in its place.
+    uneven = np.repeat([2, 10, 3, 4], [60, 3, 4, 5])
+    refuse_other_order(uneven, np.full(len(uneven), 10), 11, "set")
+    refuse_other_order(np.repeat([2, 3, 4, 5], 30), np.repeat([10, 2, 7, 7], 30), 11, "set")

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from distill.settings import EvaluationSettings
+from evaluation.report import below_root
 from evaluation.sets import KINDS, SetSettings, kind_of, look, open_by_name, open_set, open_sets
 from evaluation.sets.folders import imagenet_wnids
+from evaluation.settings import EvaluateSettings
+from evaluation.suites.table import refuse_same_task
 from evaluation.tasks import Association, Classification, Matching, MultiLabel, Retrieval
-from shards import UserError
+from shards import UserError, write_dataset
 
 TEMPLATES = "a photo of a {c}.\nthe {c}\n"
 
@@ -123,6 +128,13 @@ def test_what_datacomp_groups_by_comes_with_the_labels(tmp_path: Path) -> None:
     }
 
 
+def test_tars_that_nothing_counts(tmp_path: Path) -> None:
+    root = wds(tmp_path / "wds_x", labelled([0, 1]), **NAMES)
+    (root / "test" / "nshards.txt").unlink()
+    with pytest.raises(UserError, match=r"wds_x/test: nshards.txt is missing beside \d tars"):
+        open_set(str(root))
+
+
 def change(root: Path, what: str) -> None:
     """Make a sound set unsound."""
     if what == "names":
@@ -207,6 +219,36 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     (root / "classnames.txt").write_text("cat\nfox\n")
     with pytest.raises(UserError, match=r"'small_dog'|2 lines, and there are 3 folders"):
         open_set(str(root))
+
+
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    for content in ({"classes": ["cat", " "], "templates": ["a {}"]}, {"prompts": {"cat": ["a cat"], "fox": [""]}}):
+        with pytest.raises(UserError, match="none of them blank"):
+            classes(tmp_path / "x.json", **content).class_file()
+
+
+def test_class_names_sorted_as_text_are_named_wherever_they_stand(tmp_path: Path) -> None:
+    """Folders, tars and a dataset whose classes are numbers: line 2 would name class 2 as 10."""
+    numbers = [str(number) for number in range(12)]
+    sort, listed = ("".join(f"{number}\n" for number in order) for order in (sorted(numbers), numbers))
+    templates = {"zeroshot_classification_templates": TEMPLATES}
+    where = tmp_path / "digits"
+    folders(where, numbers, each=1)
+    (where / "zeroshot_classification_templates.txt").write_text(TEMPLATES)
+    tars = wds(tmp_path / "wds_digits", labelled([*range(12)]), classnames=sort, **templates)
+    dataset = write_dataset(tmp_path / "data", [(f"k{at}", png(at), "", {"label": at}) for at in range(12)], name="d")
+    (where / "classnames.txt").write_text(sort)
+    asked = classes(tmp_path / "c.json", classes=sorted(numbers), templates=["a {}"])
+    for place, given in ((where, None), (tars, None), (where, asked)):
+        with pytest.raises(UserError, match=r"the classes are numbers sorted as text \(0, 1, 10, 11, ...\)"):
+            open_set(str(place), given)
+    # By name it does not matter where a class stands.
+    by_name = replace(asked, label="label")
+    task = open_set(str(dataset.folder), by_name).tasks["zero_shot"]
+    assert [task.prompts.names[at] for at in task.labels] == numbers  # type: ignore[union-attr]
+    (where / "classnames.txt").write_text(listed)
+    (tars / "classnames.txt").write_text(listed)
+    assert len(open_set(str(where))) == len(open_set(str(tars))) == 12
 
 
 def test_folders_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
@@ -347,6 +389,79 @@ def test_parquet_of_captions(tmp_path: Path) -> None:
         open_set(str(tmp_path / "data"))
 
 
+@pytest.mark.parametrize(
+    "captions",
+    [
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array([["a"], ["b"]], pa.list_(pa.string(), 1)),
+        pa.array([["a"], ["b"]], pa.large_list(pa.large_string())),
+    ],
+)
+def test_captions_of_every_type_of_text(tmp_path: Path, captions: pa.Array) -> None:
+    pq.write_table(pa.table({"image": [png(0), png(1)], "caption": captions}), tmp_path / "x.parquet")
+    assert open_set(str(tmp_path / "x.parquet")).tasks["retrieval"].captions == ("a", "b")  # type: ignore[union-attr]
+
+
+def test_what_the_datasets_library_keeps(tmp_path: Path) -> None:
+    """DataComp's download leaves Flickr, COCO and WinoGAViL as Arrow in `hf_cache`, images as paths."""
+    unpacked = tmp_path / "hf_cache" / "downloads"
+    unpacked.mkdir(parents=True)
+    place = tmp_path / "hf_cache" / "nlphuji___mscoco_2014_5k_test_image_text_retrieval" / "TEST" / "1.1.0" / "0f"
+    place.mkdir(parents=True)
+    cell = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for part, split in enumerate(("test-00000-of-00002", "test-00001-of-00002", "train")):
+        rows = range(3 * part, 3 * part + 3)
+        for at in rows:
+            (unpacked / f"{at}.png").write_bytes(png(at))
+        images = pa.array([{"bytes": None, "path": str(unpacked / f"{at}.png")} for at in rows], cell)
+        table = pa.table({"image": images, "caption": [[f"{at}", f"no {at}"] for at in rows]})
+        with (
+            pa.OSFile(str(place / f"mscoco_5k-{split}.arrow"), "wb") as sink,
+            pa.ipc.new_stream(sink, table.schema) as w,
+        ):
+            w.write_table(table, max_chunksize=2)
+    (place / "dataset_info.json").write_text("{}")
+    (found,) = below_root("mobileclip", str(tmp_path), [])
+    assert found == f"MSCOCO={place}"
+    opened = open_set(found)
+    assert opened.name == "MSCOCO"
+    assert opened.tasks["retrieval"].captions[10:] == ("5", "no 5")  # type: ignore[union-attr]
+    assert [opened.images.read(at) for at in range(6)] == [png(at) for at in range(6)]
+    (unpacked / "4.png").unlink()
+    with pytest.raises(UserError, match=r"mscoco_5k-test-00001-of-00002.arrow, row 1, column image: .*4.png cannot be"):
+        opened.images.read(4)
+    # Arrow that is nobody's cache of a set is none.
+    (place / "dataset_info.json").unlink()
+    with pytest.raises(UserError, match="this is no evaluation set"):
+        open_set(str(place))
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"image": [png(0), png(1)], "caption": ["a", " "]}, "x.parquet, row 1: the image has no caption"),
+        ({"image": [png(0), png(1)], "caption": [["a"], ["", "\n"]]}, "x.parquet, row 1: the image has no caption"),
+        (
+            {"image_0": [png(0)], "image_1": [png(1)], "caption_0": ["a"], "caption_1": pa.array([None], pa.string())},
+            "x.parquet, row 0: its caption_1 is None",
+        ),
+        (
+            {
+                "cue": ["a"],
+                "candidates": pa.array([None], pa.list_(pa.string())),
+                "associations": [["b"]],
+                "candidate_images": [[png(0)]],
+            },
+            "x.parquet, row 0: its candidates is None",
+        ),
+    ],
+)
+def test_a_cell_that_says_nothing_is_named(tmp_path: Path, columns: dict[str, Any], says: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=says):
+        open_set(str(tmp_path / "x.parquet"))
+
+
 def test_sugarcrepe_and_winoground(tmp_path: Path) -> None:
     crepe = tmp_path / "sugar_crepe"
     crepe.mkdir()
@@ -423,6 +538,19 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     assert list(open_by_name([root, pairs], given)) == ["x", "y"]
     twins = [str(wds(tmp_path / part / "wds_x", labelled([2, 0, 1]), **NAMES)) for part in ("one", "two")]
     assert list(open_by_name(twins, SetSettings())) == ["one.wds_x", "two.wds_x"]
+
+
+def test_a_set_given_twice_is_refused_however_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    for other in (f"{tmp_path}/a/", f"{tmp_path}/./a", f"{tmp_path}/b"):
+        with pytest.raises(UserError, match="is given twice"):
+            EvaluateSettings(models=("m",), on=(f"{tmp_path}/a", other))
+        with pytest.raises(UserError, match="is given twice"):
+            EvaluationSettings(on=(f"{tmp_path}/a", other))
+    with pytest.raises(UserError, match="p=x and q=y are both CIFAR-10"):
+        refuse_same_task({"p=x": "wds_cifar10_test", "q=y": "CIFAR-10"})
+    refuse_same_task({"x": "cifar10", "y": "cifar100"})
 
 
 def test_what_is_no_set_is_told_what_a_set_is(tmp_path: Path) -> None:

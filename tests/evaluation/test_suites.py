@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipstill.main import main
-from evaluation.report import FILES
+from evaluation.report import FILES, files_of
+from evaluation.sets import open_set
 from evaluation.suites.files import json_lines, read_rows, table_csv
 from evaluation.suites.metrics import rows_of
+from evaluation.suites.page import suite_page
 from evaluation.suites.rows import OURS, Row
 from evaluation.suites.suites import SUITES
-from evaluation.suites.table import markdown, refuse_larger, table
+from evaluation.suites.table import markdown, our_row, refuse_larger, table
 from evaluation.suites.tasks import GROUPS, TASKS, folders_of, task_name
 from shards import UserError
 from tests.evaluation.test_sets import NAMES, labelled, npy, png, wds
@@ -151,6 +153,43 @@ def test_what_is_absent_is_a_gap() -> None:
     assert markdown(told).splitlines()[2].count(" – ") == 2
     with pytest.raises(UserError, match=r"10,001 samples, and the test split of CIFAR-10 has 10,000"):
         refuse_larger("cifar10", 10_001, "there")
+
+
+def test_a_set_that_no_column_is_about_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a model is loaded; a task is known by however its name is usually written."""
+    for name in ("ImageNet-1k", "imagenet_1k", "ImageNet 1k", "wds_imagenet1k_test"):
+        assert task_name(name) == "ImageNet 1k"
+    assert task_name("imagenet-sketch") == "ImageNet Sketch"
+    assert task_name("natural-images") == "Natural Images"
+    assert task_name("voc2007_multilabel") == "voc2007_multilabel"
+    root = str(wds(tmp_path / "wds_mine", labelled([2, 0]), **NAMES))
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "open_clip_config.json").write_text("no model")
+    assert main(["evaluate", str(tmp_path / "m"), "--suite", "tinyclip", "--on", root]) == 2
+    assert f"--on: the suite tinyclip has no column for {root}. Give it as NAME=SET" in capsys.readouterr().err
+
+
+def test_a_task_without_the_metric_that_counts_is_a_stated_gap(tmp_path: Path) -> None:
+    """FMoW without regions has a top-1, which is not its figure. With them it has, whatever its folder is called."""
+    plain = {"zero_shot": {"top1": 40.0, "top5": 60.0, "mean_per_class": 30.0}}
+    row = our_row("m", {"fmow": plain, "cifar10": plain}, {})
+    told = table(SUITES["datacomp-38"], [row, *SUITES["datacomp-38"].published()])
+    assert told["rows"][0]["scores"]["FMoW"] is None
+    assert told["rows"][0]["scores"]["CIFAR-10"] == pytest.approx(40.0)
+    assert told["gaps"] == ["FMoW has no acc_worst_region"]
+    assert markdown(told).endswith("Measured, but not by what counts: FMoW has no acc_worst_region.\n")
+    page = suite_page("datacomp-38", SUITES["datacomp-38"], told, {"models": {}}).decode()
+    assert "FMoW has no acc_worst_region" in page
+    samples = [one | {"npy": npy([at % 2, 7, 0])} for at, one in enumerate(labelled([2, 0, 1, 1, 0]))]
+    opened = open_set(str(wds(tmp_path / "fmow", samples, **NAMES)))
+    assert opened.tasks["zero_shot"].groups["region"].tolist() == [0, 1, 0, 1, 0]  # type: ignore[union-attr]
+
+
+def test_each_model_has_a_file_of_its_own_however_it_is_called() -> None:
+    names = ["runs/a b", "runs/a-b", "/".join(["ü" * 60] * 4), "/".join(["ü" * 60] * 5)]
+    files = files_of({}, [our_row(name, {}, {}) for name in names], None, [], [])
+    assert len([name for name in files if name.endswith(".jsonl")]) == len(names)
+    assert max(len(name.encode()) for name in files) <= 255
 
 
 def test_published_rows_are_as_printed() -> None:

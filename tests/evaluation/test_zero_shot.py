@@ -317,6 +317,32 @@ def test_evaluate_names_a_damaged_image(
         judged(loaded, dataset)
 
 
+def test_a_column_of_integers_with_a_gap_is_one_of_floats(tmp_path: Path) -> None:
+    samples = [(picture(row, "red"), "", {"label": label}) for row, label in enumerate([0.0, 1.0, 2.0])]
+    dataset = make_dataset(tmp_path / "data", samples)
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps({"classes": ["cat", "dog", "bird"], "templates": ["{}"]}))
+    task = of_dataset(dataset, SetSettings(classes=str(path), label="label")).tasks["zero_shot"]
+    assert task.labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    samples[1][2]["label"] = 1.5
+    with pytest.raises(UserError, match=r"the label 0.0 .* is no class"):
+        of_dataset(make_dataset(tmp_path / "half", samples), SetSettings(classes=str(path), label="label"))
+
+
+@pytest.mark.parametrize("tower", ["visual.proj", "text_projection"])
+def test_a_broken_model_is_named(loaded: LoadedModel, tmp_path: Path, tower: str) -> None:
+    """Weights that are not numbers would only make figures low; and are kept for nobody."""
+    broken = copy.deepcopy(loaded)
+    with torch.no_grad():
+        dict(broken.model.named_parameters())[tower][:, 3] = float("nan")
+    dataset = make_dataset(tmp_path / "data", [(picture(row, "red"), f"text {row}", {}) for row in range(3)])
+    cache = TextCache(tmp_path / "texts")
+    what = "image" if "visual" in tower else "text"
+    with pytest.raises(UserError, match=rf"3 of 3 {what} embeddings are not finite, in fp32"):
+        evaluate(broken, of_dataset(dataset, SetSettings()), cache=cache)
+    assert len(list((tmp_path / "texts").glob("*"))) == (what == "image")
+
+
 def test_evaluate_refuses_an_empty_dataset(loaded: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no samples"):
         judged(loaded, Dataset(Folder(tmp_path), "t", ()))
@@ -345,6 +371,12 @@ def test_prompts_are_embedded_once_a_model(loaded: LoadedModel, tmp_path: Path) 
     found, other = texts_of(changed)
     assert found == 0
     assert not torch.allclose(first, other)
+    # The same weights under another activation, and in another precision, are another model.
+    gelu = {**loaded.config, "model_cfg": {**loaded.config["model_cfg"], "quick_gelu": True}}
+    assert texts_of(replace(loaded, config=gelu))[0] == 0
+    cache = TextCache(folder)
+    judged(loaded, dataset, asked, "colour", cache=cache, precision="bf16")
+    assert cache.found == 0
     # Where nothing can be kept it is embedded each time.
     (tmp_path / "file").write_text("")
     nowhere = TextCache(tmp_path / "file")
