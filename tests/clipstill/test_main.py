@@ -121,6 +121,23 @@ def test_no_command_is_an_error_that_names_the_commands(capsys: pytest.CaptureFi
     assert "usage: clipstill" in capsys.readouterr().err
 
 
+def test_an_interrupt_before_anything_is_loaded_is_one_line() -> None:
+    program = """
+import runpy, sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "clipstill.parser":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["clipstill", "--version"]
+runpy.run_module("clipstill", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "clipstill: interrupted. Nothing was begun\n")
+
+
 def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
     command = f"{shlex.quote(sys.executable)} -m clipstill distill --recipe list | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
