@@ -32,6 +32,8 @@ _lock = threading.Lock()
 _answered: set[str] = set()
 _away: dict[str, float] = {}
 """Stores that do not answer now, and since when."""
+listeners: list[Callable[[str, bool, str], None]] = []
+"""Who is told beside the log: the store, whether it is away now, and the line."""
 _ending = threading.Event()
 """Set when the process was told to end."""
 
@@ -122,7 +124,7 @@ def _went_away(url: str, error: BaseException) -> float:
         since = _away.setdefault(store, now)
     if since == now:
         reason, most = _reason(error), _minutes(PATIENCE_S)
-        log.warning("%s: the store does not answer (%s); waiting for it, %s at most", store, reason, most)
+        _say(store, f"{store}: the store does not answer ({reason}); waiting for it, {most} at most", is_away=True)
     return now - since
 
 
@@ -137,4 +139,11 @@ def _came_back(url: str) -> None:
         with _lock:
             since = _away.pop(store, None)
         if since is not None:
-            log.warning("%s: the store answers again, after %.0f s", store, time.monotonic() - since)
+            gone = time.monotonic() - since
+            _say(store, f"{store}: the store answers again, after {gone:.0f} s", is_away=False)
+
+
+def _say(store: str, line: str, *, is_away: bool) -> None:
+    log.warning("%s", line)
+    for listener in listeners:
+        listener(store, is_away, line)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from shards.errors import UserError, one_line
+from shards.ray_outages import Heard, leave_for_driver
 from shards.ray_session import RayLostError, RaySession, ray_session
 from shards.runner import Host, Outcome
 from shards.task import ShardTask, Spec
@@ -34,6 +35,7 @@ _TRIES = 3
 class _Actor(Host):
     def __init__(self, task: ShardTask[Any], threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        leave_for_driver()
         super().__init__(task)
 
     def begin(self) -> None:
@@ -85,6 +87,7 @@ class RayExecutor:
         self._looked = self._moved = 0.0
         self._patience = self.patience
         self._shared = False
+        self._heard = Heard()
         self._ray: RaySession | None = None
         self._session = contextlib.ExitStack()
 
@@ -216,6 +219,7 @@ class RayExecutor:
             raise
         if time.monotonic() - self._looked >= _LOOK_EVERY_S:
             self._fill()
+            self._heard.look()
             self._say_what_stands()
             self._looked = time.monotonic()
         return bool(ended)
@@ -341,6 +345,7 @@ class RayExecutor:
                 self._machines()
                 for seat in self._seats:
                     ray.kill(seat.actor)
+                self._heard.forget()
         self._seats, self._calls = [], {}
         self._waiting.clear()
         self._ended.clear()

@@ -165,13 +165,14 @@ class Campaign:
         left = 6
         while True:
             # Up to a whole undisturbed stage, and more often early in it than late.
-            after = self.store.requests.total() + int(self.draw.random() ** 2 * 160)
+            done = partial(_steps, words) if stage == "distill" else self.store.requests.total
+            after = done() + int(self.draw.random() ** 2 * (STEPS if stage == "distill" else 160))
             process = server.start(*words)
             if self.draw.random() < 0.15:
                 self.store.leave_at, self.store.stay_away = self.store.requests.total() + self.draw.randrange(60), 20
                 self.killed["store"] += 1
             if left and self.draw.random() < 0.9:
-                self._wait_until(partial(self._is_time, after, partial(_is_gone, process)))
+                self._wait_until(partial(_is_time, done, after, partial(_is_gone, process)))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             status = server.ended()
@@ -187,9 +188,9 @@ class Campaign:
         for whats in (("worker", "raylet", "driver"), ("worker", "driver"), ("raylet", "worker"), ()):
             run = self._start(*words)
             for what in whats:
-                after = self.store.requests.total() + self.draw.randrange(30)
-                ready = partial(_below, run, "worker")
-                self._wait_until(partial(self._is_time, after, partial(_has_ended, run), ready))
+                done = self.store.requests.total
+                after, ready = done() + self.draw.randrange(30), partial(_below, run, "worker")
+                self._wait_until(partial(_is_time, done, after, partial(_has_ended, run), ready))
                 if _has_ended(run):
                     break
                 with contextlib.suppress(ProcessLookupError):
@@ -202,9 +203,6 @@ class Campaign:
                 continue
             status, _, err = run.finish()
             assert status == 0, (stage, err)
-
-    def _is_time(self, after: int, over: Callable[[], object], ready: Callable[[], object] = lambda: True) -> bool:
-        return bool(over() or (self.store.requests.total() >= after and ready()))
 
 
 class Rounds(NamedTuple):
@@ -279,6 +277,18 @@ def test_kills_on_ray_lose_and_double_nothing(campaign: Any, forks: Any, seed: i
 
         finish(0, "--workers 2", work)
     assert sum(count for what, count in kills.killed.items() if what.endswith("on Ray")) >= 6
+
+
+def _is_time(
+    done: Callable[[], int], after: int, over: Callable[[], object], ready: Callable[[], object] = lambda: True
+) -> bool:
+    return bool(over() or (done() >= after and ready()))
+
+
+def _steps(words: list[str]) -> int:
+    """How many steps a run has logged."""
+    log = Path(words[words.index("--out") + 1]) / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def _below(run: Any, what: str) -> list[int]:
