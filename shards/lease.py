@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from shards.errors import UserError
 from shards.outages import ride_out
+from shards.ranges import read_file
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,9 @@ _TRIES = 5
 
 
 class Held(NamedTuple):
-    """A lease that this process, or the one that it works for, was given."""
+    """A lease that this process, or the one that it works for, was given: over the folder at `url`, to a run."""
 
-    path: str
-    """Of the lease's own object."""
     url: str
-    """Of the folder."""
     run: str
 
 
@@ -61,14 +59,10 @@ def remember(held: Held) -> None:
     _held[held.url] = held
 
 
-def refuse_lost(fs: Any, held: Held) -> None:
+def refuse_lost(held: Held) -> None:
     """Raise `UserError` if a lease is another run's by now, or nobody's."""
-
-    def look() -> Any:
-        return json.loads(fs.cat_file(held.path))
-
     try:
-        holder = ride_out(held.url, look)
+        holder = json.loads(read_file(f"{held.url.rstrip('/')}/{NAME}"))
     except (FileNotFoundError, ValueError):
         holder = None
     if not isinstance(holder, dict) or holder.get("run") != held.run:
@@ -89,7 +83,7 @@ def put(fs: Any, path: str, held: Held, how: Callable[..., Any]) -> None:
         else:
             return
         # A killed attempt's, or one of a run that was taken for dead; or ours, and the answer was lost.
-        refuse_lost(fs, held)
+        refuse_lost(held)
         with contextlib.suppress(FileNotFoundError):
             ride_out(held.url, lambda: fs.rm_file(path))
     raise OSError(f"{path}: somebody else writes it again and again")
@@ -146,7 +140,7 @@ class _Lease:
             "began": _begun(os.getpid()),
             "machine": _machine(),
         }
-        self.held = Held(name, url, str(self._me["run"]))
+        self.held = Held(url, str(self._me["run"]))
         self._renewals = 0
         self._tag = ""
         self._lost = False
@@ -239,7 +233,7 @@ class _Lease:
         self._fs.invalidate_cache()
         try:
             tag = str(self._fs.info(self._name)["ETag"])
-            holder = json.loads(self._fs.cat_file(self._name))
+            holder = json.loads(read_file(f"{self._url.rstrip('/')}/{NAME}"))
         except FileNotFoundError:
             return None, ""
         except ValueError:

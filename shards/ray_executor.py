@@ -339,13 +339,14 @@ class RayExecutor:
     def close(self) -> None:
         import ray  # noqa: PLC0415
 
-        if self._ray is not None and self._shared:
-            # Ray outlives us; otherwise they go with it.
+        if self._ray is not None:
             with contextlib.suppress(RayLostError, UserError):
                 self._machines()
-                for seat in self._seats:
-                    ray.kill(seat.actor)
+                self._heard.look()
                 self._heard.forget()
+                # Where Ray outlives us; otherwise they go with it.
+                for seat in self._seats if self._shared else ():
+                    ray.kill(seat.actor)
         self._seats, self._calls = [], {}
         self._waiting.clear()
         self._ended.clear()

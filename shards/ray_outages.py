@@ -49,17 +49,20 @@ class Heard:
         """Remove what was left."""
         from ray.experimental import internal_kv  # noqa: PLC0415
 
-        internal_kv._internal_kv_del(_job(), del_by_prefix=True, namespace=_NAMESPACE)
+        self._away.clear()
+        with contextlib.suppress(Exception):
+            internal_kv._internal_kv_del(_job(), del_by_prefix=True, namespace=_NAMESPACE)
 
 
 def _left() -> dict[str, Any]:
     from ray.experimental import internal_kv  # noqa: PLC0415
 
     found = {}
-    for name in internal_kv._internal_kv_list(_job(), namespace=_NAMESPACE):
-        told = internal_kv._internal_kv_get(name, namespace=_NAMESPACE)
-        if told is not None:
-            found[name.removeprefix(_job()).decode()] = json.loads(told)
+    with contextlib.suppress(Exception):  # of a cluster that is lost others tell
+        for name in internal_kv._internal_kv_list(_job(), namespace=_NAMESPACE):
+            told = internal_kv._internal_kv_get(name, namespace=_NAMESPACE)
+            if told is not None:
+                found[name.removeprefix(_job()).decode()] = json.loads(told)
     return found
 
 

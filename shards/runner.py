@@ -369,7 +369,7 @@ def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
         work.failures.clear(outcome.spec)
         return True
     if outcome.error is not None:
-        raise outcome.error
+        raise outcome.error.at(f"shard {outcome.spec.label}")
     if outcome.kind == "transient" and tried < work.attempts:
         log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
         work.again.append(outcome.spec)

@@ -223,7 +223,7 @@ class Folder:
         """Raise `UserError` if another run has taken over the lease of this folder; whether there is a lease."""
         held = lease.over(self.url)
         if held is not None:
-            lease.refuse_lost(self._located[0], held)
+            lease.refuse_lost(held)
         return held is not None
 
     def delete(self, name: str) -> None:

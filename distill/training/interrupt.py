@@ -17,6 +17,7 @@ import torch
 
 from distill.training.monitor import Figures
 from distill.training.ranks import Ranks
+from shards import outages
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -41,6 +42,7 @@ class Interrupts:
 
     `minutes` without a checkpoint make one due, 0: never. The first signal asks the run to end, the same one again ends
     it at once, with `KeyboardInterrupt`. A signal that is ignored stays so; outside the main thread none is caught.
+    After the first one nobody waits for a store that is away: the batches end with `KeyboardInterrupt` then.
     """
 
     def __init__(self, ranks: Ranks, minutes: float) -> None:
@@ -49,6 +51,7 @@ class Interrupts:
         self._said: Figures | None = None
         self._before: dict[int, Any] = {}
         self.signal = 0
+        self.at_once = False
 
     def __enter__(self) -> Interrupts:
         self._kept = time.monotonic()
@@ -62,9 +65,12 @@ class Interrupts:
         for number, handler in self._before.items():
             # None: what was there is not Python's, and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        outages.wait_again()
 
     def _asked(self, number: int, _: FrameType | None) -> None:
+        outages.wait_no_more()
         if self.signal == number:
+            self.at_once = True
             raise KeyboardInterrupt
         if not self.signal and self._ranks.first:
             # Not print: a signal may have come in the middle of one.
