@@ -14,6 +14,8 @@ from distill.training.checkpoint import Checkpoints
 from shards import verify_dataset
 from teacher_cache.verify import verify_cache
 
+pytestmark = pytest.mark.long
+
 PROGRAM = """
 import io, json, os, shutil, subprocess, sys
 from pathlib import Path
