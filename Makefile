@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-demo test-long test-faults bench-ingest bench-cache bench-loader bench-distill bench-inheritance bench-plan bench-manifest bench-near bench-scale bench-quick lint types format tree lock clean
+.PHONY: demo test test-demo test-long test-faults bench-ingest bench-cache bench-loader bench-distill bench-losses bench-inheritance bench-plan bench-manifest bench-near bench-scale bench-cluster bench-quick lint types format tree lock clean
 
 demo: $(READY)
 	exec $(BIN)/clipstill demo --out demo-out
@@ -38,9 +38,13 @@ bench-ingest: $(READY)
 bench-cache: $(READY)
 	exec $(BIN)/python -m benchmarks.cache
 
-# The trainer: steps from the cache beside plain CLIP's and live teachers', loss curves; under 9 minutes, likewise.
+# The trainer: steps from the cache beside plain CLIP's and live teachers', loss curves; a quarter of an hour, likewise.
 bench-distill: $(READY)
 	exec $(BIN)/python -m benchmarks.distill
+
+# Memory of losses in parts beside its formula; a few minutes, likewise.
+bench-losses: $(READY)
+	exec $(BIN)/python -m benchmarks.distill.losses
 
 # Inherited weights beside none, on product photos that you have: DATA=path/to/fashion.parquet; about 20 minutes.
 bench-inheritance: $(READY)
@@ -66,11 +70,15 @@ bench-near: $(READY)
 bench-scale: $(READY)
 	exec $(BIN)/python -m benchmarks.scale
 
+# Two machines of one core beside one of two, on Ray clusters of this machine's: ingest and cache; about 15 minutes.
+bench-cluster: $(READY)
+	exec $(BIN)/python -m benchmarks.cluster
+
 # Every benchmark once, as small as it goes and without peers: that they run, not how fast anything is. Three at once,
 # as nothing is judged; what one says is in .bench/quick/NAME.log, and shown if it fails.
 bench-quick: $(READY)
 	mkdir -p .bench/quick
-	printf '%s\n' ingest loader distill cache scale inheritance plan near manifest | xargs -P 3 -I NAME sh -c \
+	printf '%s\n' ingest loader distill cache cluster scale inheritance plan near manifest | xargs -P 3 -I NAME sh -c \
 		'$(BIN)/python -m benchmarks.NAME --quick > .bench/quick/NAME.log 2>&1 && echo "NAME ran" || \
 		{ echo "NAME failed:"; cat .bench/quick/NAME.log; exit 1; }'
 
@@ -98,7 +106,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 --all-extras \
+	$(BIN)/uv pip compile --quiet --universal --no-emit-index-url --no-header --python-version 3.11 --extra dev \
 		pyproject.toml -o requirements.lock
 
 clean:

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from clip_models.config import ModelConfig
     from clip_models.create import Tower, build_model, create_student
     from clip_models.forward import Normaliser, autocast, casting, square_side
+    from clip_models.join import join_towers
     from clip_models.models import LoadedModel, load_model, save_model
     from clip_models.precision import Precision
-    from clip_models.students import ImageTower, student_names
+    from clip_models.students import ImageTower, TextTower, student_names
     from clip_models.tokenizer import Tokenizer, tokenizer_for
 else:
-    __getattr__ = lazily(__name__, "precision", "config", "tokenizer", "forward", "students", "create", "models")
+    __getattr__ = lazily(
+        __name__, "precision", "config", "tokenizer", "forward", "students", "create", "models", "join"
+    )
 
 __all__ = [
     "ImageTower",
@@ -26,12 +29,14 @@ __all__ = [
     "ModelConfig",
     "Normaliser",
     "Precision",
+    "TextTower",
     "Tokenizer",
     "Tower",
     "autocast",
     "build_model",
     "casting",
     "create_student",
+    "join_towers",
     "load_model",
     "save_model",
     "square_side",

@@ -18,7 +18,8 @@ from shards.text import read_text
 ModelConfig = dict[str, Any]
 """The content of an `open_clip_config.json`: `{"model_cfg": {...}, "preprocess_cfg": {...}}`.
 
-That of a model without a text tower also has `"towers": ["image"]`.
+That of a model without a text tower also has `"towers": ["image"]`. Of one without an image tower it is `["text"]`, and
+`"cached_images": {"width", "head"}` says what image embeddings it was trained to meet.
 """
 
 
@@ -30,12 +31,25 @@ def read_config(path: Path) -> ModelConfig:
     check_model_cfg(config["model_cfg"], str(path))
     check_preprocess_cfg(config.get("preprocess_cfg") or {}, str(path))
     chosen = preprocess_cfg(config["model_cfg"], config.get("preprocess_cfg") or {})
-    towers = {"towers": ["image"]} if has_no_text(config) else {}
+    towers: ModelConfig = {name: config[name] for name in ("towers", "cached_images") if name in config}
+    if has_no_image(config) and not _is_cached_images(config.get("cached_images")):
+        raise UserError(
+            f"cached_images is {config.get('cached_images')!r}", where=str(path), do='It has "width" and "head"'
+        )
     return {"model_cfg": config["model_cfg"], "preprocess_cfg": chosen, **towers}
 
 
 def has_no_text(config: ModelConfig) -> bool:
     return config.get("towers") == ["image"]
+
+
+def has_no_image(config: ModelConfig) -> bool:
+    return config.get("towers") == ["text"]
+
+
+def _is_cached_images(given: Any) -> bool:
+    known = isinstance(given, dict) and given.keys() == {"width", "head"}
+    return known and type(given["width"]) is int and given["width"] > 0 and isinstance(given["head"], bool)
 
 
 def preprocess_cfg(model_cfg: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:

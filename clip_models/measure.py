@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from clip_models.create import Tower, create_student
 from clip_models.published import PUBLISHED
 from clip_models.sizes import TABLE, Size
+from shards.errors import UserError
 
 _SCALARS = {"logit_scale", "logit_bias"}
 _VOCABULARIES = ("token_embedding.weight", "word_embeddings.weight")
@@ -78,10 +79,10 @@ def size_of(model: Any) -> Size:
     has_text = hasattr(model, "encode_text")
     counted = tower_sizes(model)
     return Size(
-        image=counted["image"],
+        image=counted.get("image", 0),
         text=counted["text"] if has_text else None,
         total=sum(p.numel() for p in model.parameters()),
-        image_macs=_macs(model, model.encode_image, _pixels(model, 1)),
+        image_macs=_macs(model, model.encode_image, _pixels(model, 1)) if _has_image(model) else 0,
         text_macs=_macs(model, model.encode_text, _tokens(model, 1)) if has_text else None,
     )
 
@@ -92,6 +93,8 @@ def throughput(model: Any, *, batch: int = 32, warm_up: int = 10, timed: int = 5
     Without gradients, batches of 32, for each tower 10 to warm up and 50 timed ones, each waited for; under autocast to
     float16 on a GPU, in float32 elsewhere. The rate of pairs is 1 / (1 / image rate + 1 / text rate).
     """
+    if not _has_image(model):
+        raise UserError("a text tower alone has no rate of pairs", do="Join it with its image tower first")
     device = model.logit_scale.device
     rates = []
     for encode, given in _forwards(model, batch):
@@ -105,6 +108,10 @@ def throughput(model: Any, *, batch: int = 32, warm_up: int = 10, timed: int = 5
                 _wait(device)
         rates.append(batch * timed / (time.perf_counter() - began))
     return Throughput(images=rates[0], texts=rates[1] if len(rates) > 1 else None)
+
+
+def _has_image(model: Any) -> bool:
+    return hasattr(model.visual, "image_size")
 
 
 def latency(model: Any, *, warm_up: int = 2, timed: int = 10) -> float:

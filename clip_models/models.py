@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clip_models.config import (
     ModelConfig,
+    has_no_image,
     has_no_text,
     preprocess_cfg,
     read_config,
@@ -39,7 +40,8 @@ class LoadedModel:
     evaluation transform, PIL image → (3, h, w) float32.
 
     A model that was saved without a text tower is an `ImageTower`: there is no `encode_text`, and `tokenizer` raises a
-    `UserError` that says so.
+    `UserError` that says so. One that was saved without an image tower is a `TextTower`: `encode_image` takes the
+    embeddings that it was trained to meet, and `preprocess` raises.
     """
 
     name: str
@@ -157,8 +159,16 @@ def _load(
                 where=str(weights),
                 do="Name the architecture that the weights were trained with",
             )
-    preprocess = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
+    seen = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
+    preprocess = _no_preprocess if has_no_image(config) else seen
     return LoadedModel(spec, model.to(device).eval(), config, preprocess, tokenizer)
+
+
+def _no_preprocess(_image: Image.Image) -> Tensor:
+    raise UserError(
+        "this model has no image tower: it was trained to meet image embeddings from elsewhere",
+        do="Join it with the image tower that its run's teacher has: `clipstill models join`",
+    )
 
 
 def _unreadable(error: Exception, spec: str, weights: Path) -> UserError:

@@ -134,7 +134,8 @@ def transformer_of(model: Any, kind: TowerKind) -> Any:
 def put_blocks(model: Any, shapes: dict[TowerKind, TowerShape]) -> None:
     """Give the towers of a model that was built from `take_shapes`' arguments their layers, randomly initialised."""
     for kind, shape in shapes.items():
-        if kind == "vision" or hasattr(model, "text") or hasattr(model, "transformer"):
+        home = model.visual if kind == "vision" else getattr(model, "text", model)
+        if hasattr(home, "transformer"):
             transformer = transformer_of(model, kind)
             template = transformer.resblocks[0]
             blocks = [Block(shape.width, shape.head_width, layer, template) for layer in shape.layers]

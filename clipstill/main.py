@@ -12,19 +12,34 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from clipstill.commands import cache, compare, demo, distill, evaluate, export, ingest, models, shards, status
+from clipstill.commands import (
+    cache,
+    classify,
+    compare,
+    demo,
+    distill,
+    embed,
+    evaluate,
+    export,
+    ingest,
+    models,
+    plan,
+    shards,
+    status,
+)
+from clipstill.logs import start_logging
 from clipstill.parser import Parser
 from shards.causes import machines_refusal
 from shards.credentials import without_credentials
 from shards.errors import IncompleteError, UserError, one_line
 from shards.scratch import command_scratch
 
-_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, models, status, demo)
+_COMMANDS = (ingest, shards, cache, distill, compare, evaluate, export, classify, embed, models, plan, status, demo)
 
-_BESIDE = {"ingest": {"retry", "report"}, "models": {"bench"}}
+_BESIDE = {"ingest": {"retry", "report"}, "models": {"bench", "join"}}
 """Commands that take files or names → second words that make another command of them."""
 
 _DESCRIPTION = """\
@@ -35,8 +50,10 @@ Turn lists of image URLs into small CLIP models, running the teacher only once.
   clipstill distill  shards + cache           -> student (no teacher in sight)
   clipstill compare  runs                     -> one page with their curves over each other
   clipstill evaluate, export                  -> numbers, and folders others can load
+  clipstill classify, embed                   -> what a student says of pictures and texts
   clipstill status   any of these, unfinished -> how far it has come, and which command goes on
   clipstill models                            -> the published students and teachers: how large, how fast
+  clipstill plan                              -> what all of it will take: requests, bytes, hours, money
 
 Every command may be interrupted at any moment and started again: it goes on where it was.
 `clipstill COMMAND --help` explains each, with an example. `clipstill demo` runs the whole path on data it makes.
@@ -58,11 +75,18 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('clipstill')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add(commands)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("clipstill")
+    except PackageNotFoundError:
+        return "(not installed)"  # shipped to a cluster as a working folder
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -75,11 +99,6 @@ def _joined(words: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for package in ("shards", "teacher_cache", "distill"):
-        logging.getLogger(package).setLevel(logging.INFO)  # what takes time, before there is progress to show
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -90,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     told: list[int] = []
     try:
+        start_logging()
         with _told_to_end(told), command_scratch():
             status: int = args.run(args)
     except UserError as error:
@@ -141,11 +161,6 @@ def _told_to_end(told: list[int]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Lines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return without_credentials(super().format(record))
 
 
 def _say(line: str) -> None:

@@ -77,7 +77,7 @@ def _add_option(group: Any, path: str, flag: str, field: FieldInfo, overriding: 
         return
     choices = list(spelling.words) if spelling.words else choices_of(field.annotation, field.metadata)
     words |= {"choices": choices} if choices else {"metavar": spelling.metavar or flag.lstrip("-").upper()}
-    if kind in (int, float):
+    if kind in (int, float) and not spelling.split:
         words["type"] = number_or_none if spelling.none else kind
     if count == "any" and not spelling.split:
         words["action"] = "append"

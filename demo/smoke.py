@@ -44,7 +44,7 @@ def smoke(recipe: Mapping[str, Any], given: Mapping[str, Any], start: Callable[[
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         out = given.get("out") or stack.enter_context(tempfile.TemporaryDirectory(prefix="clipstill-smoke-"))
-        fields = merged(merged(_lasting(recipe), _small()), {**given, "out": str(Path(out) / "run")})
+        fields = merged(merged(_lasting(recipe), _small(recipe)), {**given, "out": str(Path(out) / "run")})
         if "shards" not in fields:
             drawn = str(_draw_dataset(Path(out) / "shards", fields))
             fields["shards"] = (drawn,)
@@ -57,10 +57,11 @@ def smoke(recipe: Mapping[str, Any], given: Mapping[str, Any], start: Callable[[
     return f"{shown} {time.monotonic() - began:.0f} s.{kept}"
 
 
-def _small() -> Recipe:
+def _small(recipe: Mapping[str, Any]) -> Recipe:
     cuda = torch.cuda.is_available()
+    chosen_from = {"super_batch": 8} if recipe.get("super_batch") else {}
     # Half precision is slow on a CPU, and without a meaning for three steps.
-    return {"steps": 3, "batch_size": 4, "log_every": 1, **({} if cuda else {"precision": "fp32"})} | {
+    return {"steps": 3, "batch_size": 4, "log_every": 1, **chosen_from, **({} if cuda else {"precision": "fp32"})} | {
         "optimiser": {"warmup": 1}
     }
 
@@ -71,8 +72,16 @@ def _lasting(recipe: Mapping[str, Any]) -> Recipe:
 
 
 def _needs_cache(fields: Mapping[str, Any]) -> bool:
-    taught = any(LOSSES[name].needs_teacher for name in fields.get("losses", {}) if name in LOSSES)
-    return taught or fields.get("text_tower") == "cache" or "teachers" in fields or _sets(fields) != ("txt",)
+    return _is_taught(fields) or "cache" in _cached(fields) or "teachers" in fields or _sets(fields) != ("txt",)
+
+
+def _is_taught(fields: Mapping[str, Any]) -> bool:
+    return any(LOSSES[name].needs_teacher for name in fields.get("losses", {}) if name in LOSSES)
+
+
+def _cached(fields: Mapping[str, Any]) -> set[Any]:
+    """What stands for towers: "cache" among it if a teacher's embeddings do."""
+    return {fields.get("text_tower"), fields.get("image_tower")}
 
 
 def _sets(fields: Mapping[str, Any]) -> Sequence[str]:
@@ -97,9 +106,9 @@ def _sample(sets: Sequence[str], row: int) -> tuple[str, bytes, str, dict[str, A
 
 def _build_cache(shards: str, out: Path, fields: Mapping[str, Any]) -> Path:
     names = fields.get("teachers") or ("teacher",)
-    texts_only = fields.get("text_tower") == "cache"
+    texts_only = fields.get("text_tower") == "cache" and not _is_taught(fields)
     width = _WIDTH
-    if texts_only and "student" in fields:
+    if "cache" in _cached(fields) and "student" in fields and not fields.get("image_head"):
         width = create_student(fields["student"], 0, ("image",))[1]["model_cfg"]["embed_dim"]
     sources = ["txt" if name == "txt" else f"{name}=json:{name}*2" for name in _sets(fields)]
     build = BuildSettings(
@@ -136,9 +145,15 @@ def _make_teacher(folder: Path, name: str, seed: int, width: int) -> Path:
 def _look(settings: RunSettings, result: Result) -> str:
     """What the run has shown; the student is loaded as a user would."""
     loaded = load_model(result.model)
-    pixels = loaded.preprocess(render(scene(0, "held_out"), _PIXELS))
-    embedding = loaded.model.encode_image(pixels[None], normalize=True)
-    assert torch.isfinite(embedding).all(), "the student's embedding of an image"
+    if settings.image_tower == "cache":
+        shown, what = (
+            loaded.model.encode_text(loaded.tokenizer([scene(0, "held_out").caption]), normalize=True),
+            "a text",
+        )
+    else:
+        pixels = loaded.preprocess(render(scene(0, "held_out"), _PIXELS))
+        shown, what = loaded.model.encode_image(pixels[None], normalize=True), "an image"
+    assert torch.isfinite(shown).all(), f"the student's embedding of {what}"
     losses = [line["loss"] for line in read_log(RunFiles(settings.out).log) if "loss" in line]
     millions = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     teachers = (len(settings.teachers) or 1) if settings.cache else 0
@@ -146,7 +161,7 @@ def _look(settings: RunSettings, result: Result) -> str:
     return (
         f"{settings.student} ({millions:.1f} M parameters) trains: {terms}, {_count(teachers, 'teacher')}, captions "
         f"{' and '.join(settings.captions)}; loss {losses[0]:.4f} → {losses[-1]:.4f} in {_count(result.steps, 'step')} "
-        f"of {settings.batch_size}; saved, loaded again, an image is {embedding.shape[1]} numbers."
+        f"of {settings.batch_size}; saved, loaded again, {what} is {shown.shape[1]} numbers."
     )
 
 

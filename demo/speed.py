@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from distill.settings import RunSettings
@@ -29,7 +30,8 @@ class StepSpeed:
 
 def measure_steps(baseline: RunSettings, distilled: RunSettings, teacher: Teacher) -> dict[str, dict[str, float]]:
     """Time `baseline`, `cached` and `online` steps; returns each one's `StepSpeed` as a dict."""
-    live = LiveTeachers([teacher], distilled.teacher_scale)
+    scale = distilled.teacher_scale
+    live = LiveTeachers([teacher], None if isinstance(scale, Mapping) else scale)
     kinds: dict[str, tuple[Run, LiveTeachers | None]] = {
         "baseline": (Run(baseline), None),
         "cached": (Run(distilled), None),

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from distill.settings import WARMUP_WITHIN, LossTerm, RunSettings
+from distill.loss_term import LossTerm
+from distill.settings import WARMUP_WITHIN, RunSettings
 from shards.errors import UserError
 from shards.settings import fields_of, make, nested, partial, refusal
 from shards.text import read_text

@@ -75,6 +75,7 @@ class RunFiles:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.ray = self.path / "ray"
+        self.asked = self.path / ".asked"
         self.model, self.best = self.path / MODEL, self.path / BEST
         self.page = self.path / "report.html"
         self.done = self.path / "done.json"

@@ -5,7 +5,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
@@ -14,7 +13,9 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import BeforeValidator, Field
 
 from clip_models.precision import Precision
+from distill.checks import check_scores, check_super_batch, check_towers
 from distill.datasets import check_published, check_weights, weights_in_order
+from distill.loss_term import LossTerm
 from distill.losses import LOSSES, WITHOUT_TEACHER
 from distill.pruning.settings import PruneSettings
 from evaluation.settings import SetSettings
@@ -24,6 +25,7 @@ from teacher_cache.captions import CaptionSource
 from teacher_cache.settings import Policy
 
 Tower = Literal["image", "text"]
+Scale = Annotated[float, Gt(0)]
 Beta = Annotated[float, Ge(0), Lt(1)]
 Places = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 """One place, or several."""
@@ -75,56 +77,6 @@ class OptimiserSettings:
 
 
 @settings
-class LossTerm:
-    """A loss's weight, and what its constructor is given.
-
-    `weight` is a number, or its course over the run: points (through, weight) with `through` ascending from 0 (start)
-    to 1 (end), straight lines between them and level beyond.
-    """
-
-    weight: float | tuple[tuple[float, float], ...] = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def at(self, through: float) -> float:
-        """The weight when the fraction `through` of the run is done."""
-        if isinstance(self.weight, int | float):
-            return float(self.weight)
-        before = self.weight[0]
-        for point in self.weight:
-            if through < point[0]:
-                share = (through - before[0]) / (point[0] - before[0]) if point[0] > before[0] else 1.0
-                return before[1] + share * (point[1] - before[1])
-            before = point
-        return before[1]
-
-    def check(self, name: str) -> None:
-        """Raises `UserError` unless it can be a term of the loss `name`. Torch is loaded only to look at options."""
-        if name not in LOSSES:
-            raise UserError(f"there is no loss {name!r}", where="--loss", do=f"Use {', '.join(LOSSES)}")
-        if isinstance(self.weight, int | float):
-            fine, must = self.weight > 0, "positive"
-        else:
-            through = [point[0] for point in self.weight]
-            weights = [point[1] for point in self.weight]
-            fine = through == sorted(through) and all(0 <= x <= 1 for x in through)
-            fine = fine and min(weights, default=0) >= 0 and any(weights)
-            must = "points of ascending 0 to 1 and weights of 0 up"
-        if not fine:
-            raise UserError(f"the weight of {name} is {self.weight}, it must be {must}")
-        if self.options:
-            self._check_options(name)
-
-    def _check_options(self, name: str) -> None:
-        from distill.losses import LossShape  # noqa: PLC0415 - brings torch
-
-        known = [name for name in inspect.signature(LOSSES[name]).parameters if name != "shape"]
-        for given in self.options:
-            if given not in known:
-                raise UserError(f"the loss {name} has no option {given!r}", do=f"It takes {', '.join(known) or 'none'}")
-        LOSSES[name](LossShape(8, (8,)), **self.options)
-
-
-@settings
 class EvaluationSettings(SetSettings):
     """Evaluation inside a run, on the sets `on` every `every` steps and at the end, in the run's precision.
 
@@ -160,9 +112,9 @@ class RunSettings:
     many times an epoch shows its samples (1), as in `distill.data.mixture`. `datasets`: what a recipe was published on,
     by name in the order of `shards`, each with its weight. `student` as in `create_student`; `initial`
     as in `load_model`, by manual inheritance (`clip_models.inheritance`) where it is larger. With `text_tower="cache"`
-    the only teacher's text embeddings stand in for one, frozen. `prune`: automatic inheritance. `losses` maps names of
-    `LOSSES` to their terms, or to a weight alone. A scale that is None is the teachers' own, or is learned.
-    `batch_size` is of all processes.
+    the only teacher's text embeddings stand in for one, frozen; with `image_tower` its image embeddings. `prune`:
+    automatic inheritance. `losses` maps names of `LOSSES` to their terms, or to a weight alone. A scale that is None is
+    the teachers' own, or is learned; those of some teachers go by their names. `batch_size` is of all processes.
 
     How it is computed may change when a run is resumed; `micro_batches` save memory at the price of a second forward.
     `evaluation`, logs and checkpoints are for the record. `recipe`: the name of the recipe that the settings began
@@ -201,6 +153,13 @@ class RunSettings:
             min_length=1,
         ),
     ] = ("txt",)
+    by_score: Annotated[
+        Literal["weight", "best-first"] | None,
+        option(
+            "show samples by the teachers' score of image and caption. weight: as often as it is high. best-first: the "
+            "best quarter in the first epoch, all from the fourth on"
+        ),
+    ] = None
     join: Annotated[
         Policy,
         option(
@@ -221,6 +180,15 @@ class RunSettings:
     text_tower: Annotated[Literal["own", "cache"], option("cache: the teacher's text embeddings stand in for one")] = (
         "own"
     )
+    image_tower: Annotated[
+        Literal["own", "cache"],
+        option("cache: the teacher's image embeddings stand in for one (LiT), and no pixels are read"),
+    ] = "own"
+    image_head: Annotated[bool, option("train a linear map on these, to the student's width")] = False
+    image_size: Annotated[int | None, option("see images of this size, not of the student's own", "PX", ge=1)] = None
+    context_length: Annotated[
+        int | None, option("see so many tokens of a caption, not the student's own number", "N", ge=3)
+    ] = None
     lock: Annotated[tuple[Tower, ...], option("a tower that is not trained; repeatable")] = ()
     patch_mask: Annotated[float, option("of its patches that a ViT does not see in training", "SHARE", ge=0, lt=1)] = (
         0.0
@@ -237,7 +205,8 @@ class RunSettings:
         ),
     ] = field(default_factory=dict)
     teacher_scale: Annotated[
-        float | None, option("the teachers' logit scale; none: each has its own", "T", none=True, gt=0)
+        Mapping[str, Scale] | Scale | None,
+        option("the teachers' logit scale, or NAME=T that of one, repeatable; none: each has its own", "T"),
     ] = None
     student_scale: Annotated[
         float | None, option("the student's, pinned; none: it is learned", "T", none=True, gt=0)
@@ -246,10 +215,15 @@ class RunSettings:
     steps: Annotated[int | None, option("or optimiser steps", "N", section="length and optimiser", ge=1)] = None
     epochs: Annotated[float | None, option("passes over the dataset", "E", gt=0)] = None
     batch_size: Annotated[int, option("global batch", "B", ge=1)] = 256
+    super_batch: Annotated[
+        int | None,
+        option("read so many samples a step, and train on the B with the highest student loss - teacher loss", "S"),
+    ] = None
     optimiser: Annotated[OptimiserSettings, option("")] = field(default_factory=OptimiserSettings)
     precision: Annotated[Precision, option("of the student's forward", section="how it is computed")] = "fp32"
     micro_batches: Annotated[int, option("in so many pieces; the loss still sees the whole batch", "N", ge=1)] = 1
     checkpoint_activations: Annotated[bool, option("compute activations again instead of keeping them")] = False
+    shard_optimiser: Annotated[bool, option("each process keeps its share of the optimiser's moments alone")] = False
     compile: Annotated[bool, option("torch.compile the student: minutes first, then faster")] = False
     evaluation: Annotated[EvaluationSettings | None, option("", section="evaluation, logs and checkpoints")] = None
     explosion: Annotated[float, option("stop when the loss has grown so much; 0: never", "FACTOR", ge=0)] = 10.0
@@ -281,8 +255,9 @@ class RunSettings:
             if twice is not None:
                 where = flag_of(name, fields_of(RunSettings)[name])
                 raise UserError(f"{twice} is given twice", where=where, do="Give each once")
-        if self.patch_mask and "image" in self.lock:
-            raise UserError("patches are masked in training, and the image tower is locked", do="Leave out one of them")
+        check_towers(self)
+        check_super_batch(self)
+        check_scores(self)
         self._check_datasets()
         if not self.cache:
             self._check_without_cache()
@@ -291,10 +266,6 @@ class RunSettings:
                 "the best checkpoint of a pruning run would be an early one, with little left out",
                 where="--best",
                 do="Leave it out: the run delivers its last step",
-            )
-        if self.evaluation is not None and self.text_tower == "cache":
-            raise UserError(
-                "a student without a text tower cannot be evaluated in the run", where="--eval", do="Leave it out"
             )
         for name, term in self.terms().items():
             term.check(name)
@@ -319,11 +290,17 @@ class RunSettings:
 
     def check_batch(self, samples: int, processes: int) -> None:
         """Raise `UserError` unless an epoch of so many samples fills a batch, and so many processes can share one."""
-        if samples < self.batch_size:
+        if samples < self.dealt:
             raise UserError(
-                f"{samples} samples do not fill one batch of {self.batch_size}",
+                f"{samples} samples do not fill one batch of {self.dealt}",
                 where=", ".join(self.shards),
-                do="Use a smaller --batch-size",
+                do=f"Use a smaller {'--super-batch' if self.super_batch else '--batch-size'}",
+            )
+        if self.dealt % processes:
+            raise UserError(
+                f"a super-batch of {self.dealt} cannot be cut evenly for {processes} processes",
+                where="--super-batch",
+                do="Choose a multiple of their number",
             )
         if self.batch_size % (processes * self.micro_batches):
             raise UserError(
@@ -338,7 +315,9 @@ class RunSettings:
             "joins shards with a cache": self.join != "error",
             "is a teacher's scale": self.teacher_scale is not None,
             "names teachers": bool(self.teachers),
+            "goes by teachers' scores": self.by_score is not None,
             "is a text tower from the cache": self.text_tower == "cache",
+            "is an image tower from the cache": self.image_tower == "cache",
         }
         for what, is_given in given.items():
             if is_given:
@@ -346,9 +325,15 @@ class RunSettings:
         for source in self.captions:
             CaptionSource.parse(source)
 
+    @property
+    def dealt(self) -> int:
+        """How many samples a step reads; it trains on `batch_size` of them."""
+        return self.super_batch or self.batch_size
+
     def terms(self) -> dict[str, LossTerm]:
         """The losses with the default filled in: affinity mimicking from a cache, else plain CLIP."""
-        default = "affinity" if self.cache and self.text_tower == "own" else "contrastive"
+        own = self.text_tower == self.image_tower == "own"
+        default = "affinity" if self.cache and own else "contrastive"
         given = self.losses or {default: 1.0}
         return {name: term if isinstance(term, LossTerm) else LossTerm(weight=term) for name, term in given.items()}
 
@@ -374,6 +359,7 @@ _ELSEWHERE = (
     "out",
     "micro_batches",
     "checkpoint_activations",
+    "shard_optimiser",
     "compile",
     "evaluation",
     "explosion",
@@ -385,3 +371,5 @@ _ELSEWHERE = (
     "recipe",
     "datasets",
 )
+
+__all__ = ["WARMUP_WITHIN", "Beta", "EvaluationSettings", "LossTerm", "OptimiserSettings", "RunSettings", "Tower"]

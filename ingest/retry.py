@@ -47,7 +47,7 @@ def retry(
         UserError: no dataset there, one whose ingest is not complete, or nothing that comes through.
         IncompleteError: shards of a round are missing at the end.
     """
-    refuse_early(network)
+    refuse_early(network, executor.workers)
     folder = Folder(out)
     settings = _settings_of(out, DatasetPlan.read(folder).settings, network)
     settings = replace(settings, stop_on_collapse=stop_on_collapse, attempts=attempts)

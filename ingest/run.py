@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingest import plan
@@ -87,7 +87,7 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
         IncompleteError: shards are missing at the end.
     """
     if settings.engine != "files":
-        refuse_early(settings.network)
+        refuse_early(settings.network, executor.workers)
     if settings.engine == "img2dataset":
         log.warning("ingest: img2dataset's engine refuses no address and has no deadline: only for lists you trust")
     out = Folder(settings.out)
@@ -109,8 +109,9 @@ def ingest(settings: IngestSettings, executor: Executor) -> IngestReport:
         return report
 
 
-def refuse_early(network: NetworkSettings) -> None:
+def refuse_early(network: NetworkSettings, workers: int) -> None:
     """Raise `UserError` for what every worker would refuse, before any is started; warn of what is not as asked for."""
+    network = network.shared_by(workers)
     room = make_room(network)
     Fetcher[None](network, max_bytes=1).close()
     if room.connections < network.connections:
@@ -128,6 +129,10 @@ def refuse_early(network: NetworkSettings) -> None:
 
 def run_planned(task: IngestTask, executor: Executor) -> IngestReport:
     """As `ingest`, for shards that are planned already."""
+    if task.settings.engine != "files":
+        # Nobody counts what others ask: with its part of a host's limits no worker has to.
+        network = task.settings.network.shared_by(executor.workers)
+        task.settings = replace(task.settings, network=network)
     summary = run_shards(task, executor, attempts=task.settings.attempts)
     failed = {
         name.removeprefix("failed."): int(count)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -23,6 +23,9 @@ OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "none")
 ENGINES = ("clipstill", "img2dataset")
 """Of lists of URLs."""
 PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+PER_HOST = 32
+"""Connections to one host, unless something else is asked for."""
+_LEAST_RATE = 0.001
 USER_AGENT = "clipstill/0.1 (makes image-text datasets)"
 _QUALITY = {"jpg": 95, "png": 3, "webp": 95}
 _PILLOW_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
@@ -118,7 +121,8 @@ class ImageSettings:
 class NetworkSettings:
     """How URLs are fetched. Nothing here is part of a dataset's identity.
 
-    `deadline` is with everything: redirects, body, waits and further tries. A site's rules for the first word of
+    `deadline` is with everything: redirects, body, waits and further tries. What a host is asked for (`per_host` and
+    `per_host_rate`) is the run's; a worker has its part (`shared_by`). A site's rules for the first word of
     `user_agent` before "/" apply to us. A `proxy` looks names up, and which addresses it connects to nobody checks.
     """
 
@@ -126,9 +130,17 @@ class NetworkSettings:
     connect_timeout: Annotated[float, option("seconds for a connection", "S", gt=0, le=3600)] = 10.0
     retries: Annotated[int, option("further tries after what may pass", "N", ge=0)] = 2
     connections: Annotated[int, option("open at once in a worker", "N", ge=1)] = 128
-    per_host: Annotated[int, option("of them, to one host", "N", ge=1)] = 32
+    per_host: Annotated[
+        int | None,
+        option(
+            "open at once to one host, by all workers together (default: 32, or one for each if those are more)",
+            "N",
+            ge=1,
+        ),
+    ] = None
     per_host_rate: Annotated[
-        float, option("requests a second to one host, of each worker; 0: as fast as it answers", "N", ge=0, le=1e6)
+        float,
+        option("requests a second to one host, by all workers together; 0: as fast as it answers", "N", ge=0, le=1e6),
     ] = 100.0
     max_redirects: Annotated[int, option("followed for one URL", "N", ge=0)] = 10
     allow_addresses: Annotated[
@@ -162,7 +174,7 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "opt_outs", tuple(word.lower() for word in self.opt_outs))
-        if 0 < self.per_host_rate < 0.001:
+        if 0 < self.per_host_rate < _LEAST_RATE:
             raise UserError(
                 f"{self.per_host_rate:g} requests a second to a host is out of range",
                 do="Choose 0.001 to 1000000, or 0 for any number",
@@ -176,6 +188,27 @@ class NetworkSettings:
                 )
         if self.proxy is not None:
             _check_proxy(self.proxy)
+
+    def shared_by(self, workers: int) -> NetworkSettings:
+        """One worker's part of what all of them together may ask of a host.
+
+        Raises `UserError` where there is less than one connection for each, or next to no request.
+        """
+        per_host = max(PER_HOST, workers) if self.per_host is None else self.per_host
+        if per_host < workers:
+            raise UserError(
+                f"{workers} workers cannot share {per_host} connections to a host",
+                where="--per-host",
+                do="Ask for fewer --workers, or allow one connection for each",
+            )
+        rate = self.per_host_rate / workers
+        if 0 < rate < _LEAST_RATE:
+            raise UserError(
+                f"{workers} workers cannot share {self.per_host_rate:g} requests a second to a host",
+                where="--per-host-rate",
+                do="Ask for fewer --workers",
+            )
+        return replace(self, per_host=per_host // workers, per_host_rate=rate)
 
 
 def _check_proxy(url: str) -> None:

@@ -32,8 +32,8 @@ class UserError(Exception):
         super().__init__(one_line(f"{line}. {do}" if do else line))
 
     def at(self, place: str) -> UserError:
-        """The same, met at a place that it may not name yet."""
-        return self if place in str(self) else UserError(f"{self.problem}, at {place}", where=self.where, do=self.do)
+        """The same, met at a place."""
+        return UserError(f"{self.problem}, at {place}", where=self.where, do=self.do)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _user_error, (self.problem, self.where, self.do)
@@ -65,7 +65,14 @@ def disk_is_full(error: BaseException, where: str) -> UserError | None:
 
 
 class ShardError(Exception):
-    """A shard that no retry can mend (damaged input, a sample that cannot be processed): it is quarantined."""
+    """A shard that no retry can mend (damaged input, a sample that cannot be processed): it is quarantined.
+
+    `key` is the sample's, where it is one sample.
+    """
+
+    def __init__(self, problem: str, key: str | None = None) -> None:
+        self.key = key
+        super().__init__(problem)
 
 
 class IncompleteError(Exception):

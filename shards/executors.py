@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from shards.ray_machines import Needs
 from shards.runner import Executor, InProcess
 
 RAY_S = 10.0
@@ -35,15 +36,15 @@ def choose_executor(
     work: Work,
     *,
     workers: int,
-    cpus: float = 1,
-    gpus: float = 0,
+    needs: Needs | None = None,
     in_process: bool = False,
     asked: int | None = None,
     address: str | None = None,
 ) -> Executor:
     """The executor for this much work.
 
-    `asked` is how many workers the user wants, if he says so, in place of `workers`; `address` that of a cluster.
+    `asked` is how many workers the user wants, if he says so, in place of `workers`; `needs` what each of them
+    reserves, a core unless given; `address` that of a cluster.
     """
     if in_process:
         return InProcess()
@@ -51,4 +52,4 @@ def choose_executor(
         return InProcess(f"{work.words}: in this process, as Ray takes longer to start (with --workers it would)")
     from shards.ray_executor import RayExecutor  # noqa: PLC0415 - slow to import
 
-    return RayExecutor(workers if asked is None else asked, cpus=cpus, gpus=gpus, address=address)
+    return RayExecutor(workers if asked is None else asked, needs or Needs(), address=address)

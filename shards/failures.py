@@ -28,10 +28,11 @@ class Failures:
         """List what is there; to be called once before anything else."""
         self._known[folder] = set(folder.child(FAILURES).names())
 
-    def add(self, spec: Spec, cause: str, attempts: int, trace: str) -> None:
-        """`spec` has failed for good."""
+    def add(self, spec: Spec, cause: str, attempts: int, trace: str, key: str | None = None) -> None:
+        """`spec` has failed for good, because of the sample `key` if it is one sample."""
         said, trace = without_credentials(cause), without_credentials(trace)
-        report = {"shard": spec.shard, "cause": said, "attempts": attempts, "trace": trace, "careful": spec.careful}
+        how = {"cause": said, "attempts": attempts, "trace": trace, "careful": spec.careful}
+        report = {"shard": spec.shard, "key": key, **how}
         spec.folder.child(FAILURES).publish(_name(spec), json.dumps(report, indent=1).encode())
         self._known[spec.folder].add(_name(spec))
 

@@ -38,6 +38,10 @@ _ending = threading.Event()
 """Set when the process was told to end."""
 
 
+class StoreAwayError(UserError):
+    """A store was waited for and did not come back."""
+
+
 def store_of(url: str) -> str:
     """What has its outages in common: a bucket or host."""
     scheme, colon, rest = url.partition("://")
@@ -99,7 +103,7 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
                 pause = 1.0
                 # Of an outage that was waited for once nobody waits again, whoever asks.
                 if _went_away(url, error) > PATIENCE_S:
-                    raise UserError(
+                    raise StoreAwayError(
                         f"the store has not answered for {_minutes(PATIENCE_S)} ({_reason(error)})",
                         where=store_of(url),
                         do="What was published stays: run the same command again once it answers",

@@ -11,15 +11,17 @@ import logging
 import math
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from shards.errors import UserError, one_line
-from shards.ray_outages import Heard, leave_for_driver
+from shards.errors import UserError
+from shards.ray_machines import Machine, Needs
+from shards.ray_outages import Heard
 from shards.ray_session import RayLostError, RaySession, ray_session
-from shards.runner import Host, Outcome
+from shards.ray_worker import LEAVE_S, RayWorker, Seat, call, cause_of, machine_went
+from shards.runner import Outcome
 from shards.task import ShardTask, Spec
 
 log = logging.getLogger(__name__)
@@ -30,61 +32,41 @@ R = TypeVar("R")
 _LOOK_EVERY_S = 2.0
 _TRIES = 3
 """So many workers in a row that die before they begin, or starts of Ray that bring nothing, and there is no use."""
-
-
-class _Actor(Host):
-    def __init__(self, task: ShardTask[Any], threads: int) -> None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        leave_for_driver()
-        super().__init__(task)
-
-    def begin(self) -> None:
-        """Answered once the process is there."""
-
-
-def _call(threads: int, function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    return function(*arguments)
-
-
-@dataclass(eq=False)
-class _Seat:
-    """An actor and what it is at: Ray's reference of each call → the spec, and when it was handed over."""
-
-    actor: Any
-    begun: bool = False
-    at: dict[Any, tuple[Spec, float]] = field(default_factory=dict)
-
-    @property
-    def careful(self) -> bool:
-        return any(spec.careful for spec, _ in self.at.values())
+_LOSSES = 10
+"""A shard whose machine was lost so often may be what kills them: that counts as a death of its worker."""
 
 
 class RayExecutor:
-    """An executor with at most `workers` actors, each reserving `cpus` cores and `gpus` devices.
+    """An executor with at most `workers` actors, each reserving what it `needs`, a core unless given.
 
     `address` joins a cluster (`auto`, `ray://host:port`, `host:port`); None starts Ray here and stops it at the end.
-    There are as many actors as the cluster has room for, also when machines leave or join it. A shard is only handed to
-    one that has begun. A Ray that was started here and dies is started again.
-    Raises `UserError` if the cluster cannot be reached, is lost, or cannot ever hold an actor of that size.
+    All actors are asked for at once: those that find no room wait for a machine to join, and an autoscaler sees them.
+    A shard is only handed to one that has begun. What a lost machine was at is handed to others, and is no attempt; a
+    machine that is to go gets nothing more. A Ray that was started here and dies is started again.
+    Raises `UserError` if the cluster cannot be reached, is lost, or has no room for any actor of that size.
     """
 
     patience = 300.0
     """Seconds in which nothing ends before it is said what has not moved."""
+    room_patience = 900.0
+    """Seconds that a cluster may have no machine with room for any worker."""
 
-    def __init__(self, workers: int, *, cpus: float = 1, gpus: float = 0, address: str | None = None) -> None:
+    def __init__(self, workers: int, needs: Needs | None = None, *, address: str | None = None) -> None:
         if workers < 1:
             raise UserError(f"{workers} workers cannot do any work", do="Ask for at least 1")
-        self.slots = workers
-        self._workers = workers
-        self._cpus, self._gpus, self._address = cpus, gpus, address
+        self.workers = self.slots = workers
+        self._needs, self._address = needs or Needs(), address
+        self._threads = max(1, int(self._needs.cpus))
         self._task: ShardTask[Any] | None = None
-        self._seats: list[_Seat] = []
-        self._calls: dict[Any, _Seat] = {}
+        self._seats: list[Seat] = []
+        self._calls: dict[Any, Seat] = {}
+        self._losses: Counter[Spec] = Counter()
         self._waiting: deque[Spec] = deque()
         self._ended: deque[Outcome] = deque()
         self._unbegun = self._renewals = 0
         self._looked = self._moved = 0.0
+        self._room = 0
+        self._no_room_since: float | None = None
         self._patience = self.patience
         self._shared = False
         self._heard = Heard()
@@ -96,16 +78,15 @@ class RayExecutor:
 
         self._begin()
         self._check_room()
-        remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)(_call)
-        call = remote.remote(max(1, int(self._cpus)), function, arguments)
+        reference = ray.remote(**self._needs.options, max_retries=0)(call).remote(self._threads, function, arguments)
         try:
-            while not ray.wait([call], timeout=_LOOK_EVERY_S)[0]:
-                self._machines()
-            result: R = ray.get(call)
+            while not ray.wait([reference], timeout=_LOOK_EVERY_S)[0]:
+                self._check_room()
+            result: R = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except (ray.exceptions.RayError, RayLostError) as error:
-            reason, _ = _cause(error)
+            reason, _ = cause_of(error)
             raise UserError(f"the worker process died ({reason})", do="Run the same command again") from None
         return result
 
@@ -115,7 +96,7 @@ class RayExecutor:
         self._patience = self.patience
         self._unbegun = self._renewals = 0
         self._begin()
-        self.slots = self._workers * task.overlap
+        self.slots = self.workers * task.overlap
         try:
             self._check_room()
             self._fill()
@@ -128,51 +109,44 @@ class RayExecutor:
 
         if self._ray is None:
             self._shared = ray.is_initialized()
-            cpus = max(os.cpu_count() or 1, round(self._workers * self._cpus))
+            cpus = max(os.cpu_count() or 1, round(self.workers * self._needs.cpus))
             self._ray = self._session.enter_context(ray_session(cpus=cpus, address=self._address))
 
-    def _machines(self) -> list[dict[str, float]]:
+    def _machines(self) -> list[Machine]:
         assert self._ray is not None
         return self._ray.machines()
 
-    def _needs(self) -> dict[str, float]:
-        return {kind: need for kind, need in (("CPU", self._cpus), ("GPU", self._gpus)) if need > 0}
+    def _check_room(self) -> list[Machine]:
+        """The machines that are alive. Raises `UserError` if no worker fits on any of them.
 
-    def _room(self) -> int:
-        """How many workers fit into the cluster."""
-        needs = self._needs()
-        return sum(
-            min(int(machine.get(kind, 0) / need) for kind, need in needs.items()) for machine in self._machines()
-        )
-
-    def _check_room(self) -> None:
-        """Raise `UserError` if the cluster has no machine that a worker fits on."""
-        if not self._room():
-            needs = self._needs()
-            asked = " and ".join(f"{need:g} {kind}" for kind, need in needs.items())
-            have = "; ".join(
-                ", ".join(f"{there.get(kind, 0):g} {kind}" for kind in needs) for there in self._machines()
-            )
-            raise UserError(
-                f"a worker needs {asked} on one machine, those of the Ray cluster have {have}",
-                do="Ask for less, or join a larger cluster with --ray-address",
-            )
+        A cluster that was joined may be growing, or have lost its last machine for now: it is given time.
+        """
+        machines, now = self._machines(), time.monotonic()
+        self._room = self._needs.room(machines)
+        if self._room:
+            self._no_room_since = None
+            return machines
+        refusal = self._needs.refusal(machines)
+        if self._ray is None or self._ray.address is None:
+            raise refusal
+        if self._no_room_since is None:
+            self._no_room_since = now
+            log.warning("%s; waiting %s for one to join", refusal.problem, _minutes(self.room_patience))
+        elif now - self._no_room_since >= self.room_patience:
+            raise refusal
+        return machines
 
     def _fill(self) -> None:
-        """As many actors as are wanted and have room."""
+        """As many actors as are wanted, whether or not there is room for them now."""
         import ray  # noqa: PLC0415
 
         assert self._task is not None
         # No restarts by Ray itself: the runner counts attempts, and a crash must be seen to be counted.
         remote = ray.remote(
-            num_cpus=self._cpus,
-            num_gpus=self._gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=self._task.overlap,
-        )(_Actor)
-        for _ in range(min(self._workers, self._room()) - len(self._seats)):
-            seat = _Seat(remote.remote(self._task, max(1, int(self._cpus))))
+            **self._needs.options, max_restarts=0, max_task_retries=0, max_concurrency=self._task.overlap
+        )(RayWorker)
+        for _ in range(self.workers - sum(seat.leaving is None for seat in self._seats)):
+            seat = Seat(remote.remote(self._task, self._threads))
             self._seats.append(seat)
             self._calls[seat.actor.begin.remote()] = seat
 
@@ -218,11 +192,35 @@ class RayExecutor:
             self._machines()  # knows better
             raise
         if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self._fill()
+            self._look_around()
             self._heard.look()
             self._say_what_stands()
             self._looked = time.monotonic()
         return bool(ended)
+
+    def _look_around(self) -> None:
+        """Let go of machines that went, or are to go, and find room on others.
+
+        Of a machine whose raylet alone has died, calls do not tell.
+        """
+        now = time.monotonic()
+        machines = {machine.id: machine for machine in self._check_room()}
+        for seat in [seat for seat in self._seats if seat.begun]:
+            machine = machines.get(seat.machine)
+            if machine is None:
+                self._let_go(seat, "its machine was lost")
+            elif machine.leaves:
+                seat.leaving = seat.leaving or now
+                if not seat.at or now - seat.leaving >= LEAVE_S:
+                    self._let_go(seat, "its machine is to go")
+        self._fill()
+
+    def _let_go(self, seat: Seat, why: str) -> None:
+        import ray  # noqa: PLC0415
+
+        self._clear(seat)
+        self._hand_back(seat, why)
+        ray.kill(seat.actor)
 
     def _hand_out(self) -> None:
         """Give what waits to whoever has least to do; what died once goes first, and only to a worker with nothing.
@@ -232,7 +230,7 @@ class RayExecutor:
         assert self._task is not None
         careful = deque(spec for spec in self._waiting if spec.careful)
         others = deque(spec for spec in self._waiting if not spec.careful)
-        begun = [seat for seat in self._seats if seat.begun]
+        begun = [seat for seat in self._seats if seat.begun and seat.leaving is None]
         for seat in begun:
             if careful and not seat.at:
                 self._give(seat, careful.popleft())
@@ -241,7 +239,8 @@ class RayExecutor:
             # Someone must run empty to take it.
             free.remove(min(free, key=lambda seat: len(seat.at)))
         under_way = sum(len(seat.at) for seat in self._seats)
-        share = math.ceil((len(self._waiting) + under_way) / max(1, len(self._seats)))
+        sharers = max(len(begun), min(len(self._seats), self._room))
+        share = math.ceil((len(self._waiting) + under_way) / max(1, sharers))
         while others and free:
             seat = min(free, key=lambda seat: len(seat.at))
             if len(seat.at) >= min(share, self._task.overlap):
@@ -249,51 +248,55 @@ class RayExecutor:
             self._give(seat, others.popleft())
         self._waiting = careful + others
 
-    def _give(self, seat: _Seat, spec: Spec) -> None:
-        call = seat.actor.run.remote(spec)
-        seat.at[call] = spec, time.monotonic()
-        self._calls[call] = seat
+    def _give(self, seat: Seat, spec: Spec) -> None:
+        self._calls[seat.give(spec)] = seat
 
-    def _take(self, call: Any) -> None:
+    def _take(self, reference: Any) -> None:
         """What came of a call: an outcome, a worker that has begun, or one that has died."""
         import ray  # noqa: PLC0415
 
-        seat = self._calls.pop(call)
+        seat = self._calls.pop(reference)
         try:
-            outcome: Outcome | None = ray.get(call)
+            answer: Outcome | str = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            if call not in seat.at:
+            if reference not in seat.at:
                 raise
-            spec, _ = seat.at.pop(call)
+            spec, _ = seat.at.pop(reference)
             cause = f"the worker failed ({error.cause})"
             self._ended.append(Outcome(spec, kind="transient", cause=cause, trace=str(error)))
         except ray.exceptions.RayError as error:
             self._bury(seat, error)
         else:
-            seat.begun, self._unbegun = True, 0
-            if outcome is not None:
-                del seat.at[call]
-                self._ended.append(outcome)
+            self._unbegun = 0
+            if isinstance(answer, str):
+                seat.machine = answer
+            else:
+                del seat.at[reference]
+                self._ended.append(answer)
 
-    def _bury(self, seat: _Seat, error: Exception) -> None:
+    def _bury(self, seat: Seat, error: Exception) -> None:
         """A worker that died, was killed for want of memory, or whose machine went: what it was at is to be retried."""
         import ray  # noqa: PLC0415
 
-        self._seats.remove(seat)
-        calls = [call for call, whose in self._calls.items() if whose is seat]
-        # What had ended before is not lost.
-        for call in ray.wait(calls, num_returns=len(calls), timeout=0)[0] if calls else []:
-            with contextlib.suppress(ray.exceptions.RayError):
-                self._ended.append(ray.get(call))
-                del seat.at[call]
-        for call in calls:
-            del self._calls[call]
-        reason, trace = _cause(error)
-        self._died(seat, f"the worker process died ({reason})", trace)
-        self._machines()  # where Ray itself has died, nothing more can be asked of it
+        self._clear(seat)
+        reason, trace = cause_of(error)
+        try:
+            machines = self._machines()
+        except BaseException:
+            # Where Ray itself has died, nothing more can be asked of it.
+            self._died(seat, f"the worker process died ({reason})", trace)
+            raise
+        lost = machine_went(error) or (seat.begun and seat.machine not in {machine.id for machine in machines})
+        if lost:
+            self._hand_back(seat, "its machine was lost")
+        elif isinstance(error, ray.exceptions.ActorUnavailableError):
+            # Nobody is left there who could say that the process died.
+            self._hand_back(seat, "its worker is heard of no more", suspected=True)
+        else:
+            self._died(seat, f"the worker process died ({reason})", trace)
         # Whatever is left of it must not run on.
         ray.kill(seat.actor)
-        if not seat.begun:
+        if not seat.begun and not lost:
             self._unbegun += 1
             if self._unbegun >= _TRIES:
                 raise UserError(
@@ -302,7 +305,38 @@ class RayExecutor:
                 )
         self._fill()
 
-    def _died(self, seat: _Seat, cause: str, trace: str) -> None:
+    def _clear(self, seat: Seat) -> None:
+        """Nothing more is expected of it. What had ended before is not lost."""
+        import ray  # noqa: PLC0415
+
+        self._seats.remove(seat)
+        calls = [reference for reference, whose in self._calls.items() if whose is seat]
+        for reference in ray.wait(calls, num_returns=len(calls), timeout=0)[0] if calls else []:
+            with contextlib.suppress(ray.exceptions.RayError):
+                answer: Outcome | str = ray.get(reference)
+                if isinstance(answer, Outcome):
+                    self._ended.append(answer)
+                    del seat.at[reference]
+        for reference in calls:
+            del self._calls[reference]
+
+    def _hand_back(self, seat: Seat, why: str, *, suspected: bool = False) -> None:
+        """What it was at goes to others, before all else: its machine's end is not the shards' doing.
+
+        `suspected`: it may be; whoever meets that twice is made with care.
+        """
+        for spec, _ in seat.at.values():
+            self._losses[spec] += 1
+            if self._losses[spec] >= _LOSSES:
+                self._ended.append(
+                    Outcome(replace(spec, careful=True), kind="transient", cause=f"{why}, as often before")
+                )
+            else:
+                log.warning("%s: %s: handed to another worker", spec.label, why)
+                self._waiting.appendleft(replace(spec, careful=spec.careful or (suspected and self._losses[spec] > 1)))
+        seat.at.clear()
+
+    def _died(self, seat: Seat, cause: str, trace: str) -> None:
         for spec, _ in seat.at.values():
             self._ended.append(Outcome(replace(spec, careful=True), kind="transient", cause=cause, trace=trace))
 
@@ -331,8 +365,8 @@ class RayExecutor:
         if len(under_way) > len(parts):
             parts.append(f"{len(under_way) - len(parts)} more")
         begun = sum(seat.begun for seat in self._seats)
-        if begun < self._workers:
-            parts.append(f"{begun} of {self._workers} workers have begun, the others wait for room in the cluster")
+        if begun < self.workers:
+            parts.append(f"{begun} of {self.workers} workers have begun, the others wait for room in the cluster")
         log.warning("%s: nothing has ended for %s: %s", self._task.name, _minutes(now - self._moved), "; ".join(parts))
         self._patience *= 2
 
@@ -352,15 +386,6 @@ class RayExecutor:
         self._ended.clear()
         self._session.close()
         self._ray = None
-
-
-def _cause(error: Exception) -> tuple[str, str]:
-    """Why a worker died, in one line, and all that Ray says of it."""
-    lines = [line for line in map(one_line, str(error).splitlines()) if line]
-    if any("low on memory" in line for line in lines):
-        return "its machine ran out of memory", "\n".join(lines)
-    # Where the worker could not even begin, the last line is the cause.
-    return (lines[-1] if "creation task" in lines[0] else lines[0]), "\n".join(lines)
 
 
 def _minutes(seconds: float) -> str:

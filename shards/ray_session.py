@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError, one_line
+from shards.ray_machines import Machine
 from shards.scratch import end_processes_of, scratch_in, short_root
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class RaySession:
         self._cpus = cpus
         self._held = contextlib.ExitStack()
         self._folder: Path | None = None
-        self._machines: list[dict[str, float]] = []
+        self._machines: list[Machine] = []
         self._server: tuple[str, int] | None = None
         self._silent_since = 0.0
 
@@ -59,6 +61,9 @@ class RaySession:
         # Ray's auto-configuration of `uv run` rebuilds the environment in every worker.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        # Actors are numbered anew in each session: a handle of the last one that is collected later, in some cycle,
+        # would let go of another actor.
+        gc.collect()
         with contextlib.ExitStack() as held:
             held.enter_context(_silent())
             if self.address is None:
@@ -110,8 +115,8 @@ class RaySession:
             options["_plasma_directory"] = str(folder)
         return options
 
-    def machines(self) -> list[dict[str, float]]:
-        """What each machine that is alive has in all: "CPU", "GPU".
+    def machines(self) -> list[Machine]:
+        """The machines that are alive.
 
         Raises:
             RayLostError: what was started here has died; `renew` it.
@@ -127,7 +132,12 @@ class RaySession:
                 raise RayLostError(" and ".join(dead))
         elif not self._answers():
             return self._machines
-        self._machines = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        leaving = _leaving()
+        self._machines = [
+            Machine(node["NodeID"], dict(node["Resources"]), node["NodeID"] in leaving)
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
         if not self._machines:
             if self.address is None:
                 raise RayLostError("raylet")
@@ -231,6 +241,16 @@ def _told_of_token(text: str, where: str) -> UserError:
     )
 
 
+def _leaving() -> set[str]:
+    """The machines that Ray has been told to empty, because they are to go: a notice of preemption, say."""
+    from ray._private.state import state  # noqa: PLC0415
+
+    try:
+        return set(state.get_draining_nodes())
+    except (AttributeError, RuntimeError):
+        return set()  # an older Ray, or a client of a cluster, which is not told
+
+
 _sessions: list[RaySession] = []
 """The one that this process has, if any."""
 
@@ -258,13 +278,10 @@ def ray_session(*, cpus: int, address: str | None = None) -> Iterator[RaySession
         session.end()
 
 
-def cluster_resources(address: str) -> dict[str, float]:
-    """What a running cluster has in all: "CPU", "GPU". Raises `UserError` if it cannot be reached."""
-    import ray  # noqa: PLC0415
-
-    with ray_session(cpus=1, address=address):
-        resources: dict[str, float] = ray.cluster_resources()
-        return resources
+def cluster_machines(address: str) -> list[Machine]:
+    """The machines of a running cluster. Raises `UserError` if it cannot be reached."""
+    with ray_session(cpus=1, address=address) as session:
+        return session.machines()
 
 
 @contextlib.contextmanager

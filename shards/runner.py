@@ -20,11 +20,12 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import IncompleteError, ShardError, UserError, disk_is_full, one_line
 from shards.failures import FAILURES, Failures
+from shards.outages import StoreAwayError
 from shards.progress import Meter
 from shards.publication import SupersededError
 from shards.record import PublishedShards, compact
 from shards.storage import Folder
-from shards.task import GrowingTask, ShardTask, Spec, Worker
+from shards.task import BusyWorker, GrowingTask, ShardTask, Spec, Worker
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +44,17 @@ class Outcome:
     cause: str = ""
     trace: str = ""
     error: UserError | None = None
+    key: str | None = None
 
 
 class Executor(Protocol):
-    """Runs attempts. Never holds more than `slots` specs at once, a number that is known once it was started.
+    """Runs attempts, in at most `workers` processes. Never holds more than `slots` specs at once, a number that is
+    known once it was started.
 
     Where a worker process died, the outcome's spec is `careful`.
     """
 
+    workers: int
     slots: int
 
     def once(self, function: Callable[..., R], *arguments: Any) -> R:
@@ -91,10 +95,15 @@ class Host:
             return Outcome(spec, result=self._opened().run(spec))
         except SupersededError as error:
             return Outcome(spec, result=error.record)
+        except StoreAwayError as error:
+            named = error.at(f"shard {spec.label}")
+            return Outcome(spec, kind="user", cause=str(named), error=named)
         except UserError as error:
             return Outcome(spec, kind="user", cause=str(error), error=error)
         except ShardError as error:
-            return Outcome(spec, kind="permanent", cause=one_line(str(error)), trace=traceback.format_exc())
+            return Outcome(
+                spec, kind="permanent", cause=one_line(str(error)), trace=traceback.format_exc(), key=error.key
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this shard's failure and is reported as such
             return _failed(spec, error)
 
@@ -103,6 +112,11 @@ class Host:
             if self._worker is None:
                 self._worker = self._task.open()
             return self._worker
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long an accelerator has worked here, 0 where the worker does not tell."""
+        return self._worker.busy_seconds if isinstance(self._worker, BusyWorker) else 0.0
 
     def close(self) -> None:
         if self._worker is not None:
@@ -125,7 +139,7 @@ class InProcess:
     `why`: what to say of it once there is something to do.
     """
 
-    slots = 1
+    workers = slots = 1
 
     def __init__(self, why: str = "") -> None:
         self._why = why
@@ -369,10 +383,20 @@ def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:
         work.failures.clear(outcome.spec)
         return True
     if outcome.error is not None:
-        raise outcome.error.at(f"shard {outcome.spec.label}")
+        raise outcome.error
     if outcome.kind == "transient" and tried < work.attempts:
-        log.warning("%s: attempt %d failed (%s), trying again", outcome.spec.label, tried, outcome.cause)
+        said = f"{outcome.spec.label}: attempt {tried} failed ({outcome.cause}), trying again"
+        log.warning("%s", said, extra=_facts(outcome, tried))
         work.again.append(outcome.spec)
         return False
-    work.failures.add(outcome.spec, outcome.cause, tried, outcome.trace)
+    work.failures.add(outcome.spec, outcome.cause, tried, outcome.trace, outcome.key)
+    # Said to people at the end of the run, with the others.
+    log.debug("%s: failed for good (%s)", outcome.spec.label, outcome.cause, extra=_facts(outcome, tried))
     return True
+
+
+def _facts(outcome: Outcome, tried: int) -> dict[str, Any]:
+    """What a log of JSON lines has beside the message."""
+    spec = outcome.spec
+    facts = {"folder": spec.folder.url, "shard": spec.shard, "key": outcome.key, "attempt": tried}
+    return {"facts": {**facts, "cause": outcome.cause}}

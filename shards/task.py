@@ -52,6 +52,14 @@ class Worker(Protocol[S_contra]):
 
 
 @runtime_checkable
+class BusyWorker(Protocol):
+    """A worker that tells for how many seconds in all its accelerator, or the cores in its place, have been at work."""
+
+    @property
+    def busy_seconds(self) -> float: ...
+
+
+@runtime_checkable
 class GrowingTask(Protocol):
     """A task whose specs become known while it runs: they are run as they come, and never held all at once."""
 

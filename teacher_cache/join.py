@@ -94,7 +94,14 @@ class Joined:
 
     def _read_selected(self, place: int) -> Rows:
         shard, found = self._dataset.shards[place], self._selected[place]
-        ancestor = shard.ancestors[found.generation]
+        ancestors = shard.ancestors
+        if len(ancestors) <= found.generation:
+            raise UserError(
+                f"the index of shard {shard.id:05d} does not say which samples were selected",
+                where=str(shard.folder),
+                do="Run the command that made it again",
+            )
+        ancestor = ancestors[found.generation]
         record = self.records[found.file]
         _refuse_short(shard.folder, record, ancestor.samples, f"what shard {shard.id:05d} was selected from")
         return np.stack([np.full(len(ancestor.rows), found.file), ancestor.rows], axis=1).astype(np.int32)

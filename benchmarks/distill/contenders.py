@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,12 +23,15 @@ from distill.training.run import Run
 class Kind:
     """A kind of step: its losses; how many cached teachers it learns from; which architectures run beside it instead.
 
-    Where teachers run beside the student, their embeddings replace those of as many cached ones.
+    Where teachers run beside the student, their embeddings replace those of as many cached ones. `options`: further
+    settings of the run. `read`: how many samples it reads for each that it trains on.
     """
 
     losses: Mapping[str, float]
     cached: int = 0
     online: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    read: int = 1
 
 
 _PLAIN = Kind(losses={"contrastive": 1})
@@ -48,6 +51,16 @@ ONLINE = {
     "ViT-L/14 online": Kind(losses={"affinity": 1}, cached=1, online=("ViT-L-14",)),
     "two ViT-L/14 online": Kind(losses={"reinforcement": 1}, cached=2, online=("ViT-L-14", "ViT-L-14")),
 }
+
+
+LIT, CLIPA, ACED = "LiT from the cache", "CLIPA's first stage", "ACED, a fifth chosen"
+METHODS = {
+    AFFINITY: STORED[AFFINITY],
+    LIT: Kind(losses={"contrastive": 1}, cached=1, options={"image_tower": "cache", "image_head": True}),
+    CLIPA: Kind(losses={"affinity": 1}, cached=1, options={"image_size": 112, "context_length": 16}),
+    ACED: Kind(losses={"affinity": 1}, cached=1, read=5),
+}
+"""Beside the ordinary distilled step of the same student, at the same batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +139,8 @@ def contender(kind: Kind, student: Student, batch_size: int) -> Contender:
         steps=1_000_000,
         batch_size=batch_size,
         precision=student.precision,
+        super_batch=kind.read * batch_size if kind.read > 1 else None,
+        **kind.options,
     )
     run = Run(settings)
     made = [create_student(name, seed) for seed, name in enumerate(kind.online)]

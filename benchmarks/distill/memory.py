@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +20,14 @@ def peak_gb(contender: Contender) -> float:
     It must have taken a step before. Contenders share a process, so each one's share of what is kept (student,
     optimiser, teachers) is counted from its tensors, and what a step adds is the rise of the high-water mark.
     """
-    cuda = contender.run.device.type == "cuda"
+    added = rise(lambda: contender.turn(1), contender.run.device)
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in _kept(contender))
+    return (kept + added) / 1e9
+
+
+def rise(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `work` adds at its height to what is held before it: of the GPU's memory, else of this process's."""
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -30,10 +37,8 @@ def peak_gb(contender: Contender) -> float:
         ctypes.CDLL(None).malloc_trim(0)
         _RESET.write_text("5")
         before = _status("VmRSS")
-    contender.turn(1)
-    after = torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")
-    kept = sum(tensor.numel() * tensor.element_size() for tensor in _kept(contender))
-    return (kept + after - before) / 1e9
+    work()
+    return (torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")) - before
 
 
 def _kept(contender: Contender) -> Iterator[Tensor]:

@@ -25,16 +25,16 @@ class Trial:
 
 
 class SpeedBenchmark:
-    """Contenders made once, measured in turns; `close` it."""
+    """Contenders made once, measured in turns; `close` it. `beside`: the kind that the others are shares of."""
 
-    def __init__(self, kinds: Mapping[str, Kind], student: Student, trial: Trial) -> None:
-        self._trial = trial
+    def __init__(self, kinds: Mapping[str, Kind], student: Student, trial: Trial, beside: str = PLAIN) -> None:
+        self._trial, self._beside = trial, beside
         self.contenders: dict[str, Contender] = {
             name: contender(kind, student, trial.batch_size) for name, kind in kinds.items()
         }
 
     def measure(self) -> dict[str, Any]:
-        """Each kind's images a second, by round its share of plain training's, and its memory.
+        """Each kind's images a second, by round its share of plain training's (or of another kind's), and its memory.
 
         All take their turn once in every round, backwards in every other.
         """
@@ -48,10 +48,11 @@ class SpeedBenchmark:
             names = list(self.contenders)
             for name in names if number % 2 == 0 else reversed(names):
                 rates[name].append(images / self.contenders[name].turn(self._trial.steps))
+        share = "share_of_plain" if self._beside == PLAIN else "share_of_ordinary"
         kinds = {
             name: {
                 "images_per_second": spread(values),
-                "share_of_plain": spread([rate / plain for rate, plain in zip(values, rates[PLAIN], strict=True)]),
+                share: spread([rate / other for rate, other in zip(values, rates[self._beside], strict=True)]),
                 "memory_gb": memory[name],
             }
             for name, values in rates.items()

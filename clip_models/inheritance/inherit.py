@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from clip_models.inheritance.report import Inherited
-from clip_models.inheritance.towers import LAYER, SCALARS, SIZES, TowerView, towers
+from clip_models.inheritance.towers import INPUT_SIZES, LAYER, SCALARS, SIZES, TowerView, towers
 from shards.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 _BY_HEADS = re.compile(r"\.attn\.(in_proj_|out_proj\.weight)|attnpool\.([qkv]_proj|c_proj\.weight)")
 _FUSED = ".attn.in_proj_"
+_TIMMS_POSITIONS = "trunk.pos_embed"
+_MOST_BEFORE = 8
+"""Class and register tokens of a timm ViT."""
 
 _Copy = tuple[Tensor, Tensor, Inherited]
 """The student's tensor, what to put there (of the same shape), and the row that says so."""
@@ -43,7 +48,8 @@ def inherit(student: nn.Module, student_config: ModelConfig, teacher: Larger) ->
     Depth: of T layers a student of S takes 0, step, … (S-1)·step with step = T // S; in a ResNet stage by stage. Width:
     the leading part of every tensor on every dimension; a fused QKV projection is (3, heads, head width, …), so that
     whole heads are kept. Positions of another image size are first brought onto the student's grid, as open_clip does
-    when it loads weights. Towers may be open_clip's ViT, its modified ResNet and its text transformer, the latter in a
+    when it loads weights; so are those of a shorter context, while of a longer one the leading are taken. Towers may be
+    open_clip's ViT, its modified ResNet and its text transformer, the latter in a
     CLIP or a CustomTextCLIP on either side; towers of any other family are copied where they are configured alike.
     Scale and bias of the logits stay the student's own, unless all of its towers are configured as the teacher's: then
     it goes on as that very model.
@@ -81,8 +87,13 @@ def _of_tower(student: TowerView, teacher: TowerView, where: str) -> Iterator[_C
         source, resized = whole, ""
         if name == student.positions and student.grid != teacher.grid:
             source, resized = _on_grid(whole, teacher.grid, student.grid), f"{teacher.grid} grid to {student.grid}"
+        elif name == _TIMMS_POSITIONS and whole.shape != target.shape:
+            source, resized = _of_timm(whole, target), f"{whole.shape[1]} positions to {target.shape[1]}"
+        elif name == "positional_embedding" and _is_longer(student, teacher):
+            source, resized = _longer(whole, len(target)), f"{len(whole)} positions to {len(target)}"
         if source.ndim != target.ndim or any(
-            have < want for have, want in zip(source.shape, target.shape, strict=True)
+            have < want or (have > want and not student.plain)
+            for have, want in zip(source.shape, target.shape, strict=True)
         ):
             raise UserError(
                 f"its {teacher_name} is {tuple(whole.shape)}, the student's {tuple(target.shape)}",
@@ -124,7 +135,9 @@ def _check_kinds(student: TowerView, teacher: TowerView, where: str) -> None:
         )
     ours, theirs = student.fields, teacher.fields
     differ = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    fault = next((key for key in differ if key not in SIZES or not student.plain), None)
+    # What an input's size changes in tensors of another family shows in their shapes.
+    may_differ = SIZES if student.plain else INPUT_SIZES
+    fault = next((key for key in differ if key not in may_differ), None)
     if fault:
         whole = "" if student.plain else f": a {student.family} is inherited whole or not at all"
         here, there = (textwrap.shorten(str(fields.get(fault)), 80, placeholder=" …") for fields in (ours, theirs))
@@ -155,6 +168,32 @@ def _on_grid(positions: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) 
     image = positions[1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([positions[:1], image.flatten(2)[0].T])
+
+
+def _of_timm(positions: Tensor, like: Tensor) -> Tensor:
+    """(1, tokens before + n x n, width) as many as in `like`, by timm's own interpolation; else as they were."""
+    counts = positions.shape[1], like.shape[1]
+    for before in range(_MOST_BEFORE + 1):
+        old, new = (math.isqrt(max(0, count - before)) for count in counts)
+        if (old * old + before, new * new + before) == counts:
+            resampled: Tensor = resample_abs_pos_embed(
+                positions, [new, new], [old, old], num_prefix_tokens=before, interpolation="bicubic"
+            )
+            return resampled
+    return positions
+
+
+def _is_longer(student: TowerView, teacher: TowerView) -> bool:
+    """Whether the student's captions have more tokens, in towers that have nothing but tokens."""
+    if student.name != "text" or student.fields.get("embed_cls"):
+        return False
+    longer: bool = student.fields["context_length"] > teacher.fields["context_length"]
+    return longer
+
+
+def _longer(positions: Tensor, count: int) -> Tensor:
+    """(n, width) to a longer context, linearly, as in open_clip's `resize_text_pos_embed` (CLIPA)."""
+    return F.interpolate(positions.T[None], count, mode="linear", align_corners=False)[0].T
 
 
 def _leading(source: Tensor, shape: torch.Size, fused_heads: tuple[int, int] | None) -> tuple[Tensor, str]:

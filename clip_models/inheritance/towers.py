@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SCALARS = ("logit_scale", "logit_bias")
 SIZES = {"layers", "width", "heads", "mlp_ratio", "embed_dim", "context_length", "image_size"}
 """The fields of a tower that may differ between student and teacher."""
+INPUT_SIZES = {"context_length", "image_size"}
+"""Those that may in a tower of any family, as far as its tensors' shapes allow it."""
 LAYER = re.compile(r"(transformer\.resblocks|layer[1-4])\.(\d+)\.(.+)")
 """A tensor of a layer: the stack that the layer is in, its index there, the name within the layer."""
 
@@ -68,7 +70,9 @@ class TowerView:
 
 
 def towers(model: Any, config: ModelConfig) -> Iterator[TowerView]:
-    """The image tower and, if there is one, the text tower; the scalars of the logits belong to neither."""
+    """The towers that there are, the image's first; the scalars of the logits belong to neither."""
+    from clip_models.config import has_no_image  # noqa: PLC0415 - brings open_clip, as in `_fields`
+
     image: dict[str, tuple[str, Tensor]] = {}
     text: dict[str, tuple[str, Tensor]] = {}
     for name, value in model.state_dict().items():
@@ -76,7 +80,9 @@ def towers(model: Any, config: ModelConfig) -> Iterator[TowerView]:
             image[name.removeprefix("visual.")] = (name, value)
         elif name not in SCALARS:
             text[name.removeprefix("text.")] = (name, value)
-    yield _view("image", type(model.visual).__name__, config, image)
+    # A text tower alone has no more than a head there, which is of its own run.
+    if not has_no_image(config):
+        yield _view("image", type(model.visual).__name__, config, image)
     if text:
         family = type(model.text).__name__ if hasattr(model, "text") else "TextTransformer"
         if hasattr(model, "text_decoder"):

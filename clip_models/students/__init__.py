@@ -15,6 +15,7 @@ from clip_models.spec import STUDENTS
 from clip_models.students import mixer  # noqa: F401 - registers with timm
 from clip_models.students.any_timm import timm_student
 from clip_models.students.image_tower import ImageTower
+from clip_models.students.text_tower import TextTower
 
 open_clip.add_model_config(STUDENTS)
 
@@ -24,4 +25,4 @@ def student_names() -> tuple[str, ...]:
     return tuple(sorted((path.stem for path in STUDENTS.glob("*.json")), key=str.lower))
 
 
-__all__ = ["ImageTower", "student_names", "timm_student"]
+__all__ = ["ImageTower", "TextTower", "student_names", "timm_student"]

@@ -1,4 +1,4 @@
-"""`clipstill cache plan|build|verify|report`: the teacher, once. Import and export are in `exchange.py`."""
+"""`clipstill cache plan|build|verify|report|audition`: the teacher, once. Import and export are in `exchange.py`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clipstill.commands import exchange
-from clipstill.commands.common import Subparsers, add_command, add_runner, cores, make_executor, show
+from clipstill.commands import audition, exchange
+from clipstill.commands.common import Subparsers, add_command, add_runner, cores, machines_of, make_executor, show
 from clipstill.options import add_options, given
 from clipstill.parser import Parser
 from shards.errors import UserError
@@ -48,7 +48,9 @@ Writes report.html and scores.parquet (CLIP score and nearest other sample of ea
 
 
 def add(commands: Subparsers) -> None:
-    parser = commands.add_parser("cache", help="The teacher cache: plan, build, verify, report, import, export.")
+    parser = commands.add_parser(
+        "cache", help="The teacher cache: plan, build, verify, report, audition, import, export."
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     add_command(
         actions,
@@ -73,6 +75,7 @@ def add(commands: Subparsers) -> None:
     add_command(actions, "verify", _VERIFY, example, run=run_verify, fill=_verify_options)
     example = "  clipstill cache report data/cc3m --cache data/cc3m-cache\n"
     add_command(actions, "report", _REPORT, example, run=run_report, fill=_report_options)
+    audition.add(actions)
     exchange.add(actions)
 
 
@@ -197,20 +200,23 @@ def _pairs(shards: Sequence[str], caches: Sequence[str], flag: str) -> list[tupl
 
 
 def _executor(args: argparse.Namespace, settings: BuildSettings, work: Work) -> Executor:
+    """A worker a GPU; without any, one for all cores of a machine."""
     if args.ray_address:
-        from shards.ray_session import cluster_resources  # noqa: PLC0415
-
-        there = cluster_resources(args.ray_address)
-        gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+        machines = machines_of(args.ray_address)
+        shapes = [(machine.resources.get("CPU", 0), int(machine.resources.get("GPU", 0))) for machine in machines]
     else:
         import torch  # noqa: PLC0415
 
-        gpus, cpus = torch.cuda.device_count(), cores()
-    gpus = 0 if settings.forward.device == "cpu" else gpus
-    if not gpus:
-        return make_executor(args, work, workers=1, cpus=cores())
-    # Decoding for a GPU needs its share of the cores.
-    return make_executor(args, work, workers=gpus, cpus=max(1, cpus // gpus), gpus=1)
+        machines, shapes = None, [(cores(), torch.cuda.device_count())]
+    with_gpus = [(cpus, gpus) for cpus, gpus in shapes if gpus] if settings.forward.device != "cpu" else []
+    if with_gpus:
+        # Decoding for a GPU needs its share of the cores.
+        cpus = max(1, min(int(cpus / gpus) for cpus, gpus in with_gpus))
+        return make_executor(
+            args, work, workers=sum(gpus for _, gpus in with_gpus), cpus=cpus, gpus=1, machines=machines
+        )
+    cpus = min((int(cpus) for cpus, _ in shapes if cpus >= 1), default=1)
+    return make_executor(args, work, workers=1, cpus=cpus, machines=machines)
 
 
 def run_build(args: argparse.Namespace) -> int:

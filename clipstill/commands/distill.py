@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from clipstill.parser import Parser
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.settings import LossTerm
+    from distill.loss_term import LossTerm
 
 _SUMMARY = """\
 Train a student from shards and a teacher cache; the teacher itself is not loaded.
@@ -28,11 +29,11 @@ dataset with --weight as much or as little more.
 
 Losses add up. With neither --loss nor a recipe it is affinity with a cache, contrastive without. A run goes on from the
 newest checkpoint in OUT; the student ends in OUT/model, an open_clip folder. Ctrl-C and SIGTERM end a run after the
-step under way, with a checkpoint (with --launcher ray at once, at the last one); the same again ends it at once.
+step under way, with a checkpoint; the same again ends it at once.
 
 Several processes train one student where `torchrun --nproc-per-node N -m clipstill distill ...` starts them, or with
---launcher ray. The batch is then dealt out to them, and the gradients are those of one process (but for batch norms,
-dropout and masks, which are each process's own).
+--launcher ray. The batch is then dealt out to them, and the gradients are those of one process (but for dropout and
+masks, which are each process's own).
 """
 
 _EXAMPLE = """\
@@ -112,7 +113,33 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
             values[name] = dict(pairs)
             if len(values[name]) < len(pairs):
                 raise UserError("a name is given twice", where=flag, do="Give each once")
+    if "teacher_scale" in values:
+        values["teacher_scale"] = _scale(values["teacher_scale"])
     return values
+
+
+def _scale(texts: Sequence[str]) -> dict[str, float] | float | None:
+    """One for all teachers, "none" for their own, or each by its teacher's name."""
+    flag = "--teacher-scale"
+    if len(texts) == 1 and "=" not in texts[0]:
+        if texts[0] == "none":
+            return None
+        try:
+            return float(texts[0])
+        except ValueError:
+            raise UserError(f"{texts[0]!r} is not a number", where=flag, do="Write T, NAME=T or none") from None
+    pairs = []
+    for text in texts:
+        name, _, scale = text.rpartition("=")
+        if not name:
+            raise UserError("a scale for all, beside others", where=f"{flag} {text}", do="Write NAME=T for each")
+        try:
+            pairs.append((name, float(scale)))
+        except ValueError:
+            raise UserError(f"{scale!r} is not a number", where=f"{flag} {text}", do="Write NAME=T") from None
+    if len(dict(pairs)) < len(pairs):
+        raise UserError("a name is given twice", where=flag, do="Give each once")
+    return dict(pairs)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -125,7 +152,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def _loss(text: str) -> tuple[str, LossTerm]:
-    from distill.settings import LossTerm  # noqa: PLC0415
+    from distill.loss_term import LossTerm  # noqa: PLC0415
 
     name, equals, weight = text.partition("=")
     try:

@@ -6,7 +6,7 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, Any
 
-from clipstill.commands.common import Subparsers, add_command, show, show_json
+from clipstill.commands.common import Subparsers, add_command, called_there, show, show_json
 from clipstill.options import add_options, given
 from clipstill.parser import Parser
 
@@ -43,6 +43,7 @@ def _options(parser: Parser) -> None:
     from evaluation.settings import EvaluateSettings  # noqa: PLC0415
 
     add_options(parser, EvaluateSettings)
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="evaluate on this Ray cluster, as one task of it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
             log.warning("%s: %s", at, note)
     if parts:
         log.warning("not the whole of %d published test splits: %s", len(parts), "; ".join(parts))
-    results, rows = _evaluated(settings, opened)
+    if args.ray_address:
+        results, rows = called_there(args.ray_address, _opened_there, settings, on)
+    else:
+        results, rows = _evaluated(settings, opened)
     if settings.suite is None and settings.out is None:
         show_json(results)
         return 0
@@ -92,6 +96,13 @@ def run(args: argparse.Namespace) -> int:
         write(settings.out, files)
         log.warning("written: %s", ", ".join(f"{settings.out}/{name}" for name in files))
     return 0
+
+
+def _opened_there(settings: EvaluateSettings, on: list[str]) -> tuple[dict[str, Any], list[Row]]:
+    """The same on another machine, from the paths."""
+    from evaluation.sets import open_sets  # noqa: PLC0415
+
+    return _evaluated(settings, dict(zip(on, open_sets(on, settings.sets), strict=True)))
 
 
 def _evaluated(settings: EvaluateSettings, opened: dict[str, EvaluationSet]) -> tuple[dict[str, Any], list[Row]]:

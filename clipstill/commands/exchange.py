@@ -64,6 +64,9 @@ def _import_options(parser: Parser) -> None:
         metavar="NAME:WIDTH:SCALE",
         help="datacompdr: a teacher's name, columns and logit scale, in order (default: the two of 768 at 100)",
     )
+    parser.add_argument(
+        "--tag", default="", metavar="TAG", help="datacompdr: of image_emb{TAG}, where there are several ensembles'"
+    )
     one = parser.add_argument_group("clip-retrieval, whose files do not say it")
     one.add_argument("--teacher", metavar="SPEC", help="which model it was, such as ViT-B-32:openai")
     one.add_argument("--logit-scale", type=float, default=100.0, metavar="T", help="the model's")
@@ -104,6 +107,7 @@ def run_import(args: argparse.Namespace) -> int:
             args.out,
             executor,
             key_column=args.key_column or "uid",
+            tag=args.tag,
             **({"teachers": [_part(text) for text in args.part]} if args.part else {}),
             dtype=args.dtype,
         )

@@ -41,12 +41,43 @@ _BENCH_EXAMPLE = """\
   clipstill models bench TinyCLIP-ViT-8M-16-Text-3M ViT-B-32 runs/vit-s/model
 """
 
+_JOIN = """\
+Make one model of a text tower that was trained beside cached images (`distill --image-tower cache`) and of the image
+tower that these came of: a folder that every command takes, and open_clip too.
+"""
+
+_JOIN_EXAMPLE = """\
+  clipstill models join runs/lit/model --image-tower ViT-B-16:laion2b_s34b_b88k --out runs/lit/joined
+"""
+
 _MODEL = "a name, timm/NAME, a .json configuration, or what `clipstill evaluate` takes as MODEL"
 
 
 def add(commands: Subparsers) -> None:
     add_command(commands, "models", _LIST, _LIST_EXAMPLE, run=run, fill=partial(_options, nargs="*"))
     add_command(commands, "models bench", _BENCH, _BENCH_EXAMPLE, run=run_bench, fill=partial(_options, nargs="+"))
+    add_command(commands, "models join", _JOIN, _JOIN_EXAMPLE, run=run_join, fill=_join_options)
+
+
+def _join_options(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the text tower's folder")
+    parser.add_argument("--image-tower", required=True, metavar="TEACHER", help="as `clipstill evaluate` takes a MODEL")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model goes")
+
+
+def run_join(args: argparse.Namespace) -> int:
+    from clip_models.spec import refuse_absent  # noqa: PLC0415
+
+    for spec in (args.model, args.image_tower):
+        refuse_absent(spec)
+    if Path(args.out).exists() and any(Path(args.out).iterdir()):
+        raise UserError("there are other things here", where=args.out, do="Give an empty folder, or a new one")
+    from clip_models import join_towers, load_model, save_model  # noqa: PLC0415 - brings torch
+
+    model, config = join_towers(load_model(args.model), load_model(args.image_tower))
+    save_model(model, config, args.out)
+    show(f"images by {args.image_tower}, texts by {args.model}: {args.out}")
+    return 0
 
 
 def _options(parser: Parser, nargs: str) -> None:

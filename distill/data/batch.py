@@ -17,10 +17,11 @@ from teacher_cache.views import ViewPolicy
 class Batch:
     """One process's part of a global batch: b samples.
 
-    `images`: (b, S, S, 3) uint8, in pinned memory where there is a GPU; `tokens`: (b, context) int64 by caption set,
-    empty without a tokenizer. `targets`: what the teachers said of these views and captions, float32, in the order of
-    the loader's caches. `captions` (by caption set), `keys` and `teacher_pixels` ((b, T, T, 3) uint8, the same views at
-    another resolution, only if asked for) serve those who run a teacher beside it.
+    `images`: (b, S, S, 3) uint8, in pinned memory where there is a GPU; S is 0 of a student that sees no pixels.
+    `tokens`: (b, context) int64 by caption set, empty without a tokenizer. `targets`: what the teachers said of these
+    views and captions, float32, in the order of the loader's caches. `captions` (by caption set), `keys` and
+    `teacher_pixels` ((b, T, T, 3) uint8, the same views at another resolution, only if asked for) serve those who run a
+    teacher beside it.
     """
 
     step: int

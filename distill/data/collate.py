@@ -9,7 +9,7 @@ Chunks share nothing but the arrays that they fill, each its own rows.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,11 +63,11 @@ class Filler:
         views: Views,
         tokenizer: Tokenizer | None,
         *,
-        image_size: int,
+        image_size: int | None,
         caches: Sequence[Cache],
         captions: Sequence[str],
         teacher_size: int | None,
-        teacher_scale: float | None,
+        teacher_scale: Mapping[str, float] | float | None,
     ) -> None:
         self._dataset, self._views, self._caches = dataset, views, tuple(caches)
         self._image_size, self._teacher_size, self._teacher_scale = image_size, teacher_size, teacher_scale
@@ -86,12 +86,13 @@ class Filler:
     @property
     def bytes_a_sample(self) -> int:
         """Of pixels."""
-        return 3 * (self._image_size**2 + (self._teacher_size or 0) ** 2)
+        return 3 * ((self._image_size or 0) ** 2 + (self._teacher_size or 0) ** 2)
 
     def part(self, step: int, epoch: int, places: npt.NDArray[np.int64], chunks: int) -> Part:
         """An empty part for these samples, to be filled in so many chunks."""
         size, beside = len(places), self._teacher_size
-        images = _pixels((size, self._image_size, self._image_size, 3))
+        side = self._image_size or 0
+        images = _pixels((size, side, side, 3))
         pixels = None if beside is None else np.empty((size, beside, beside, 3), np.uint8)
         numbers = {name: np.zeros(size, np.int64) for name in self._captions}
         texts = {name: [""] * size for name in self._captions}
@@ -106,7 +107,8 @@ class Filler:
         keys = [self._dataset.shards[place].keys[row] for place, row in places.tolist()]
         part.keys[rows] = keys
         part.views[rows] = [self._views.index(key, epoch) for key in keys]
-        self._fill_pixels(part, rows)
+        if self._image_size is not None or self._teacher_size is not None:
+            self._fill_pixels(part, rows)
         for name, holders in self._captions.items():
             count = holders[0].captions[name] if holders else self._sources[name].count
             numbers = [(epoch + seed64("caption turn", key)) % count if count > 1 else 0 for key in keys]
@@ -128,7 +130,8 @@ class Filler:
             try:
                 image = EncodedImage(shard.image_bytes(row))
                 view = stored or self._draw(key, int(part.views[at]), image)
-                policy.render(image, view, self._image_size, images[at])
+                if self._image_size is not None:
+                    policy.render(image, view, self._image_size, images[at])
                 if part.pixels is not None and self._teacher_size is not None:
                     policy.render(image, view, self._teacher_size, part.pixels[at])
             except OSError as error:
@@ -190,7 +193,7 @@ class Filler:
                 Embeddings(
                     image,
                     text,
-                    self._teacher_scale or cache.teacher.logit_scale,
+                    scale_of(cache, self._teacher_scale),
                     cache.teacher.logit_bias or 0.0,
                     checked=False,
                 )
@@ -207,6 +210,12 @@ class Filler:
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 self._dataset.shards[oldest].release()
+
+
+def scale_of(cache: Cache, chosen: Mapping[str, float] | float | None) -> float:
+    """The logit scale that a teacher's embeddings count with: the one chosen for it or for all, else its own."""
+    own: float = cache.teacher.logit_scale
+    return chosen.get(cache.teacher.name, own) if isinstance(chosen, Mapping) else chosen or own
 
 
 def _rows(of: npt.NDArray[np.float32]) -> Tensor:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from clip_models import Tokenizer
@@ -39,8 +39,9 @@ class Loader:
 
     With `caches` each view's crop is replayed from the first that has views; without, it is drawn by policy, which
     gives the same crop. Of a caption set with N captions a sample, in epoch e a sample shows caption (e + hash(key))
-    mod N. `image_size` is the student's; `teacher_size` adds `Batch.teacher_pixels`. `teacher_scale` stands for the
-    teachers' own logit scales. `waited`: seconds that whoever reads `batches` has waited for them so far.
+    mod N. `image_size` is the student's, None of one that sees no pixels: then no image is read. `teacher_size` adds
+    `Batch.teacher_pixels`. `teacher_scale`, of all teachers or by name, stands for their own logit scales. `waited`:
+    seconds that whoever reads `batches` has waited for them so far.
 
     `captions` names sets of the caches; where none has any, they are sources as in `teacher_cache.captions`.
 
@@ -54,13 +55,13 @@ class Loader:
         views: Views,
         tokenizer: Tokenizer | None,
         *,
-        image_size: int,
+        image_size: int | None,
         caches: Sequence[Cache] = (),
         captions: Sequence[str] = ("txt",),
         rank: int = 0,
         ranks: int = 1,
         teacher_size: int | None = None,
-        teacher_scale: float | None = None,
+        teacher_scale: Mapping[str, float] | float | None = None,
     ) -> None:
         self._dataset, self._order, self._caches = dataset, order, tuple(caches)
         self._size, self._first = order.batch_size // ranks, rank * (order.batch_size // ranks)
@@ -82,7 +83,7 @@ class Loader:
         The threads end with the generator: close it if it is not read to its end. Raises as `batch` does.
         """
         threads = _threads()
-        ahead = max(1, min(threads + 1, _AHEAD // (self._size * self._filler.bytes_a_sample)))
+        ahead = max(1, min(threads + 1, _AHEAD // (self._size * max(1, self._filler.bytes_a_sample))))
         flying: deque[list[Future[Batch | None]]] = deque()
         with self._copying() as copying, ThreadPoolExecutor(threads, "loader") as pool:
             try:

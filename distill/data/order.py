@@ -7,7 +7,7 @@ stopped, so a position is one integer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -30,17 +30,24 @@ class Order:
     """Deals the samples of a dataset in global batches, dropping what does not fill one at the end of an epoch.
 
     `shards`: for each, how many samples it has, or (count,) which of them take part. `window`: how many shards are
-    shuffled together. `samples` is how many there are in all, of how many `shards`.
+    shuffled together. `repeats`: of an epoch, for each shard how often it shows each of those that take part, as many
+    in all as there are; once unless given. `samples` is how many there are in all, of how many `shards`.
     """
 
     def __init__(
-        self, shards: Sequence[int | npt.NDArray[np.bool_]], batch_size: int, seed: int, window: int = 16
+        self,
+        shards: Sequence[int | npt.NDArray[np.bool_]],
+        batch_size: int,
+        seed: int,
+        window: int = 16,
+        repeats: Callable[[int], Sequence[npt.NDArray[np.int64]]] | None = None,
     ) -> None:
         self._chosen = {place: rows for place, rows in enumerate(shards) if not isinstance(rows, int)}
         self._counts = np.array([rows if isinstance(rows, int) else int(rows.sum()) for rows in shards], np.int64)
         self.shards, self.samples = len(self._counts), int(self._counts.sum())
         self._seed, self._window, self.batch_size = seed, window, batch_size
         self.steps_per_epoch = self.samples // batch_size
+        self._repeats = lru_cache(maxsize=2)(repeats) if repeats else None
         self._plan = lru_cache(maxsize=4)(self._epoch_plan)
         self._block = lru_cache(maxsize=4)(self._shuffled_block)
 
@@ -80,17 +87,22 @@ class Order:
 
     def _epoch_plan(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The shuffled shards that hold anything, and the position at which each block begins."""
-        shards = shuffled(len(self._counts), seed64("shards", self._seed, epoch))
-        shards = shards[self._counts[shards] > 0]
-        sizes = np.add.reduceat(self._counts[shards], np.arange(0, len(shards), self._window))
+        counts = self._counts
+        if self._repeats is not None:
+            counts = np.array([int(part.sum()) for part in self._repeats(epoch)], np.int64)
+        shards = shuffled(len(counts), seed64("shards", self._seed, epoch))
+        shards = shards[counts[shards] > 0]
+        sizes = np.add.reduceat(counts[shards], np.arange(0, len(shards), self._window))
         return shards, np.concatenate([[0], np.cumsum(sizes)])
 
-    def _rows_of(self, shard: int) -> npt.NDArray[np.int64]:
+    def _rows_of(self, shard: int, epoch: int) -> npt.NDArray[np.int64]:
         chosen = self._chosen.get(shard)
-        return np.arange(self._counts[shard]) if chosen is None else np.flatnonzero(chosen)
+        rows = np.arange(self._counts[shard]) if chosen is None else np.flatnonzero(chosen)
+        return rows if self._repeats is None else np.repeat(rows, self._repeats(epoch)[shard])
 
     def _shuffled_block(self, epoch: int, block: int) -> npt.NDArray[np.int64]:
         shards, _ = self._plan(epoch)
         members = shards[block * self._window : (block + 1) * self._window]
-        samples = np.concatenate([np.stack([np.full(self._counts[s], s), self._rows_of(s)], axis=1) for s in members])
+        parts = [(shard, self._rows_of(shard, epoch)) for shard in members.tolist()]
+        samples = np.concatenate([np.stack([np.full(len(rows), shard), rows], axis=1) for shard, rows in parts])
         return samples[shuffled(len(samples), seed64("samples", self._seed, epoch, block))]

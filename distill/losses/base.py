@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +122,13 @@ class Loss(nn.Module):
 
     def forward(self, student: Embeddings, teachers: Sequence[Embeddings], rows: slice = ALL) -> Tensor:
         raise NotImplementedError
+
+    def common(self, student: Embeddings, teachers: Sequence[Embeddings]) -> tuple[Any, ...]:  # noqa: ARG002
+        """What `forward` takes after `rows` when it is called for one part of the rows after the other.
+
+        It is for what no part can tell without a look at all rows: most losses need nothing of the kind.
+        """
+        return ()
 
 
 def product(rows: Tensor, others: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.losses.base import ALL, Embeddings, Loss, Targets
+from distill.losses.parts import in_parts
 from distill.losses.projecting import ProjectingLoss
 
 
@@ -20,7 +21,7 @@ class WeightedSum(nn.Module):
 
     def __init__(self, losses: Mapping[str, Loss]) -> None:
         super().__init__()
-        self.losses = nn.ModuleDict(losses)
+        self.losses: Mapping[str, Loss] = nn.ModuleDict(losses)  # type: ignore[assignment]
         projecting = [loss for loss in losses.values() if isinstance(loss, ProjectingLoss)]
         for loss in projecting[1:]:
             loss.project_as(projecting[0])
@@ -36,7 +37,7 @@ class WeightedSum(nn.Module):
             for captions, student in students.items():
                 teachers = targets.teachers.get(captions, ())
                 if present is None or not loss.needs_teacher:
-                    term = loss(student, teachers, rows)
+                    term = in_parts(loss, student, teachers, rows)
                 else:
                     term = _of_present(loss, student, teachers, present, rows)
                 found.append(term)
@@ -49,7 +50,7 @@ class WeightedSum(nn.Module):
 
 
 def _of_present(
-    loss: nn.Module, student: Embeddings, teachers: Sequence[Embeddings], present: Tensor, rows: slice
+    loss: Loss, student: Embeddings, teachers: Sequence[Embeddings], present: Tensor, rows: slice
 ) -> Tensor:
     """The loss of the samples at the (P,) places that teachers know, as a batch of their own: the rows' share of it."""
     start, stop, _ = rows.indices(len(student.image))
@@ -60,7 +61,7 @@ def _of_present(
         reached = student.image.sum() + student.text.sum() + student.logit_scale + student.logit_bias
         return 0 * sum((parameter.sum() for parameter in loss.parameters()), start=reached)
     known = [teacher.only(present) for teacher in teachers]
-    share: Tensor = loss(student.only(present), known, slice(first, last))
+    share = in_parts(loss, student.only(present), known, slice(first, last))
     # Processes have unequal parts of these samples: their mean has to weigh them by how many they have.
     parts = len(student.image) / (stop - start)
     weight: float = (last - first) * parts / len(present)

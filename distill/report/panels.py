@@ -24,11 +24,13 @@ TITLES = {
     "prune/penalty": "penalty (not in the loss above)",
     "prune/lambda1": "λ1, weight of the penalty",
     "prune/lambda2": "λ2, weight of the penalty",
+    "aced/gap": "student's loss less the teachers', of a super-batch",
+    "aced/gap_chosen": "the same, of what is trained on",
     "measured/samples_per_second": "samples a second",
     "measured/waited": "share of the time that steps waited for data",
     "measured/memory_gb": "memory, GB",
 }
-_NO_TERMS = ("eval/", "measured/", "prune/", "weight/", "logit_")
+_NO_TERMS = ("aced/", "eval/", "measured/", "prune/", "weight/", "logit_")
 """What figures that are no terms of the loss begin with, but for those among the titles."""
 _RANGE = 20
 """A loss whose highest value is so many times its median is drawn on a logarithmic axis."""
@@ -86,12 +88,14 @@ def figures(runs: Sequence[RunFolder]) -> dict[str, list[str]]:
     stable = ["grad_norm", *(name for name in names if name.startswith("logit_"))]
     speed = ["measured/samples_per_second", "measured/waited", "measured/memory_gb"]
     pruned = [name for name in names if name.startswith("prune/")]
-    others = {"loss", *pruned, *scheduled, *evaluated, *stable, *speed}
+    chosen = [name for name in names if name.startswith("aced/")]
+    others = {"loss", *chosen, *pruned, *scheduled, *evaluated, *stable, *speed}
     terms = [name for name in names if name not in others and not name.startswith("measured/")]
     terms = terms if _alone(runs) is None else []
     found = {
         "Loss": ["loss", *terms],
         "Evaluation": evaluated,
+        "Super-batches": chosen,
         "Pruning": pruned,
         "Learning rate and weights": scheduled,
     }

@@ -70,6 +70,10 @@ def _student(run: RunFolder) -> str:
         words.append(" + ".join(f"{millions(count)} ({tower})" for tower, count in towers.items()) + " parameters")
     words += [f"from {settings['initial']}"] if settings.get("initial") else []
     words += ["text embeddings from the cache, frozen"] if settings.get("text_tower") == "cache" else []
+    if settings.get("image_tower") == "cache":
+        words.append(f"image embeddings from the cache{', through a head' if settings.get('image_head') else ''}")
+    words += [f"at {settings['image_size']} pixels"] if settings.get("image_size") else []
+    words += [f"{settings['context_length']} tokens a caption"] if settings.get("context_length") else []
     words += [f"locked: {_listed(settings['lock'])}"] if settings.get("lock") else []
     words += [f"{settings['patch_mask']:.0%} of patches masked"] if settings.get("patch_mask") else []
     return ", ".join(word for word in words if word)
@@ -90,6 +94,7 @@ def _data(run: RunFolder) -> str:
     words += [f"content {str(facts['content'])[:12]}"] if "content" in facts else []
     words += [share_in_words(part) for part in _objects(facts.get("parts"))]
     words += [f"cache {_listed(settings['cache'])}"] if settings.get("cache") else []
+    words += [f"samples by score: {settings['by_score']}"] if settings.get("by_score") else []
     captions = _listed(settings.get("captions"))
     words += [f"captions {captions}"] if captions not in ("", "txt") else []
     return ", ".join(word for word in words if word)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from torch import Tensor
 from distill.run_folder import RunFiles
 from shards import UserError
 from shards.storage import sync_to_disk
+
+log = logging.getLogger(__name__)
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """The tensors of a checkpoint, by the name of their file."""
@@ -126,13 +129,38 @@ class Checkpoints:
                 if _sha256(path) != digest:
                     raise OSError(f"{path.name} is not what was written")
                 parts[name] = load_file(path)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise UserError(
                 f"the checkpoint cannot be read ({error})",
                 where=str(folder),
                 do="Delete its folder: the run then goes on from the one before, or from the start",
             ) from error
         return parts, state
+
+    def newest(self) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The step of the newest checkpoint that is whole, and what `load` gives of it; None if there are none.
+
+        Damaged ones after it are stepped over: each is said, and set aside as `STEP.damaged`, out of the count of those
+        that stay. Raises `UserError` if all are damaged: that a run begins anew is for its user to say.
+        """
+        damaged: dict[Path, UserError] = {}
+        for step in reversed(self.steps()):
+            folder = self._files.checkpoint(step)
+            try:
+                parts, state = self.load(step)
+            except UserError as error:
+                damaged[folder] = error
+                continue
+            for other, problem in damaged.items():
+                aside = other.with_name(f"{other.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                other.rename(aside)
+                told = "%s: %s; stepped over and kept as %s, the run goes on from step %d"
+                log.warning(told, other, problem.problem, aside.name, step)
+            return step, parts, state
+        if damaged:
+            raise next(iter(damaged.values()))
+        return None
 
 
 def _sha256(path: Path) -> str:

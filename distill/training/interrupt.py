@@ -6,10 +6,13 @@ after the step before: nobody waits for a step that has just begun on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,6 +23,7 @@ from distill.training.ranks import Ranks
 from shards import outages
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOOK_EVERY_S = 1.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,24 +41,21 @@ class Wanted(NamedTuple):
     end: bool = False
 
 
-class Interrupts:
-    """Use as a context manager around the steps, which holds signals back meanwhile.
+class Signals:
+    """Use as a context manager, which holds SIGINT and SIGTERM back meanwhile.
 
-    `minutes` without a checkpoint make one due, 0: never. The first signal asks the run to end, the same one again ends
-    it at once, with `KeyboardInterrupt`. A signal that is ignored stays so; outside the main thread none is caught.
-    After the first one nobody waits for a store that is away: the batches end with `KeyboardInterrupt` then.
+    The first one is kept as `number` and handed to `then`; the same again raises `KeyboardInterrupt`. A signal that is
+    ignored stays so; outside the main thread none is caught. `speaks`: whether to say what the first one does. After it
+    nobody waits for a store that is away: who would raises `KeyboardInterrupt`.
     """
 
-    def __init__(self, ranks: Ranks, minutes: float) -> None:
-        self._ranks, self._seconds = ranks, 60 * minutes
-        self._kept = time.monotonic()
-        self._said: Figures | None = None
+    def __init__(self, *, speaks: bool, then: Callable[[int], object] = int) -> None:
+        self._speaks, self._then = speaks, then
         self._before: dict[int, Any] = {}
-        self.signal = 0
+        self.number = 0
         self.at_once = False
 
-    def __enter__(self) -> Interrupts:
-        self._kept = time.monotonic()
+    def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -69,31 +70,62 @@ class Interrupts:
 
     def _asked(self, number: int, _: FrameType | None) -> None:
         outages.wait_no_more()
-        if self.signal == number:
+        if self.number == number:
             self.at_once = True
             raise KeyboardInterrupt
-        if not self.signal and self._ranks.first:
-            # Not print: a signal may have come in the middle of one.
-            os.write(2, b"clipstill: ending after this step, with a checkpoint (once more: at once, without)\n")
-        self.signal = number
+        if not self.number:
+            if self._speaks:
+                # Not print: a signal may have come in the middle of one.
+                os.write(2, b"clipstill: ending after this step, with a checkpoint (once more: at once, without)\n")
+            self._then(number)
+        self.number = number
+
+
+class Interrupts(Signals):
+    """As `Signals`, around the steps; tells after each what is wanted.
+
+    `minutes` without a checkpoint make one due, 0: never. `asked`: a file that asks as a signal does once it is there,
+    by the signal's number in it; where the processes are others' than the one that the user sees.
+    """
+
+    def __init__(self, ranks: Ranks, minutes: float, asked: Path | None = None) -> None:
+        super().__init__(speaks=ranks.first)
+        self._ranks, self._seconds = ranks, 60 * minutes
+        self._file = asked if ranks.first else None
+        self._looked = self._kept = time.monotonic()
+        self._said: Figures | None = None
+
+    def __enter__(self) -> Interrupts:
+        self._kept = time.monotonic()
+        super().__enter__()
+        return self
 
     def kept(self) -> None:
         """Say that a checkpoint was begun."""
         self._kept = time.monotonic()
 
+    def _look(self) -> None:
+        now = time.monotonic()
+        # A folder that machines share is slow to look into.
+        if self._file is not None and now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            with contextlib.suppress(FileNotFoundError):
+                self.number = self.number or int(self._file.read_text())
+
     def wanted(self, step: int) -> Wanted:
         """To be called by all processes after every step, with its number."""
+        self._look()
         due = 0 < self._seconds <= time.monotonic() - self._kept
         if due:
             self.kept()
         if self._ranks.size == 1:
-            return Wanted(due or self.signal > 0, self.signal > 0)
-        numbers = {"checkpoint": float(due and self._ranks.first), "signal": float(self.signal)}
+            return Wanted(due or self.number > 0, self.number > 0)
+        numbers = {"checkpoint": float(due and self._ranks.first), "signal": float(self.number)}
         told = self._ranks.most({name: torch.tensor(value) for name, value in numbers.items()})
         before, self._said = self._said, Figures(step, told)
         if before is None:
             return Wanted()
         heard = before.numbers()
         # Of a signal that another process got the others know this way.
-        self.signal = self.signal or int(heard["signal"])
+        self.number = self.number or int(heard["signal"])
         return Wanted(heard["checkpoint"] > 0 or heard["signal"] > 0, heard["signal"] > 0)

@@ -27,7 +27,7 @@ class LiveTeachers:
     """Batches whose targets are what teachers say now, of the very views and captions.
 
     They see `Batch.teacher_pixels` and captions; or, `as_student`, the student's own pixels and token ids, which spares
-    them all other work. `scale` stands for their own logit scales, as `RunSettings.teacher_scale` does.
+    them all other work. `scale`, of all of them, stands for their own logit scales.
     """
 
     def __init__(self, teachers: Sequence[Teacher], scale: float | None = None, *, as_student: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim.swa_utils import AveragedModel
 
 if TYPE_CHECKING:
@@ -20,11 +21,18 @@ def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 def make_adamw(
-    student: nn.Module, loss: nn.Module, settings: OptimiserSettings, others: Sequence[dict[str, Any]] = ()
-) -> torch.optim.AdamW:
+    student: nn.Module,
+    loss: nn.Module,
+    settings: OptimiserSettings,
+    others: Sequence[dict[str, Any]] = (),
+    *,
+    sharded: bool = False,
+) -> torch.optim.Optimizer:
     """AdamW over every parameter that takes a gradient; those with fewer than two dimensions are not decayed.
 
-    `others`: groups with settings of their own, whose learning rate has no course.
+    `others`: groups with settings of their own, whose learning rate has no course. `sharded`: each process of the group
+    has the moments of its share of the parameters, moves these, and sends them to the others (ZeRO's first stage,
+    Rajbhandari et al., 2020, arXiv:1910.02054).
     """
     groups = []
     own = {id(parameter) for group in others for parameter in group["params"]}
@@ -38,16 +46,20 @@ def make_adamw(
             {"params": [p for p in found if p.ndim >= 2], "weight_decay": decay},
             {"params": [p for p in found if p.ndim < 2], "weight_decay": 0.0},
         ]
-    return torch.optim.AdamW(
-        [
-            *({**group, "course": True} for group in groups if group["params"]),
-            *({**g, "course": False} for g in others),
-        ],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
+    every = [
+        *({**group, "course": True} for group in groups if group["params"]),
+        *({**group, "course": False} for group in others),
+    ]
+    how: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "fused": True}
+    if sharded:
+        return ZeroRedundancyOptimizer(every, torch.optim.AdamW, **how)
+    return torch.optim.AdamW(every, **how)
+
+
+def collect(optimiser: torch.optim.Optimizer) -> None:
+    """Bring what processes have of a sharded optimiser to the first one, whose `state_dict` it is then; all call it."""
+    if isinstance(optimiser, ZeroRedundancyOptimizer):
+        optimiser.consolidate_state_dict(to=0)
 
 
 def clip_gradients(found: Sequence[nn.Parameter], norm: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,23 +15,25 @@ from torch import Tensor, nn
 from clip_models import ModelConfig, square_side, tokenizer_for
 from clip_models.measure import tower_sizes
 from clip_models.precision import PRECISIONS
+from distill.data.by_score import EPOCHS_TO_ALL
+from distill.data.collate import scale_of
 from distill.data.loader import Batch, Loader, Views
 from distill.data.mixture import Mixture
-from distill.data.order import Order
 from distill.losses import LOSSES, LossShape, WeightedSum
 from distill.pruning.pruning import Pruning
 from distill.settings import RunSettings
 from distill.training.checkpoint import Parts, flatten, unflatten
-from distill.training.optim import clip_gradients, make_adamw, make_average, parameters
+from distill.training.inputs import cached_width, caches_of, check_captioned, order_of, rows_of, scores_of
+from distill.training.optim import clip_gradients, collect, make_adamw, make_average, parameters
 from distill.training.ranks import Ranks
 from distill.training.schedule import learning_rate
 from distill.training.step import Gradients
 from distill.training.student import Student, make_student
 from shards import Dataset, UserError, seed64
 from teacher_cache.captions import CaptionSource
-from teacher_cache.settings import Join
-from teacher_cache.several import Cache, open_caches
 from teacher_cache.views import ViewPolicy
+
+log = logging.getLogger(__name__)
 
 
 class StepHook(Protocol):
@@ -67,16 +70,20 @@ class Run:
         self.device = self.ranks.device
         self.datasets = [Dataset.open(shards) for shards in settings.shards]
         for dataset in self.datasets:
-            _check_captioned(settings, dataset)
+            check_captioned(settings, dataset)
         self.dataset = Dataset.together(self.datasets)
-        self.caches = _open_caches(settings, self.datasets)
-        self.model, self.config, self.inherited = make_student(settings)
+        self.caches = caches_of(settings, self.datasets)
+        self.model, self.config, self.inherited = make_student(settings, cached_width(settings, self.caches))
         self.model.to(self.device)
         self._sizes = tower_sizes(self.model)
         self.initial = _weights_digest(self.model) if settings.initial else None
-        self.order = _order(settings, self.datasets, _rows(self.dataset, self.caches))
+        rows = rows_of(self.dataset, self.caches)
+        self.order = order_of(settings, self.datasets, rows, scores_of(settings, self.caches, rows))
         settings.check_batch(self.order.samples, self.ranks.size)
         self.steps = settings.steps or max(1, round((settings.epochs or 0.0) * self.order.steps_per_epoch))
+        if settings.by_score == "best-first" and self.steps <= (EPOCHS_TO_ALL - 1) * self.order.steps_per_epoch:
+            told = "best-first comes to all samples in epoch %d, and this run has %.3g: it sees the best ones alone"
+            log.warning(told, EPOCHS_TO_ALL, self.steps / self.order.steps_per_epoch)
         self.hooks = _hooks(settings, self.model, self.config, self.steps)
         seen = next((cache for cache in self.caches if cache.views), None)
         if seen and settings.views != 1:
@@ -89,7 +96,7 @@ class Run:
             self.order,
             Views(seen.policy, seen.views) if seen else Views(ViewPolicy(), settings.views),
             None if from_cache else tokenizer_for(self.config),
-            image_size=square_side(self.config, settings.student),
+            image_size=None if settings.image_tower == "cache" else square_side(self.config, settings.student),
             caches=self.caches,
             captions=settings.captions,
             rank=self.ranks.rank,
@@ -104,7 +111,8 @@ class Run:
         if not self._trained:
             raise UserError("nothing is left to be trained", where="--lock", do="Lock one tower at most")
         groups = [group for hook in self.hooks.values() for group in hook.groups()]
-        self.optimiser = make_adamw(self.student, self.loss, settings.optimiser, groups)
+        sharded = settings.shard_optimiser and self.ranks.size > 1
+        self.optimiser = make_adamw(self.student, self.loss, settings.optimiser, groups, sharded=sharded)
         if settings.compile:
             self.student.compile()
         self._gradients = Gradients(
@@ -112,8 +120,10 @@ class Run:
             self.loss,
             self.ranks,
             batch_size=settings.batch_size,
+            dealt=settings.dealt,
             micro_batches=settings.micro_batches,
             text_from_cache=from_cache,
+            image_from_cache=settings.image_tower == "cache",
             seed=lambda step, at: seed64("step", settings.seed, step, at) >> 1,
         )
         self.average = make_average(self.model, settings.optimiser.ema) if settings.optimiser.ema else None
@@ -123,10 +133,12 @@ class Run:
         width = self.config["model_cfg"]["embed_dim"]
         shape = LossShape(width, tuple(cache.teacher.embed_dim for cache in self.caches))
         for cache in self.caches:
-            needy = [name for name in self.terms if LOSSES[name].needs_teacher and not cache.views]
-            if needy:
+            needy = next((name for name in self.terms if LOSSES[name].needs_teacher), None)
+            lacks = ("image", "captions") if not cache.views else ("text", "images") if not cache.captions else None
+            if lacks and (needy or self.settings.super_batch):
+                what = f"the loss {needy!r}" if needy else "choosing from a super-batch"
                 raise UserError(
-                    f"the loss {needy[0]!r} needs image embeddings, and this teacher embedded captions only",
+                    f"{what} needs {lacks[0]} embeddings, and this teacher embedded {lacks[1]} only",
                     where=str(cache.folder),
                     do="Use another teacher, or the contrastive loss",
                 )
@@ -156,7 +168,7 @@ class Run:
             for cache in self.caches
         ]
         settings = self.settings.identity()
-        if not caches:
+        if not any(cache.captions for cache in self.caches):
             settings["captions"] = [CaptionSource.parse(source).identity() for source in self.settings.captions]
         data = [dataset.content for dataset in self.datasets]
         found = {"settings": settings, "steps": self.steps, "data": data, "caches": caches}
@@ -171,7 +183,7 @@ class Run:
                 "model": cache.teacher.spec,
                 "fingerprint": cache.teacher.fingerprint,
                 "embed_dim": cache.teacher.embed_dim,
-                "logit_scale": cache.teacher.logit_scale,
+                "logit_scale": scale_of(cache, self.settings.teacher_scale),
             }
             for cache in self.caches
         ]
@@ -206,8 +218,15 @@ class Run:
         average = {} if self.average is None else {"average": self.average}
         return {"model": self.model, "loss": self.loss, "optimiser": self.optimiser, **average, **self.hooks}
 
+    def collect(self) -> None:
+        """Bring to the first process what `state` needs of others. Every process calls it."""
+        collect(self.optimiser)
+
     def state(self) -> tuple[Parts, dict[str, Any]]:
-        """What a run must have to go on from here: tensors by part, and what JSON can hold. `restore` takes both."""
+        """What a run must have to go on from here: tensors by part, and what JSON can hold. `restore` takes both.
+
+        It is the first process's, once all have called `collect`.
+        """
         parts: dict[str, Mapping[str, Tensor]] = {}
         beside: dict[str, Any] = {}
         for name, part in self._parts().items():
@@ -290,62 +309,6 @@ def _hooks(settings: RunSettings, model: Any, config: ModelConfig, steps: int) -
             do="Shorten it: some steps after it are needed too",
         )
     return {"pruning": Pruning(model, config, settings.prune, settings.seed)}
-
-
-def _check_captioned(settings: RunSettings, dataset: Dataset) -> None:
-    """Every loss here is of images and captions: all empty, these would teach that any image fits any text."""
-    own = "txt" in settings.captions or settings.join == "none"
-    if own and not dataset.captioned:
-        raise UserError(
-            "this dataset has no captions: its list had none, and a student learns from images with captions",
-            where=str(dataset.folder),
-            do="Give captions made elsewhere: `clipstill cache build --captions table:PATH.parquet#COLUMN`, then "
-            "--cache CACHE --captions table-COLUMN",
-        )
-
-
-def _open_caches(settings: RunSettings, datasets: list[Dataset]) -> list[Cache]:
-    if not settings.cache:
-        return []
-    join = Join(policy=settings.join, limit=settings.join_limit)
-    caches = open_caches(settings.cache, datasets, settings.teachers, join)
-    for cache in caches:
-        for captions in settings.captions:
-            if cache.views or captions not in cache.captions:
-                cache.require(captions)
-    if settings.text_tower == "cache" and settings.join == "none":
-        raise UserError(
-            "samples without a teacher have no text embeddings, and there is no text tower",
-            where="--join none",
-            do="Use --join skip",
-        )
-    return caches
-
-
-def _rows(dataset: Dataset, caches: list[Cache]) -> list[int | np.ndarray]:
-    """For each shard how many samples take part if all do, else which."""
-    rows: list[int | np.ndarray] = [shard.count for shard in dataset.shards]
-    for cache in caches:
-        for place, kept in enumerate(cache.kept) if cache.missing else ():
-            here = rows[place]
-            if not isinstance(kept, int):
-                rows[place] = kept if isinstance(here, int) else here & kept
-    return rows
-
-
-def _order(settings: RunSettings, datasets: list[Dataset], rows: list[int | np.ndarray]) -> Order | Mixture:
-    if len(datasets) == 1:
-        return Order(rows, settings.batch_size, settings.seed)
-    orders = []
-    for number, dataset in enumerate(datasets):
-        own, rows = rows[: len(dataset.shards)], rows[len(dataset.shards) :]
-        orders.append(Order(own, settings.batch_size, seed64("dataset", settings.seed, number)))
-    mixture = Mixture(orders, settings.weights_in_order(), settings.seed)
-    for shards, weight, share in zip(settings.shards, settings.weights_in_order(), mixture.shares, strict=True):
-        if not share:
-            told = f"with the weight {weight:g} no epoch shows a sample of {shards}"
-            raise UserError(told, where="--weight", do="Raise it, or leave the dataset out")
-    return mixture
 
 
 def _weights_digest(model: Any) -> str:

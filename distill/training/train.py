@@ -38,6 +38,7 @@ from distill.training.monitor import NotFiniteError, Watch
 from distill.training.ranks import Ranks
 from distill.training.record import Record
 from distill.training.run import Run
+from distill.training.schedule import learning_rate
 from evaluation.sets import open_by_name
 from shards import Folder, UserError
 from shards.fingerprint import first_difference
@@ -45,17 +46,22 @@ from shards.places import local_path, refuse_other_things
 
 log = logging.getLogger(__name__)
 
+_LENGTH = ("steps", "epochs")
+"""The settings that say how long a run is: raised, they lengthen one that is there."""
 
-def train(settings: RunSettings) -> Result:
+
+def train(settings: RunSettings, asked: Path | None = None) -> Result:
     """Run `settings` to its end in `settings.out`, going on from the newest checkpoint there.
 
     One process, or one of several that a launcher started: these share the folder, and the first one writes.
+    A run that is there, finished or not, is made longer by more steps or epochs.
     Raises `UserError` for unusable data, cache or student; a run folder made with other settings; a loss that is not
-    finite, or has exploded. Raises `Interrupted` when Ctrl-C or SIGTERM has ended it early, after a checkpoint.
+    finite, or has exploded. Raises `Interrupted` when Ctrl-C or SIGTERM has ended it early, or `asked` (as in
+    `Interrupts`), after a checkpoint.
     """
     refuse_other_things(Folder(settings.out), "a run", BEGINNINGS)
     ranks = Ranks.join()
-    training = _Training(settings, ranks)
+    training = _Training(settings, ranks, asked)
     with Folder(settings.out).alone() if ranks.first else contextlib.nullcontext():
         result = training.result()
     # Not after an error: the others may be waiting for this process, which only its end tells them of.
@@ -64,7 +70,7 @@ def train(settings: RunSettings) -> Result:
 
 
 class _Training:
-    def __init__(self, settings: RunSettings, ranks: Ranks) -> None:
+    def __init__(self, settings: RunSettings, ranks: Ranks, asked: Path | None) -> None:
         self.settings, self.ranks = settings, ranks
         self.files = RunFiles(local_path(settings.out, "a run's folder"))
         if settings.evaluation is not None:
@@ -72,7 +78,7 @@ class _Training:
             open_by_name(settings.evaluation.on, settings.evaluation)
         self.run = Run(settings, ranks)
         self.watch = Watch(settings)
-        self.interrupts = Interrupts(ranks, settings.checkpoint_minutes)
+        self.interrupts = Interrupts(ranks, settings.checkpoint_minutes, asked)
         self.evaluation = (
             InRun(settings.evaluation, self.run.config, ranks.device, settings.precision, ranks)
             if settings.evaluation
@@ -85,7 +91,7 @@ class _Training:
         self._claim()
         # The others may look after the first one has finished.
         done = self.ranks.told(self.files.ended())
-        if done is not None:
+        if done is not None and done["steps"] == self.run.steps:
             return Result(str(self.files.model), done["steps"], done["loss"], None, done["best"])
         run, settings = self.run, self.settings
         with Checkpoints(self.files.path, settings.keep) as checkpoints:
@@ -122,14 +128,16 @@ class _Training:
         identity, standing = self.run.identity(), self.files.identity()
         if standing is not None:
             difference = first_difference(standing, identity)
-            if difference:
+            if difference and is_longer(standing, identity):
+                self._lengthen(standing["steps"], identity)
+            elif difference:
                 raise UserError(
                     f"this folder holds another run: {difference}",
                     where=str(self.files.path),
                     do="Give another --out, or the settings it was started with",
                 )
         elif self.ranks.first:
-            facts = {**self.run.facts(), "versions": _versions()}
+            facts = self._facts()
             self._say_warmup(facts["warmup"])
             for part in facts["dataset"]["parts"]:
                 log.info("%s", share_in_words(part))
@@ -146,6 +154,38 @@ class _Training:
                 write_inheritance(self.run.inherited, self.files.inheritance)
             self.files.begin(identity, asdict(self.settings), facts)
 
+    def _facts(self) -> dict[str, Any]:
+        return {**self.run.facts(), "versions": _versions()}
+
+    def _lengthen(self, before: int, identity: dict[str, Any]) -> None:
+        """Make the run that is here, of so many steps, this longer one."""
+        if not self.ranks.first:
+            return
+        steps = self.files.checkpoint_steps()
+        if not steps:
+            raise UserError(
+                f"a run of {before} steps is to have {self.run.steps}, and no checkpoint of it is left to go on from",
+                where=str(self.files.path),
+                do="Give another --out",
+            )
+        text = self._consequence(before, steps[-1])
+        log.warning("%s", text)
+        self.files.begin(identity, asdict(self.settings), self._facts())
+        self.files.done.unlink(missing_ok=True)
+        self.files.add_event(steps[-1], "lengthened", text)
+
+    def _consequence(self, before: int, at: int) -> str:
+        """What becomes of schedules when a run of so many steps, `at` of them taken, is made longer."""
+        optimiser, steps = self.settings.optimiser, self.run.steps
+        last, following = learning_rate(at - 1, before, optimiser), learning_rate(at, steps, optimiser)
+        rate = f"at step {at} it goes from {last:.3g} to {following:.3g}" if last != following else "it stays as it was"
+        courses = any(not isinstance(term.weight, int | float) for term in self.run.terms.values())
+        weights = ", and so do the weights of losses" if courses else ""
+        return (
+            f"made longer, from {before} to {steps} steps: from here on the learning rate follows the course of "
+            f"{steps} steps ({rate}){weights}. It is not what a run of {steps} steps from the start would be"
+        )
+
     def _say_warmup(self, taken: int) -> None:
         asked = self.settings.optimiser.warmup
         if asked is not None and taken < asked:
@@ -154,11 +194,13 @@ class _Training:
             log.info(told, taken, 100 * share, asked)
 
     def _resume(self, checkpoints: Checkpoints) -> None:
-        saved = self.ranks.told(checkpoints.steps())
-        if not saved:
+        found = checkpoints.newest() if self.ranks.first else None
+        # Damaged ones are told by the first process: all must go on from the same step.
+        step = self.ranks.told(found and found[0])
+        if step is None:
             return
-        self.start = saved[-1]
-        parts, state = checkpoints.load(self.start)
+        self.start = step
+        parts, state = found[1:] if found else checkpoints.load(step)
         self.run.restore(parts, state)
         self.watch.restore(state["watch"])
         self.best = state["best"]
@@ -176,7 +218,7 @@ class _Training:
                 step = batch.step + 1
         except KeyboardInterrupt:
             # Of several processes some may be in the midst of a step: no state is everybody's.
-            if not self.interrupts.signal or self.interrupts.at_once or self.ranks.size > 1 or step == self.start:
+            if not self.interrupts.number or self.interrupts.at_once or self.ranks.size > 1 or step == self.start:
                 raise
             self._keep(step, checkpoints, is_best=False)
             self._end_early(step, checkpoints)
@@ -188,7 +230,7 @@ class _Training:
         message = (
             f"stopped after step {step} of {self.run.steps}, with a checkpoint: the same command goes on from there"
         )
-        raise Interrupted(message, self.interrupts.signal)
+        raise Interrupted(message, self.interrupts.number)
 
     def _evaluate_and_keep(self, step: int, checkpoints: Checkpoints, record: Record, *, now: bool) -> None:
         """`now`: a checkpoint is wanted whatever the step."""
@@ -215,6 +257,7 @@ class _Training:
         self.interrupts.kept()
         # Every process looks at its figures: none may go on from weights that another finds useless.
         watched = self.watch.state()
+        self.run.collect()
         if self.ranks.first:
             if is_best:
                 checkpoints.best = step
@@ -288,6 +331,16 @@ class _Training:
                     if len(broken):
                         return str(cache.folder), f"the cached {name} embedding of {batch.keys[int(broken[0])]}"
         return None
+
+
+def is_longer(standing: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether the second identity is the first one's but for more steps."""
+    try:
+        same = {**standing, "settings": {**standing["settings"], **{n: identity["settings"][n] for n in _LENGTH}}}
+        longer: bool = standing["steps"] < identity["steps"]
+    except (KeyError, TypeError):  # another version's
+        return False
+    return longer and first_difference({**same, "steps": identity["steps"]}, identity) is None
 
 
 def _has_instructions_for(precision: str) -> bool:

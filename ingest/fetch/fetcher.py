@@ -26,7 +26,7 @@ from ingest.fetch.opt_out import ROBOTS_BYTES, agent_name
 from ingest.fetch.robots_gates import RobotsGates
 from ingest.fetch.transfer import Quirk, Transfer, TransferResult
 from ingest.fetch.transfers import Transfers
-from ingest.settings import NetworkSettings
+from ingest.settings import PER_HOST, NetworkSettings
 from shards import UserError, seed64
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Fetcher(Generic[T]):
         # One at once: what it reads is not to be looked for when there may be no file left.
         self._idle = [Transfer(settings, self._rule)]
         self._jobs: dict[Transfer, _Job[T]] = {}
-        self._hosts: HostQueues[_Job[T]] = HostQueues(settings.per_host, settings.per_host_rate)
+        self._hosts: HostQueues[_Job[T]] = HostQueues(settings.per_host or PER_HOST, settings.per_host_rate)
         self._breakers = CircuitBreakers(settings.connect_timeout)
         self._unnamed: dict[str, list[_Job[T]]] = {}
         self._later: list[tuple[float, int, _Job[T]]] = []

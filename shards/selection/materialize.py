@@ -206,5 +206,5 @@ def _key_at(datasets: Sequence[Dataset], place: int, *, named: bool) -> str:
 def _extension(shard: Shard, row: int, image: bytes) -> str:
     kind = kind_of(image)
     if kind not in _EXTENSIONS:
-        raise ShardError(f"the image of {shard.keys[row]} is {kind}, not JPEG, PNG or WebP")
+        raise ShardError(f"the image of {shard.keys[row]} is {kind}, not JPEG, PNG or WebP", shard.keys[row])
     return _EXTENSIONS[kind]

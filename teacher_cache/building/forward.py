@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from shards import Shard, ShardError
+from teacher_cache.building.device_clock import DeviceClock
 from teacher_cache.dtypes import Dtype, Stored, numpy_type, store
 from teacher_cache.teachers import Teacher
 from teacher_cache.views import EncodedImage, View, ViewPolicy
@@ -36,6 +37,12 @@ class BatchedTeacher:
     def __init__(self, teacher: Teacher, batch_size: int, *, pad: bool = False) -> None:
         self.teacher, self.batch_size = teacher, batch_size
         self._pad, self._room = pad, batch_size
+        self._clock = DeviceClock(teacher.device)
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long its forwards have run."""
+        return self._clock.seconds
 
     def images(self, pixels: Tensor) -> Tensor:
         """(n, S, S, 3) uint8 → (n, D) float32 of unit norm, on the teacher's device."""
@@ -59,7 +66,8 @@ class BatchedTeacher:
         while at < len(whole):
             part = whole[at : at + self._room]
             try:
-                outputs.append(forward(part))
+                with self._clock:
+                    outputs.append(forward(part))
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self._room == 1:
                     raise
@@ -109,7 +117,7 @@ def embed_views(
                 views = [policy.draw(shard.keys[row], index, image.width, image.height) for index in indices]
                 pixels = {size: np.stack([policy.render(image, view, size) for view in views]) for size in sizes}
             except OSError as error:
-                raise ShardError(f"the image of {shard.keys[row]} does not decode ({error})") from None
+                raise ShardError(f"the image of {shard.keys[row]} does not decode ({error})", shard.keys[row]) from None
             return views, pixels
 
         most = max(column.rows_a_batch for column in columns)

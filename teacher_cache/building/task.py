@@ -97,6 +97,12 @@ class _CacheWorker:
         self._settings = settings
         self._sources = {source.name: source for source in settings.captions}
         self._runners: dict[int, BatchedTeacher] = {}
+        self._before = 0.0
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long teachers' forwards have run here."""
+        return sum(runner.busy_seconds for runner in self._runners.values()) + self._before
 
     def close(self) -> None:
         """Nothing: models go with the worker."""
@@ -111,7 +117,7 @@ class _CacheWorker:
             may_help = "" if self._settings.forward.precision == "fp32" else "; --precision fp32 may help"
             key = spec.source.keys[error.row]
             raise ShardError(
-                f"the teacher's embedding of {key} is zero or not finite ({error.spec}){may_help}"
+                f"the teacher's embedding of {key} is zero or not finite ({error.spec}){may_help}", key
             ) from None
         finally:
             spec.source.release()
@@ -152,6 +158,8 @@ class _CacheWorker:
         runner = self._runners.get(layer.teacher)
         if runner is None or runner.batch_size != size:
             spec = settings.teachers[layer.teacher].spec
+            # What a runner has worked is not forgotten with it.
+            self._before += runner.busy_seconds if runner else 0.0
             teacher = runner.teacher if runner else load_teacher(spec, settings.forward, settings.towers)
             check_same(teacher, settings.teachers[layer.teacher].name, layer.facts.teacher)
             runner = self._runners[layer.teacher] = BatchedTeacher(teacher, size, pad=settings.forward.compile)

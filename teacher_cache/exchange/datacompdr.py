@@ -13,6 +13,11 @@ Webdataset tars without images; the name of every member begins with DataComp's 
 Row 0 of `text_emb` belongs to the real caption, row 1 + n to `syn_text[n]`. raygen, the later public program, has the
 synthetic ones apart, as `syn_text_emb`.
 
+MobileCLIP2's sets (Faghri et al., 2025, arXiv:2508.20691) may have captions of several captioners, and embeddings of
+several ensembles, each under a tag: `syn_text{tag}` in `UID.syn.json`, and `image_emb{tag2}`, `text_emb{tag2}`,
+`syn_text{tag}_emb{tag2}` in the arrays. Every `syn_text{tag}` that was embedded is a set of its own; untagged it is
+`syn`, with the tag `_dfn_coca` it is `syn-dfn_coca`.
+
 The 1536 columns are two teachers' 768, each of unit norm by itself: open_clip's ViT-L-14 `openai`, then
 `datacomp_xl_s13b_b90k` (the order of Apple's configuration). Training uses a logit scale of 100 for both.
 
@@ -28,6 +33,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,53 +52,82 @@ TEACHERS = (("ViT-L-14:openai", WIDTH, SCALE), ("ViT-L-14:datacomp_xl_s13b_b90k"
 """Name, columns and logit scale of each teacher, in the order of the columns."""
 
 _NAMES = list(OPERATIONS)
+_SYNTHETIC = "syn_text"
 _MOST = 1000
 """Views or captions of one sample."""
 
 
 class Reinforced(NamedTuple):
-    """One sample: `images` (K, D) and `texts` (1 + S, D) float32 as stored, the K augmentations, the S captions.
+    """One sample: `images` (K, D) and `texts` (1 + S, D) float32 as stored, the K augmentations.
 
-    `meta` is the sample's JSON, `caption` the real one where the tar has it.
+    `captions`: the S synthetic ones, by the name of their set. `meta` is the sample's JSON, `caption` the real one
+    where the tar has it.
     """
 
     images: npt.NDArray[np.float32]
     texts: npt.NDArray[np.float32]
     augmentations: list[Any]
-    captions: list[str]
+    captions: dict[str, list[str]]
     meta: dict[str, Any]
     caption: str | None
 
 
-def parse(members: Mapping[str, bytes], width: int) -> Reinforced:
+def parse(members: Mapping[str, bytes], width: int, tag: str = "") -> Reinforced:
     """A sample from its members, by what their names have after the key. Raises `ValueError` saying what is wrong.
 
-    `width` is D, over all teachers.
+    `width` is D, over all teachers; `tag` is that of the embeddings.
     """
     arrays = _arrays(members)
-    images, texts = arrays.get("image_emb"), arrays.get("text_emb")
+    images, texts = arrays.get(f"image_emb{tag}"), arrays.get(f"text_emb{tag}")
     if images is None or texts is None:
-        raise ValueError(f"its embeddings are {', '.join(sorted(arrays)) or 'none'}; image_emb and text_emb are needed")
-    captions = _json(members, "syn.json").get("syn_text", [])
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise ValueError("syn_text is no list of captions")
-    apart = arrays.get("syn_text_emb")
-    # Where a sample has several real captions, the first is ours.
-    synthetic = apart if apart is not None else texts[len(texts) - len(captions) :]
-    if len(texts) - (len(captions) if apart is None else 0) < 1 or len(synthetic) != len(captions):
-        raise ValueError(f"{len(texts)} text embeddings cannot be a caption's and {len(captions)} synthetic ones'")
+        held = ", ".join(sorted(arrays)) or "none"
+        raise ValueError(f"its embeddings are {held}; image_emb{tag} and text_emb{tag} are needed")
+    captions, synthetic = _synthetic(members, arrays, texts, tag)
     if "paug.json" not in members:
         raise ValueError("it has no .paug.json, so nobody knows which views were embedded")
     augmentations = _json(members, "paug.json").get("param_aug")
     augmentations = _loads(augmentations, "param_aug") if isinstance(augmentations, str) else augmentations
     if not isinstance(augmentations, list) or len(augmentations) != len(images) or not 1 <= len(images) <= _MOST:
         raise ValueError(f"{len(images)} image embeddings do not go with the augmentations")
-    texts = np.concatenate([texts[:1], synthetic])
+    texts = np.concatenate([texts[:1], *synthetic])
     for rows in (images, texts):
         if rows.shape[1] != width or not (np.linalg.norm(rows, axis=1) > 0).all():
             raise ValueError(f"embeddings of {rows.shape[1]} columns, or of zeros; the teachers have {width}")
     caption = members["txt"].decode("utf-8", "replace") if "txt" in members else None
     return Reinforced(images, texts, augmentations, captions, _json(members, "json"), caption)
+
+
+def _synthetic(
+    members: Mapping[str, bytes], arrays: Arrays, texts: npt.NDArray[np.float32], tag: str
+) -> tuple[dict[str, list[str]], list[npt.NDArray[np.float32]]]:
+    """The synthetic captions that have embeddings, by set, and these, in the same order."""
+    captions: dict[str, list[str]] = {}
+    rows: list[npt.NDArray[np.float32]] = []
+    said = _json(members, "syn.json")
+    for key in sorted(key for key in said if key.startswith(_SYNTHETIC)):
+        found = said[key]
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise ValueError(f"{key} is no list of captions")
+        own = arrays.get(f"{key}_emb{tag}")
+        if own is None and key == _SYNTHETIC:
+            # Where a sample has several real captions, the first is ours.
+            own = texts[max(1, len(texts) - len(found)) :]
+            if len(own) != len(found):
+                raise ValueError(f"{len(texts)} text embeddings cannot be a caption's and {len(found)} synthetic ones'")
+        if own is None:
+            continue
+        if len(own) != len(found) or len(found) > _MOST:
+            raise ValueError(f"{len(own)} embeddings cannot be those of {len(found)} captions {key}")
+        if found:
+            captions[set_name(key.removeprefix(_SYNTHETIC))] = found
+            rows.append(own)
+    return captions, rows
+
+
+def set_name(tag: str) -> str:
+    """What the set of captions with this tag is called in a cache."""
+    plain = re.sub(r"[^a-z0-9_-]+", "-", tag.lower()).strip("_-")
+    return f"syn-{plain}" if plain else "syn"
 
 
 def _arrays(members: Mapping[str, bytes]) -> Arrays:

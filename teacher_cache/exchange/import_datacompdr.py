@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,18 @@ def import_datacompdr(
     executor: Executor,
     *,
     key_column: str | None = "uid",
+    tag: str = "",
     teachers: Sequence[tuple[str, int, float]] = TEACHERS,
     dtype: Dtype = "float16",
 ) -> ImportReport:
     """Import the embeddings in `tars` for the dataset at `shards`; goes on where it stopped.
 
-    `key_column`: the field of our samples' JSON that the tars' members are named by; None: our keys. `teachers`: name,
-    columns and logit scale of each part, in order; each becomes a teacher's folder with the views, the real captions
-    (`captions-txt`) and the synthetic ones with their texts (`captions-syn`).
-    Views and captions are as many as most samples have (out of a hundred, from all tars); of those with more the rest
-    is cut, fewer are repeated in turn, and both are counted as `uneven`.
+    `key_column`: the field of our samples' JSON that the tars' members are named by; None: our keys. `tag`: that of the
+    embeddings, where the tars have several ensembles'. `teachers`: name, columns and logit scale of each part, in
+    order; each becomes a teacher's folder with the views, the real captions (`captions-txt`) and the synthetic ones
+    with their texts (`captions-syn`, of a tagged captioner `captions-syn-TAG`). Views and captions are as many as most
+    samples have (out of a hundred, from all tars); of those with more the rest is cut, fewer are repeated in turn, and
+    both are counted as `uneven`.
 
     Raises:
         UserError: a tar or a member is damaged or not what it should be, or nothing matches.
@@ -78,7 +80,7 @@ def import_datacompdr(
     with Folder(cache).alone():
         indexed = index_tars(tars, Folder(cache))
         width = sum(width for _, width, _ in teachers)
-        source = DataCompDR(indexed, width, key_column, *_usual(indexed, width))
+        source = DataCompDR(indexed, width, key_column, tag, *_usual(indexed, width, tag))
         layers: list[ImportLayer] = []
         folders: list[tuple[Folder, TeacherFacts]] = []
         start = 0
@@ -87,7 +89,13 @@ def import_datacompdr(
             facts = TeacherFacts(
                 name=slug(name),
                 spec=name,
-                identity={"imported": "datacompdr", "model": name, "columns": list(part), "from": indexed.content},
+                identity={
+                    "imported": "datacompdr",
+                    "model": name,
+                    "columns": list(part),
+                    "from": indexed.content,
+                    **({"tag": tag} if tag else {}),
+                },
                 embed_dim=columns,
                 logit_scale=scale,
                 logit_bias=None,
@@ -97,7 +105,7 @@ def import_datacompdr(
             )
             folders.append((folder, facts))
             layers += [
-                ImportLayer(folder.child(layer.name), layer, first, part, with_texts=layer.name == "captions-syn")
+                ImportLayer(folder.child(layer.name), layer, first, part, source.texts_of(layer.name))
                 for first, layer in _layers(facts, source, dataset.name, dtype)
             ]
             start += columns
@@ -105,24 +113,30 @@ def import_datacompdr(
         return run_import(source, layers, dataset, executor, indexed.rows)
 
 
-def _usual(tars: IndexedTars, width: int) -> tuple[int, int]:
-    """How many views and how many synthetic captions most samples have; of equally many, the larger number.
+def _usual(tars: IndexedTars, width: int, tag: str) -> tuple[int, dict[str, int]]:
+    """How many views, and of each set how many synthetic captions, most samples have; of equally many, the larger
+    number.
 
     Raises `UserError` if none of those looked at can be read: what is damaged otherwise need not be ours.
     """
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, dict[str, int]]] = []
     damage: UserError | None = None
     for entries in tars.some(_ASKED):
         try:
-            sample = _parsed(tars, tars.read(entries) or {}, entries[0], width)
+            sample = _parsed(tars, tars.read(entries) or {}, entries[0], width, tag)
         except UserError as error:
             damage = damage or error
         else:
-            found.append((len(sample.images), len(sample.captions)))
+            found.append((len(sample.images), {name: len(texts) for name, texts in sample.captions.items()}))
     if not found and damage is not None:
         raise damage
-    views, captions = (Counter(sorted(sizes, reverse=True)).most_common(1)[0][0] for sizes in zip(*found, strict=True))
-    return views, captions
+    names = sorted({name for _, captions in found for name in captions})
+    counts = {name: _most([captions.get(name, 0) for _, captions in found]) for name in names}
+    return _most([views for views, _ in found]), {name: count for name, count in counts.items() if count}
+
+
+def _most(sizes: Sequence[int]) -> int:
+    return Counter(sorted(sizes, reverse=True)).most_common(1)[0][0]
 
 
 def _layers(teacher: TeacherFacts, source: DataCompDR, dataset: str, dtype: Dtype) -> Iterator[tuple[int, LayerFacts]]:
@@ -143,25 +157,37 @@ def _layers(teacher: TeacherFacts, source: DataCompDR, dataset: str, dtype: Dtyp
         columns = range(first, min(first + _TOGETHER, source.views))
         yield first, layer("views", views_layer_name(columns), columns, {"policy": _POLICY.identity()})
     yield source.views, layer("captions", "captions-txt", (0,), {"source": {"kind": "txt", "count": 1}})
-    if source.captions:
+    for name, numbers in source.numbers().items():
         # The texts lie in the layer, as those of a table do.
-        texts = {"kind": "table", "count": source.captions, "column": "syn_text", "sha256": source.tars.content}
-        yield source.views + 1, layer("captions", "captions-syn", range(source.captions), {"source": texts})
+        column = f"syn_text{name.removeprefix('syn')}"
+        texts = {"kind": "table", "count": len(numbers), "column": column, "sha256": source.tars.content}
+        first = source.views + 1 + numbers.start
+        yield first, layer("captions", f"captions-{name}", range(len(numbers)), {"source": texts})
 
 
 @dataclass(frozen=True)
 class DataCompDR:
-    """The source. `width` is D; its columns are K = `views`, the real caption, S = `captions` synthetic ones."""
+    """The source. `width` is D; its columns are K = `views`, the real caption, then each synthetic set's `captions`."""
 
     tars: IndexedTars
     width: int
     key_column: str | None
+    tag: str
     views: int
-    captions: int
+    captions: Mapping[str, int]
+
+    def numbers(self) -> dict[str, range]:
+        """Which of all the synthetic captions of a sample are those of each set."""
+        ends = np.cumsum([0, *self.captions.values()]).tolist()
+        return {name: range(ends[at], ends[at + 1]) for at, name in enumerate(self.captions)}
+
+    def texts_of(self, layer: str) -> range | None:
+        """Which of a sample's texts lie in a layer; None of a layer that keeps none."""
+        return self.numbers().get(layer.removeprefix("captions-"))
 
     def gather(self, shard: Shard, scratch: Path) -> Rows:
         """Reads in the order of the tars, writes in the shard's."""
-        columns = self.views + 1 + self.captions
+        columns = self.views + 1 + sum(self.captions.values())
         embeddings = np.lib.format.open_memmap(
             scratch / "rows.npy", "w+", np.float32, (columns, shard.count, self.width)
         )
@@ -179,23 +205,28 @@ class DataCompDR:
             if members is None:
                 counts["ambiguous"] += 1
                 continue
-            sample = _parsed(self.tars, members, found[row][0], self.width)
+            sample = _parsed(self.tars, members, found[row][0], self.width, self.tag)
             views, cause = _views(sample, shard, row, self.tars.where(found[row][0]))
             if views is None:
                 counts[cause] += 1
                 continue
             kept.append(row)
-            counts["uneven"] += (len(views), len(sample.captions)) != (self.views, self.captions)
+            sizes = {name: len(sample.captions.get(name, ())) for name in self.captions}
+            counts["uneven"] += (len(views), sizes) != (self.views, dict(self.captions))
             for column in range(self.views):
                 embeddings[column, row] = sample.images[column % len(views)]
             params[row] = _POLICY.pack([views[column % len(views)] for column in range(self.views)])
             embeddings[self.views, row] = sample.texts[0]
-            for number in range(self.captions):
-                if not sample.captions:
+            firsts = np.cumsum([1, *map(len, sample.captions.values())]).tolist()
+            starts = dict(zip(sample.captions, firsts, strict=False))
+            for name, numbers in self.numbers().items():
+                own = sample.captions.get(name)
+                if not own:
                     where = self.tars.where(found[row][0])
-                    raise UserError(f"{shard.keys[row]} has no synthetic captions, others have", where=where)
-                embeddings[self.views + 1 + number, row] = sample.texts[1 + number % len(sample.captions)]
-                texts[row].append(sample.captions[number % len(sample.captions)])
+                    raise UserError(f"{shard.keys[row]} has no synthetic captions ({name}), others have", where=where)
+                for at, number in enumerate(numbers):
+                    embeddings[self.views + 1 + number, row] = sample.texts[starts[name] + at % len(own)]
+                    texts[row].append(own[at % len(own)])
         kept.sort()
         keys = [shard.keys[row] for row in kept]
         return Rows(keys, embeddings, np.array(kept, np.int64), params, [texts[row] for row in kept], counts)
@@ -215,9 +246,9 @@ class DataCompDR:
         return ["" if name is None else str(name) for name in names]
 
 
-def _parsed(tars: IndexedTars, members: dict[str, bytes], entry: Entry, width: int) -> Reinforced:
+def _parsed(tars: IndexedTars, members: dict[str, bytes], entry: Entry, width: int, tag: str) -> Reinforced:
     try:
-        return parse(members, width)
+        return parse(members, width, tag)
     except ValueError as error:
         raise UserError(
             f"the sample at byte {entry.start} cannot be used: {error}", where=tars.where(entry), do="Download it again"

@@ -77,13 +77,16 @@ class EmbeddingSource(Protocol):
 
 @dataclass(frozen=True)
 class ImportLayer:
-    """A layer and where its content comes from: `first` of the source's columns, and `part` of their D numbers."""
+    """A layer and where its content comes from: `first` of the source's columns, and `part` of their D numbers.
+
+    `texts`: which of a sample's texts it keeps.
+    """
 
     folder: Folder
     facts: LayerFacts
     first: int
     part: tuple[int, int]
-    with_texts: bool = False
+    texts: range | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _publish(spec: Spec, layer: ImportLayer, rows: Rows, shard: Shard) -> ShardR
         rows.keys,
         [store(_unit(rows.embeddings[place, rows.kept, start:stop]), layer.facts.dtype) for place in places],
         params=[rows.params[rows.kept, place] for place in places] if layer.facts.kind == "views" else (),
-        texts=[[texts[at] for texts in rows.texts] for at in range(len(places))] if layer.with_texts else (),
+        texts=[[texts[at] for texts in rows.texts] for at in layer.texts or ()],
     )
     with publication.file(".arrow") as path:
         write_layer_file(str(path), table)
@@ -190,7 +193,7 @@ def size_of(shard: Shard, row: int) -> tuple[int, int]:
     try:
         image = EncodedImage(shard.image_bytes(row))
     except OSError as error:
-        raise ShardError(f"the image of {shard.keys[row]} cannot be read ({error})") from None
+        raise ShardError(f"the image of {shard.keys[row]} cannot be read ({error})", shard.keys[row]) from None
     return image.width, image.height
 
 

@@ -350,10 +350,40 @@ def test_a_family_that_cannot_be_cut_is_inherited_whole_or_not_at_all(make: Make
         UserError, match=r"embed_dim of its image tower is 24, .* a TimmModel is inherited whole or not"
     ):
         inherit(*make(timm, embed_dim=16), teacher)
+
+
+def test_towers_of_any_family_are_inherited_at_another_image_size(make: Make) -> None:
+    """Positions by timm's own interpolation; by open_clip's in a ViT that pools by attention."""
+    timm = {"timm_model_name": "test_vit", "image_size": 32}
     pooled = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
-    for vision in (timm, VISION | pooled):
-        with pytest.raises(UserError, match=r"image_size of its image tower is \[\d.*inherited whole or not at all"):
-            inherit(*make(vision | {"image_size": 48}), as_teacher(*make(vision)))
+    for vision, positions in ((timm, "visual.trunk.pos_embed"), (VISION | pooled, "visual.positional_embedding")):
+        teacher = as_teacher(*make(vision))
+        student, own = make(vision | {"image_size": 48})
+        inherit(student, own, teacher)
+        ours, theirs = (model.state_dict()[positions] for model in (student, teacher.model))
+        assert ours.shape[-2] > theirs.shape[-2]
+        # The mean over the grid hardly changes; the class position, the first, not at all.
+        assert torch.equal(ours.flatten(0, -2)[0], theirs.flatten(0, -2)[0])
+        assert (ours.flatten(0, -2)[1:].mean(0) - theirs.flatten(0, -2)[1:].mean(0)).abs().max() < 0.01
+        assert student.visual(torch.zeros(1, 3, 48, 48)).shape == (1, own["model_cfg"]["embed_dim"])
+
+
+def test_a_longer_context_interpolates_positions_and_a_shorter_one_takes_the_leading(make: Make) -> None:
+    teacher = as_teacher(*make())
+    theirs = teacher.model.positional_embedding.detach().numpy()
+    length = len(theirs)
+    for count in (2 * length, length - 3):
+        student, own = make({}, {"context_length": count})
+        rows = {row.student: row for row in inherit(student, own, teacher)}
+        ours = student.positional_embedding.detach().numpy()
+        if count < length:
+            assert (ours == theirs[:count]).all()
+            continue
+        # Each new position in the middle of its share of the old ones, between the two nearest.
+        at = np.clip((np.arange(count) + 0.5) * length / count - 0.5, 0, length - 1)
+        for column in range(theirs.shape[1]):
+            np.testing.assert_allclose(ours[:, column], np.interp(at, np.arange(length), theirs[:, column]), atol=1e-6)
+        assert rows["positional_embedding"].slices.startswith(f"{length} positions to {count}")
 
 
 def test_a_pruned_tower_is_inherited_by_one_of_its_own_shape_only(make: Make) -> None:

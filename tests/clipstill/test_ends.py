@@ -52,8 +52,11 @@ def small_files() -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
+FORMS = ["open_clip", "torchscript", "safetensors", "onnx", "transformers_js", "immich", "pt2"]
+
+
 @pytest.mark.usefixtures("small_files")
-@pytest.mark.parametrize("form", ["open_clip", "torchscript", "safetensors"])
+@pytest.mark.parametrize("form", FORMS)
 def test_an_export_that_finds_no_room(
     world: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

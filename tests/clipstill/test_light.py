@@ -35,6 +35,8 @@ HELP = [
     "compare --help",
     "evaluate --help",
     "export --help",
+    "classify --help",
+    "embed --help",
     "models --help",
     "models bench --help",
     "demo --help",
@@ -70,6 +72,9 @@ PATHS = [
     "evaluate ViT-B-32:openai --on nowhere",
     "evaluate ViT-B-32:openai --on d --classes nowhere.json",
     "export nowhere/model --out o",
+    "classify nowhere/model a.jpg --labels a,b",
+    "classify . a.jpg --labels a,b",
+    "embed nowhere/model --text a --out o.npz",
     "shards verify nowhere",
     "shards stats nowhere",
     "shards stats nowhere --out p.html",
@@ -179,6 +184,7 @@ def test_wrong_places_names_and_counts_are_told_before_torch_is_imported(make_da
 
 
 PACKAGES = ["shards", "stats", "ingest", "teacher_cache", "distill.losses", "evaluation", "clip_models"]
+PACKAGES += ["distill.use", "clipstill"]
 
 
 def test_whatever_a_package_exports_is_there_though_nothing_is_imported_yet() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from clipstill.main import main
+from shards import Dataset
 
 COMMANDS = [
     ["ingest"],
@@ -27,6 +30,8 @@ COMMANDS = [
     ["compare"],
     ["evaluate"],
     ["export"],
+    ["classify"],
+    ["embed"],
     ["models"],
     ["models", "bench"],
     ["demo"],
@@ -119,6 +124,36 @@ def test_no_command_is_an_error_that_names_the_commands(capsys: pytest.CaptureFi
 def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
     command = f"{shlex.quote(sys.executable)} -m clipstill distill --recipe list | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout == "clip-kd-afd\n"
+    assert done.stdout.splitlines() == ["aced"]
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+
+
+def test_a_log_of_json_lines_names_shard_and_sample(make_dataset: Any, save_teacher: Any, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", (3, 2)).folder
+    dataset = Dataset.open(str(data))
+    start = dataset.shards[1].image_bytes(1)
+    tar = tmp_path / "data" / "00001.tar"
+    tar.write_bytes(tar.read_bytes().replace(start, bytes(len(start))))
+    command = [sys.executable, "-m", "clipstill", "cache", "build", data.url, "--out", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [*command, "--teacher", save_teacher(tmp_path / "teacher"), "--batch-size", "4", "--in-process"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "CLIPSTILL_LOG": "json"},
+    )
+    assert done.returncode == 1, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    (failed,) = [line for line in lines if "cause" in line]
+    assert (failed["shard"], failed["key"], failed["attempt"]) == (1, dataset.shards[1].keys[1], 1)
+    assert "does not decode" in failed["cause"]
+    assert all({"time", "level", "from", "message"} <= line.keys() for line in lines)
+    (report,) = (tmp_path / "cache").glob("*/*/_failures/00001.json")
+    assert json.loads(report.read_text())["key"] == failed["key"]
+
+
+def test_a_log_of_a_form_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CLIPSTILL_LOG", "xml")
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err.startswith("clipstill: error: $CLIPSTILL_LOG: there is no log of the form 'xml'")

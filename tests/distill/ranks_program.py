@@ -26,14 +26,15 @@ from torch import Tensor
 
 from distill.data.batch import Batch
 from distill.pruning import PruneSettings, Pruning
-from distill.settings import LossTerm, OptimiserSettings, RunSettings
+from distill.settings import EvaluationSettings, LossTerm, OptimiserSettings, RunSettings
 from distill.training.ranks import Ranks
 from distill.training.run import Run
 from distill.training.train import train
 
 
 def gradients(settings: RunSettings, ranks: Ranks, steps: list[int]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """What a run would do at some steps with the weights that it begins with, in float64: STEP/PARAMETER → gradient.
+    """What a run would do at some steps with the weights that it begins with, in float64: STEP/PARAMETER → gradient;
+    after/NAME, of batch norms, what they remember afterwards.
 
     Masks begin scattered: where they are all open, hardly any gate moves.
     """
@@ -55,7 +56,8 @@ def gradients(settings: RunSettings, ranks: Ranks, steps: list[int]) -> tuple[di
             if parameter.grad is not None:
                 found[f"{step}/{name}"] = parameter.grad.clone()
                 parameter.grad = None
-    return found, told
+    running = {name: buffer for name, buffer in run.model.named_buffers() if "running_" in name}
+    return found | {f"after/{name}": buffer.clone() for name, buffer in running.items()}, told
 
 
 def in_float64(settings: RunSettings, ranks: Ranks) -> Run:
@@ -111,7 +113,8 @@ def read(fields: dict[str, Any]) -> RunSettings:
     losses = {name: LossTerm(**term) for name, term in fields["losses"].items()}
     prune = fields["prune"] and PruneSettings(**fields["prune"])
     optimiser = OptimiserSettings(**fields["optimiser"])
-    return RunSettings(**{**fields, "optimiser": optimiser, "losses": losses, "prune": prune})
+    evaluation = fields["evaluation"] and EvaluationSettings(**fields["evaluation"])
+    return RunSettings(**{**fields, "optimiser": optimiser, "losses": losses, "prune": prune, "evaluation": evaluation})
 
 
 def _tuples(value: Any) -> Any:

@@ -245,3 +245,15 @@ def test_half_precision_is_exported_as_float32_and_left_as_it_was(tmp_path: Path
     export_transformers(loaded, str(tmp_path / "out"))
     assert loaded.model.visual.proj.dtype == torch.float16
     assert CLIPModel.from_pretrained(tmp_path / "out").dtype == torch.float32
+
+
+def test_the_open_clip_folder_names_the_end_token(tmp_path: Path) -> None:
+    """open_clip 4 asks for it; one that is there already stays."""
+    for number, (text_cfg, wanted) in enumerate([({}, 49407), ({"pool_type": "eos", "eos_id": 49406}, 49406)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        loaded = make(folder, text_cfg=text_cfg)
+        export_open_clip(loaded, str(folder / "out"))
+        config = json.loads((folder / "out" / "open_clip_config.json").read_text())
+        assert config["model_cfg"]["text_cfg"]["eos_id"] == wanted
+        assert load_model(str(folder / "out")).model.text_eos_id == wanted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.export.staging import staged
+from distill.export.staging import refuse_no_room, staged
 from shards.errors import UserError
 
 
@@ -72,3 +72,10 @@ def test_a_name_with_the_signs_of_a_pattern_is_only_a_name(tmp_path: Path) -> No
         with staged(str(tmp_path / name)):
             pass
     assert {path.name for path in tmp_path.iterdir()} == {"v[i]t", "v.t*"}
+
+
+def test_a_disk_without_room_is_told_before_the_work(tmp_path: Path) -> None:
+    refuse_no_room(str(tmp_path / "not" / "there" / "yet"), 1000)
+    with pytest.raises(UserError, match=r"takes about 1,000,000,000 MB, and [\d,]+ MB are left"):
+        refuse_no_room(str(tmp_path / "not" / "there" / "yet"), 10**15)
+    assert list(tmp_path.iterdir()) == []

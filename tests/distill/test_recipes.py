@@ -41,7 +41,7 @@ def test_every_recipe_is_a_run_of_a_student_there_is(name: str) -> None:
     given = {} if load_recipe(name).get("student") else {"student": "ViT-B-32"}
     assert not given or name.startswith("tinyclip-auto")
     run = settings(name, **given, initial="ViT-B-32:laion2b_e16")
-    assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "ViT-B-32"}
+    assert run.student in {*student_names(), "MobileCLIP-S1", "MobileCLIP-B", "MobileCLIP2-S0", "ViT-B-32"}
     assert run.losses
 
 
@@ -126,6 +126,17 @@ def test_dataset_reinforcement_is_as_published() -> None:
         optimiser = run.optimiser
         assert (optimiser.lr, optimiser.final_lr, optimiser.betas) == (1e-3, 1e-6, (0.9, 0.95))
         assert (optimiser.weight_decay, optimiser.ema, run.precision) == (0.2, 0.9995, "bf16")
+
+
+def test_the_second_reinforcement_has_a_scale_for_each_teacher_as_published() -> None:
+    run = settings("dr2")
+    assert run.teacher_scale == {"dfn2b-l14": 70, "dfn2b-s39b-l14": 60}
+    assert set(run.teacher_scale) == set(run.teachers)
+    assert weights(run) == {"reinforcement": 1}
+    assert (run.steps, run.batch_size, run.captions) == (30_000, 8192, ("txt", "syn"))
+    optimiser = run.optimiser
+    assert (optimiser.lr, optimiser.warmup, optimiser.weight_decay, optimiser.betas) == (1e-3, 1000, 0.2, (0.9, 0.95))
+    assert (optimiser.clip_norm, optimiser.ema) == (1, None)
 
 
 def test_teensy_tiny_learns_to_meet_the_caches_texts() -> None:

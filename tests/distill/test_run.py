@@ -90,6 +90,18 @@ def test_targets_are_the_caches_rows_at_the_teachers_or_the_pinned_scale(world: 
     assert plain.loader.batch(0).targets.teachers == {}
 
 
+def test_each_teacher_may_have_its_own_scale(world: Any, rich: str, tmp_path: Path) -> None:
+    """By its name; one that is not named keeps its own."""
+    two = {"cache": rich, "teachers": ("teach", "other")}
+    for chosen, expected in (({"other": 70.0}, (30.0, 70.0)), ({"teach": 40.0, "other": 70.0}, (40.0, 70.0))):
+        run = Run(world.settings(tmp_path, **two, teacher_scale=chosen))
+        said = run.loader.batch(0).targets.teachers["txt"]
+        assert [one.logit_scale for one in said] == pytest.approx(expected, rel=1e-6)
+        assert [facts["logit_scale"] for facts in run.facts()["teachers"]] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(UserError, match=r"--teacher-scale: third is none of the teachers\. Use teach or other"):
+        Run(world.settings(tmp_path, **two, teacher_scale={"third": 70.0}))
+
+
 def test_embeddings_are_the_students_of_normalised_pixels(world: Any, tmp_path: Path) -> None:
     run = Run(world.settings(tmp_path))
     batch = run.loader.batch(1)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ DEADLINE = 600.0
 
 
 class Pictures(http.server.ThreadingHTTPServer):
-    """`/N.jpg` is picture N; those from `held_from` on are answered once `release` is set. After the one that is
-    `fatal` comes that word.
+    """`/N.jpg` is picture N; those from `held_from` on, but the `spared`, are answered once `release` is set. After the
+    one that is `fatal` comes that word.
     """
 
     # The usual backlog of five makes clients wait a second before they try again.
@@ -34,6 +34,7 @@ class Pictures(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.held_from: float = float("inf")
+        self.spared: Container[int] = ()
         self.release = threading.Event()
         self.fatal: int | None = None
         self.waiting = 0
@@ -54,7 +55,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         number = int(self.path[1:].removesuffix(".jpg"))
-        if number >= self.server.held_from and not self.server.release.is_set():
+        held = number >= self.server.held_from and number not in self.server.spared
+        if held and not self.server.release.is_set():
             self.server.waiting += 1
             self.server.release.wait()
         pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)

@@ -293,7 +293,7 @@ def _steps(words: list[str]) -> int:
 
 def _below(run: Any, what: str) -> list[int]:
     """The workers, or the raylet, of a run."""
-    mark = {"worker": b"ray::_Actor", "raylet": b"raylet/raylet"}[what]
+    mark = {"worker": b"ray::RayWorker", "raylet": b"raylet/raylet"}[what]
     return [process for process, line in run.look().items() if mark in line]
 
 

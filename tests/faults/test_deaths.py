@@ -33,7 +33,7 @@ def test_a_build_whose_worker_dies_goes_on_to_its_end(
     killed: set[int] = set()
     for number in (1, 4):
         wait_until(lambda number=number: made() >= number or run.process.poll() is not None)
-        workers = {process for process, line in run.look().items() if line.startswith(b"ray::_Actor")} - killed
+        workers = {process for process, line in run.look().items() if line.startswith(b"ray::RayWorker")} - killed
         victim = min(workers)
         os.kill(victim, signal.SIGKILL)
         killed.add(victim)

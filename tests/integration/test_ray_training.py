@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from distill.run_folder import read_log
 from distill.settings import OptimiserSettings, RunSettings
+from distill.training.interrupt import Interrupted
 from distill.training.launch import launch
 from shards import Dataset, InProcess, UserError
 from shards.ray_session import ray_session
@@ -74,6 +77,30 @@ def test_two_workers_of_ray_train_as_one_process_does(settings: RunSettings, tmp
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_workers_with_a_checkpoint(settings: RunSettings, tmp_path: Path, number: int) -> None:
+    """Both at one step, from which the run goes on to the same bytes; no checkpoint was due."""
+    long = moved(settings, tmp_path / "run", steps=4000, checkpoint_every=10_000, log_every=1)
+    log = tmp_path / "run" / "log.jsonl"
+
+    def ask() -> None:
+        while not (log.exists() and len(log.read_text().splitlines()) > 3):
+            ended.wait(0.05)
+        os.kill(os.getpid(), number)
+
+    ended = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()
+    with ray_session(cpus=2), pytest.raises(Interrupted, match=r"after step \d+ of 4000, with a checkpoint") as caught:
+        launch(long, "ray", 2)
+    ended.set()
+    assert caught.value.signal == number
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert f"after step {int(checkpoint.name)} of" in str(caught.value)
+    assert not (tmp_path / "run" / ".asked").exists()
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.long
 def test_what_a_worker_refuses_is_refused_here(settings: RunSettings, tmp_path: Path) -> None:
     launch(moved(settings, tmp_path / "run"))
     with (
@@ -107,6 +134,52 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_nothing_else(
     assert "resumed" in (out / "events.jsonl").read_text()
     weights = [(tmp_path / name / "model" / "open_clip_model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.long
+def test_a_machine_that_is_lost_is_waited_for_and_training_goes_on(
+    settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    steps = 60
+    with ray_session(cpus=2):
+        launch(moved(settings, tmp_path / "whole", steps=steps), "ray", 2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        _, second = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+        out = tmp_path / "lost"
+        with ThreadPoolExecutor(1) as pool:
+            # Machines can only be added by the main thread.
+            run = pool.submit(launch, moved(settings, out, steps=steps), "ray", 2, cluster.address)
+            deadline = time.monotonic() + 600
+            while not (out / "checkpoints" / "00000004").exists():
+                assert time.monotonic() < deadline, "no checkpoint"
+                assert not run.done(), run
+                time.sleep(0.01)
+            raylet = second.all_processes["raylet"][0].process.pid
+            below = [
+                int(path.name)
+                for path in Path("/proc").glob("[0-9]*")
+                if (path / "stat").exists() and _parent(path) == raylet
+            ]
+            for process in (raylet, *below):
+                os.kill(process, signal.SIGKILL)
+            cluster.add_node(num_cpus=1)
+            run.result()
+    finally:
+        cluster.shutdown()
+    assert "resumed" in (out / "events.jsonl").read_text()
+    weights = [(tmp_path / name / "model" / "open_clip_model.safetensors").read_bytes() for name in ("whole", "lost")]
+    assert weights[0] == weights[1]
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _a_worker() -> int:

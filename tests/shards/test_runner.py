@@ -36,6 +36,7 @@ from shards import (
 )
 from shards.publication import Publication
 from shards.ray_executor import RayExecutor
+from shards.ray_machines import Needs
 from shards.runner import Outcome
 from tests.conftest import encoded, picture
 
@@ -353,16 +354,16 @@ def test_ray_runs_as_many_at_once_as_there_are_workers(out: Folder) -> None:
 
 @pytest.mark.usefixtures("ray_here")
 def test_more_workers_than_the_cluster_has_room_for_do_not_hang(out: Folder) -> None:
-    executor = RayExecutor(5, cpus=1)
+    executor = RayExecutor(5)
     assert run_shards(Task(out, 8), executor).finished == 8
 
 
 @pytest.mark.usefixtures("ray_here")
 def test_workers_that_can_never_fit_are_refused(out: Folder) -> None:
     with pytest.raises(UserError, match="a worker needs 3 CPU on one machine"):
-        run_shards(Task(out, 2), RayExecutor(1, cpus=3))
+        run_shards(Task(out, 2), RayExecutor(1, Needs(cpus=3)))
     with pytest.raises(UserError, match="64 GPU on one machine"):
-        run_shards(Task(out, 2), RayExecutor(1, gpus=64))
+        run_shards(Task(out, 2), RayExecutor(1, Needs(gpus=64)))
     with pytest.raises(UserError, match="0 workers"):
         RayExecutor(0)
 
@@ -444,10 +445,10 @@ def test_a_command_joins_a_cluster_by_its_address_and_leaves_it_running(tmp_path
 
 _JOIN = """
 import sys
-from shards.ray_session import cluster_resources
+from shards.ray_session import cluster_machines
 from shards.errors import UserError
 try:
-    cluster_resources(sys.argv[1])
+    cluster_machines(sys.argv[1])
 except UserError as error:
     print(error)
 """
@@ -535,6 +536,7 @@ def test_a_user_error_survives_pickling() -> None:
 ELSEWHERE = """
 from shards.errors import UserError
 from shards.ray_executor import RayExecutor
+from shards.ray_machines import Needs
 from teacher_cache.layout import slug
 
 executor = RayExecutor(1)

@@ -175,6 +175,51 @@ def test_published_samples_come_to_the_images_they_belong_to(
         start += width
 
 
+def test_tagged_captions_and_embeddings_are_sets_of_their_own(tmp_path: Path) -> None:
+    """As MobileCLIP2's: captions of two captioners and one without embeddings, beside those without a tag, embedded by
+    two ensembles; what the untagged ensemble said is another import."""
+    write_dataset(tmp_path / "set", [ours(number) for number in range(4)])
+    samples, random = [], np.random.default_rng(5)
+    said: dict[int, dict[str, np.ndarray]] = {}
+    for number in range(4):
+        item = Published(uid(number), number)
+        captions = {
+            "syn_text_dfn_Coca": [f"coca {number} {at}" for at in range(2)],
+            "syn_text": item.captions,
+            "syn_text_b": [f"b {number}"],
+            "syn_text_unheard": ["of nobody"],
+        }
+        arrays = said[number] = {"image_emb": item.images, "text_emb": item.texts}
+        for tag in ("", "_dfn"):
+            arrays |= {f"{key}_emb{tag}": unit_parts(random, len(captions[key])) for key in list(captions)[:3]}
+        arrays |= {"image_emb_dfn": unit_parts(random, VIEWS), "text_emb_dfn": unit_parts(random, 1)}
+        sink = io.BytesIO()
+        np.savez(sink, **arrays)
+        members = item.members() | {"npz": sink.getvalue(), "syn.json": json.dumps(captions).encode()}
+        samples.append((uid(number), members))
+    tars = [write_tar(tmp_path / "a.tar", samples)]
+    with pytest.raises(UserError, match="image_emb_none and text_emb_none are needed"):
+        bring(tars, tmp_path, tag="_none")
+    assert bring(tars, tmp_path, tag="_dfn").uneven == 0
+    for folder, part in zip(FOLDERS, (slice(0, 6), slice(6, 16)), strict=True):
+        cache = opened(tmp_path, folder, "error")
+        assert cache.captions == {"txt": 1, "syn": 3, "syn-b": 1, "syn-dfn_coca": 2}
+        for number, arrays in said.items():
+            place, row = divmod(number, 3)
+            one = np.array([[place, row]])
+            np.testing.assert_allclose(cache.image(one, np.array([7]))[0], arrays["image_emb_dfn"][7, part], atol=1e-3)
+            np.testing.assert_allclose(cache.text(one)[0], arrays["text_emb_dfn"][0, part], atol=1e-3)
+            for name, key, count in (
+                ("syn", "syn_text", 3),
+                ("syn-b", "syn_text_b", 1),
+                ("syn-dfn_coca", "syn_text_dfn_Coca", 2),
+            ):
+                for at in range(count):
+                    got = cache.text(one, at, name)[0]
+                    np.testing.assert_allclose(got, arrays[f"{key}_emb_dfn"][at, part], atol=1e-3)
+                    assert cache.caption(place, row, at, name) == json.loads(samples[number][1]["syn.json"])[key][at]
+
+
 def test_what_was_embedded_from_something_else_is_left_out_and_counted(tmp_path: Path) -> None:
     turned = json.dumps({"Image Orientation": "Rotated 90 CW"})
     plain = json.dumps({"Image Orientation": "Horizontal (normal)"})
