@@ -25,7 +25,8 @@ test-demo: $(READY)
 test-long: $(READY)
 	$(BIN)/pytest -m long --timeout 900 --ignore tests/faults/test_campaign.py
 
-# Two hundred kills over three stages on a store that fails, fifty of an ingest on Ray: about 40 minutes.
+# More than two hundred kills over three stages on a store that fails, fifty of an ingest on Ray, full disks, outages,
+# single deaths: about an hour.
 test-faults: $(READY)
 	$(BIN)/pytest -m long --timeout 3600 tests/faults
 

@@ -31,6 +31,10 @@ class UserError(Exception):
         line = f"{where}: {problem}" if where else problem
         super().__init__(one_line(f"{line}. {do}" if do else line))
 
+    def at(self, place: str) -> UserError:
+        """The same, met at a place."""
+        return UserError(f"{self.problem}, at {place}", where=self.where, do=self.do)
+
     def __reduce__(self) -> tuple[object, ...]:
         return _user_error, (self.problem, self.where, self.do)
 

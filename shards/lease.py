@@ -3,6 +3,9 @@
 S3 writes an object on the condition that there is none (`If-None-Match: *`), or that it still is the version that was
 seen (`If-Match`). So of two runs that want the lease one gets it, also where both take over from one that died. Whether
 a holder lives is judged by its renewals and one's own clock: clocks of machines are never compared.
+
+A run that was taken for dead, or its workers, may live on for a while. So files of a shard are written on the condition
+that there are none; only who still works for the holder removes what is there.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.errors import UserError
 from shards.outages import ride_out
+from shards.ranges import read_file
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,70 @@ _LOOK_EVERY_S = 1.0
 _GIVE_UP_S = 5.0
 DEAD_S = 45.0
 """A lease that was not renewed for so long is nobody's."""
+_TRIES = 5
+"""So often what is in a file's way is removed."""
+
+
+class Held(NamedTuple):
+    """A lease that this process, or the one that it works for, was given: over the folder at `url`, to a run."""
+
+    url: str
+    run: str
+
+
+_held: dict[str, Held] = {}
+
+
+def over(url: str) -> Held | None:
+    """The lease over a folder, or one above it, that this process works under."""
+    return next((held for held in _held.values() if f"{url}/".startswith(f"{held.url.rstrip('/')}/")), None)
+
+
+def remember(held: Held) -> None:
+    """This process works for the run that holds a lease."""
+    _held[held.url] = held
+
+
+def refuse_lost(held: Held) -> None:
+    """Raise `UserError` if a lease is another run's by now, or nobody's."""
+    try:
+        holder = json.loads(read_file(f"{held.url.rstrip('/')}/{NAME}"))
+    except (FileNotFoundError, ValueError):
+        holder = None
+    if not isinstance(holder, dict) or holder.get("run") != held.run:
+        raise _lost(held.url)
+
+
+def put(fs: Any, path: str, held: Held, how: Callable[..., Any]) -> None:
+    """Put an object as `how` does, which takes s3fs's `mode`, and never over one of a run that has taken over.
+
+    Raises `UserError` if one has.
+    """
+    for _ in range(_TRIES):
+        try:
+            ride_out(held.url, lambda: how(mode="create"))
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and _code(error) not in _REFUSED:
+                raise
+        else:
+            return
+        # A killed attempt's, or one of a run that was taken for dead; or ours, and the answer was lost.
+        refuse_lost(held)
+        with contextlib.suppress(FileNotFoundError):
+            ride_out(held.url, lambda: fs.rm_file(path))
+    raise OSError(f"{path}: somebody else writes it again and again")
+
+
+_REFUSED = frozenset({"PreconditionFailed", "412"})
+"""How S3 says that a condition does not hold."""
+
+
+def _lost(url: str) -> UserError:
+    return UserError(
+        f"another run took over here, as this one was not heard of for {DEAD_S:.0f} s",
+        where=url,
+        do="Let that one go on, or end it and run the same command again",
+    )
 
 
 @contextlib.contextmanager
@@ -45,6 +113,7 @@ def leased(fs: Any, path: str, url: str) -> Iterator[None]:
         yield
         return
     threading.Thread(target=lease.keep, daemon=True).start()
+    remember(lease.held)
     try:
         yield
     except KeyboardInterrupt:
@@ -52,6 +121,7 @@ def leased(fs: Any, path: str, url: str) -> Iterator[None]:
         raise
     finally:
         lease.ended.set()
+        _held.pop(url, None)
         # Not longer: a store that is away shall not hold up an end. What stays is nobody's soon.
         giving = threading.Thread(target=lease.give_up, daemon=True)
         giving.start()
@@ -70,6 +140,7 @@ class _Lease:
             "began": _begun(os.getpid()),
             "machine": _machine(),
         }
+        self.held = Held(url, str(self._me["run"]))
         self._renewals = 0
         self._tag = ""
         self._lost = False
@@ -131,11 +202,7 @@ class _Lease:
 
     def refuse_lost(self) -> None:
         if self._lost:
-            raise UserError(
-                f"another run took over here, as this one was not heard of for {DEAD_S:.0f} s",
-                where=self._url,
-                do="Let that one go on, or end it and run the same command again",
-            )
+            raise _lost(self._url)
 
     def give_up(self) -> None:
         with contextlib.suppress(Exception):
@@ -153,7 +220,7 @@ class _Lease:
         except OSError as error:
             code = _code(error)
             self._keeps_conditions = code != "NotImplemented"
-            if code in {"PreconditionFailed", "NoSuchKey", "412", "404"}:
+            if code in _REFUSED | {"NoSuchKey", "404"}:
                 return False
             if code == "NotImplemented":
                 return True
@@ -166,7 +233,7 @@ class _Lease:
         self._fs.invalidate_cache()
         try:
             tag = str(self._fs.info(self._name)["ETag"])
-            holder = json.loads(self._fs.cat_file(self._name))
+            holder = json.loads(read_file(f"{self._url.rstrip('/')}/{NAME}"))
         except FileNotFoundError:
             return None, ""
         except ValueError:

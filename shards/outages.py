@@ -32,8 +32,14 @@ _lock = threading.Lock()
 _answered: set[str] = set()
 _away: dict[str, float] = {}
 """Stores that do not answer now, and since when."""
+listeners: list[Callable[[str, bool, str], None]] = []
+"""Who is told beside the log: the store, whether it is away now, and the line."""
 _ending = threading.Event()
 """Set when the process was told to end."""
+
+
+class StoreAwayError(UserError):
+    """A store was waited for and did not come back."""
 
 
 def store_of(url: str) -> str:
@@ -57,6 +63,16 @@ def wait_no_more() -> None:
     _ending.set()
 
 
+def wait_again() -> None:
+    """What was told to end has ended, and this process goes on."""
+    _ending.clear()
+
+
+def is_away(store: str) -> bool:
+    """Whether this process waits for a store."""
+    return store in _away
+
+
 def ride_out(url: str, call: Callable[[], T]) -> T:
     """Call, again and again while the store at `url` is away, overloaded, or breaks off, and return what comes of it.
 
@@ -66,7 +82,6 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
     """
     if _ending.is_set() and store_of(url) in _away:
         raise KeyboardInterrupt
-    began: float | None = None
     tries = short = 0
     while True:
         try:
@@ -82,18 +97,17 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
                 raise ShortReadError(f"{url}: {error}") from error
             if short >= _SHORT or not (came_wrong(error) or has_answered(url)):
                 raise
-            began = began or time.monotonic()
-            if time.monotonic() - began > PATIENCE_S:
-                raise UserError(
-                    f"the store has not answered for {PATIENCE_S / 60:.0f} min ({_reason(error)})",
-                    where=store_of(url),
-                    do="What was published stays: run the same command again once it answers",
-                ) from error
             if came_wrong(error):
                 pause = 0.2
             else:
                 pause = 1.0
-                _went_away(url, error)
+                # Of an outage that was waited for once nobody waits again, whoever asks.
+                if _went_away(url, error) > PATIENCE_S:
+                    raise StoreAwayError(
+                        f"the store has not answered for {_minutes(PATIENCE_S)} ({_reason(error)})",
+                        where=store_of(url),
+                        do="What was published stays: run the same command again once it answers",
+                    ) from error
             if _ending.wait(random.uniform(0.5, 1) * min(_LONGEST_S, pause * 2.0**tries)):
                 raise KeyboardInterrupt from error
             tries += 1
@@ -106,15 +120,20 @@ def _reason(error: BaseException) -> str:
     return one_line(str(error))[:300] or type(error).__name__
 
 
-def _went_away(url: str, error: BaseException) -> None:
+def _went_away(url: str, error: BaseException) -> float:
+    """For how many seconds it has been away; said once."""
     store = store_of(url)
     with _lock:
-        if store in _away:
-            return
-        _away[store] = time.monotonic()
-    log.warning(
-        "%s: the store does not answer (%s); waiting for it, %.0f min at most", store, _reason(error), PATIENCE_S / 60
-    )
+        now = time.monotonic()
+        since = _away.setdefault(store, now)
+    if since == now:
+        reason, most = _reason(error), _minutes(PATIENCE_S)
+        _say(store, f"{store}: the store does not answer ({reason}); waiting for it, {most} at most", is_away=True)
+    return now - since
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _came_back(url: str) -> None:
@@ -124,4 +143,11 @@ def _came_back(url: str) -> None:
         with _lock:
             since = _away.pop(store, None)
         if since is not None:
-            log.warning("%s: the store answers again, after %.0f s", store, time.monotonic() - since)
+            gone = time.monotonic() - since
+            _say(store, f"{store}: the store answers again, after {gone:.0f} s", is_away=False)
+
+
+def _say(store: str, line: str, *, is_away: bool) -> None:
+    log.warning("%s", line)
+    for listener in listeners:
+        listener(store, is_away, line)

@@ -77,17 +77,25 @@ class Publication:
 
     @contextlib.contextmanager
     def _beside(self, suffix: str) -> Iterator[Path]:
-        with self._spec.folder.staged(f"{self._spec.shard:05d}{suffix}") as path:
+        with self._spec.folder.staged(f"{self._spec.shard:05d}{suffix}", by_holder=True) as path:
             yield path
             self._withdraw()
 
     def finish(self, count: int, stats: Mapping[str, float]) -> ShardRecord:
-        """Publish and return the record."""
+        """Publish and return the record; of a folder that is held by a lease the only one that the shard then has.
+
+        Raises `UserError` if another run has taken over the lease.
+        """
         spec = self._spec
         record = ShardRecord(
             spec.shard, spec.fingerprint, self._parent, count, tuple(self._files), dict(stats), tuple(self._others)
         )
-        spec.folder.child(RECORDS).publish(str(record.name), record.to_json().encode())
+        records = spec.folder.child(RECORDS)
+        if spec.folder.refuse_lost():
+            # A run that was taken for dead may have published in the meantime. The files it names are gone.
+            for name in self._names():
+                records.delete(str(name))
+        records.publish(str(record.name), record.to_json().encode(), by_holder=True)
         return record
 
     def _standing(self, names: list[RecordName]) -> ShardRecord | None:
@@ -107,6 +115,8 @@ class Publication:
             standing = self._standing(names)
             if standing is not None:
                 raise SupersededError(standing)
+            if names:
+                self._spec.folder.refuse_lost()
             for name in names:
                 self._spec.folder.child(RECORDS).delete(str(name))
             self._withdrawn = True

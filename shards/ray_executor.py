@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from shards.errors import UserError
 from shards.ray_machines import Machine, Needs
+from shards.ray_outages import Heard
 from shards.ray_session import RayLostError, RaySession, ray_session
 from shards.ray_worker import LEAVE_S, RayWorker, Seat, call, cause_of, machine_went
 from shards.runner import Outcome
@@ -68,6 +69,7 @@ class RayExecutor:
         self._no_room_since: float | None = None
         self._patience = self.patience
         self._shared = False
+        self._heard = Heard()
         self._ray: RaySession | None = None
         self._session = contextlib.ExitStack()
 
@@ -191,6 +193,7 @@ class RayExecutor:
             raise
         if time.monotonic() - self._looked >= _LOOK_EVERY_S:
             self._look_around()
+            self._heard.look()
             self._say_what_stands()
             self._looked = time.monotonic()
         return bool(ended)
@@ -370,11 +373,13 @@ class RayExecutor:
     def close(self) -> None:
         import ray  # noqa: PLC0415
 
-        if self._ray is not None and self._shared:
-            # Ray outlives us; otherwise they go with it.
+        if self._ray is not None:
             with contextlib.suppress(RayLostError, UserError):
                 self._machines()
-                for seat in self._seats:
+                self._heard.look()
+                self._heard.forget()
+                # Where Ray outlives us; otherwise they go with it.
+                for seat in self._seats if self._shared else ():
                     ray.kill(seat.actor)
         self._seats, self._calls = [], {}
         self._waiting.clear()

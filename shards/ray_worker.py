@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from shards.errors import one_line
 from shards.ray_metrics import WorkerMetrics
+from shards.ray_outages import leave_for_driver
 from shards.runner import Host, Outcome
 from shards.task import ShardTask, Spec
 
@@ -26,6 +27,7 @@ class RayWorker(Host):
 
     def __init__(self, task: ShardTask[Any], threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        leave_for_driver()
         super().__init__(task)
         _end_soon_when_told()
         self._metrics = WorkerMetrics(task.name)

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import IncompleteError, ShardError, UserError, disk_is_full, one_line
 from shards.failures import FAILURES, Failures
+from shards.outages import StoreAwayError
 from shards.progress import Meter
 from shards.publication import SupersededError
 from shards.record import PublishedShards, compact
@@ -94,6 +95,9 @@ class Host:
             return Outcome(spec, result=self._opened().run(spec))
         except SupersededError as error:
             return Outcome(spec, result=error.record)
+        except StoreAwayError as error:
+            named = error.at(f"shard {spec.label}")
+            return Outcome(spec, kind="user", cause=str(named), error=named)
         except UserError as error:
             return Outcome(spec, kind="user", cause=str(error), error=error)
         except ShardError as error:

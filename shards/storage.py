@@ -14,20 +14,19 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from datetime import datetime
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from shards import copies, credentials, outages
+from shards import copies, credentials, lease, outages
 from shards.errors import UserError
 from shards.lease import leased
 from shards.outages import ride_out
 from shards.ranges import read_file, short_read
-from shards.stores import CREDENTIALS, ShortReadError, came_wrong, is_passing, located
+from shards.stores import CREDENTIALS, ShortReadError, came_wrong, is_passing, located, seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +55,14 @@ class Folder:
         return self.url
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "answered": outages.has_answered(self.url)}
+        return {"url": self.url, "answered": outages.has_answered(self.url), "lease": lease.over(self.url)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.url = state["url"]
         if state["answered"]:
             outages.remember(self.url)
+        if state["lease"]:
+            lease.remember(state["lease"])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Folder) and other.url == self.url
@@ -151,7 +152,7 @@ class Folder:
                 return {}
         marks = ("LastModified", "last_modified", "updated", "mtime")
         found = {str(entry["name"]).rsplit("/", 1)[-1]: [entry.get(mark) for mark in marks] for entry in listed}
-        return {name: time for name, told in found.items() for time in _seconds(told)}
+        return {name: time for name, told in found.items() for time in seconds_of(told)}
 
     def exists(self, name: str) -> bool:
         fs, _ = self._located
@@ -176,26 +177,26 @@ class Folder:
             except FileNotFoundError:
                 return None
 
-    def publish(self, name: str, data: bytes) -> None:
-        """Make `data` appear under `name`, whole or not at all; replaces what was there."""
+    def publish(self, name: str, data: bytes, *, by_holder: bool = False) -> None:
+        """Make `data` appear under `name`, whole or not at all; replaces what was there. `by_holder`: see `staged`."""
         if self.is_local:
             with self.staged(name) as path:
                 path.write_bytes(data)
             return
-        fs, _ = self._located
-        with _explained(self.url):
-            ride_out(self.url, lambda: fs.pipe_file(self._name(name), data))
+        self._put(partial(self._located[0].pipe_file, self._name(name), data), name, by_holder)
 
     @contextlib.contextmanager
-    def staged(self, name: str) -> Iterator[Path]:
-        """A local path to write; on a clean exit its bytes appear under `name`, on an exception nothing does."""
+    def staged(self, name: str, *, by_holder: bool = False) -> Iterator[Path]:
+        """A local path to write; on a clean exit its bytes appear under `name`, on an exception nothing does.
+
+        `by_holder`: of a folder that is held by a lease (`alone`), only whoever works for its holder replaces what is
+        there. Raises `UserError` if another run has taken over.
+        """
         if not self.is_local:
             with tempfile.TemporaryDirectory(prefix="clipstill-") as scratch:
                 path = Path(scratch) / "payload"
                 yield path
-                fs, _ = self._located
-                with _explained(self.url):
-                    ride_out(self.url, lambda: fs.put_file(str(path), self._name(name)))
+                self._put(partial(self._located[0].put_file, str(path), self._name(name)), name, by_holder)
             return
         folder = self.path
         path = folder / f".{name}.{uuid.uuid4().hex}.tmp"
@@ -212,6 +213,18 @@ class Folder:
         finally:
             path.unlink(missing_ok=True)
             os.close(claim)
+
+    def _put(self, put: Callable[..., Any], name: str, by_holder: bool) -> None:
+        with _explained(self.url):
+            held = lease.over(self.url) if by_holder else None
+            lease.put(self._located[0], self._name(name), held, put) if held else ride_out(self.url, put)
+
+    def refuse_lost(self) -> bool:
+        """Raise `UserError` if another run has taken over the lease of this folder; whether there is a lease."""
+        held = lease.over(self.url)
+        if held is not None:
+            lease.refuse_lost(held)
+        return held is not None
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -309,19 +322,6 @@ class Folder:
 
         with _explained(self.url), root.staged(sha256) as path:
             ride_out(url, copy)
-
-
-def _seconds(told: Iterable[Any]) -> Iterator[float]:
-    """The first that is a time, if any is."""
-    for mark in told:
-        if isinstance(mark, str):
-            with contextlib.suppress(ValueError):
-                mark = datetime.fromisoformat(mark)  # noqa: PLW2901
-        if isinstance(mark, datetime):
-            mark = mark.timestamp()  # noqa: PLW2901
-        if isinstance(mark, int | float):
-            yield float(mark)
-            return
 
 
 def _absolute(path: str) -> str:

@@ -5,7 +5,9 @@ These libraries are optional and not imported here, so their exceptions are reco
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -124,3 +126,16 @@ def told(error: BaseException) -> tuple[str, str] | None:
 def is_of_library(error: BaseException) -> bool:
     """Whether a library that talks to a store, and not the operating system, raised it."""
     return type(error).__module__.partition(".")[0] in _LIBRARIES
+
+
+def seconds_of(told: Iterable[Any]) -> Iterator[float]:
+    """The first of what a store says of a file that is a time, in seconds since 1970, if any is."""
+    for mark in told:
+        if isinstance(mark, str):
+            with contextlib.suppress(ValueError):
+                mark = datetime.fromisoformat(mark)  # noqa: PLW2901
+        if isinstance(mark, datetime):
+            mark = mark.timestamp()  # noqa: PLW2901
+        if isinstance(mark, int | float):
+            yield float(mark)
+            return

@@ -20,6 +20,7 @@ import torch
 
 from distill.training.monitor import Figures
 from distill.training.ranks import Ranks
+from shards import outages
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_EVERY_S = 1.0
@@ -44,13 +45,15 @@ class Signals:
     """Use as a context manager, which holds SIGINT and SIGTERM back meanwhile.
 
     The first one is kept as `number` and handed to `then`; the same again raises `KeyboardInterrupt`. A signal that is
-    ignored stays so; outside the main thread none is caught. `speaks`: whether to say what the first one does.
+    ignored stays so; outside the main thread none is caught. `speaks`: whether to say what the first one does. After it
+    nobody waits for a store that is away: who would raises `KeyboardInterrupt`.
     """
 
     def __init__(self, *, speaks: bool, then: Callable[[int], object] = int) -> None:
         self._speaks, self._then = speaks, then
         self._before: dict[int, Any] = {}
         self.number = 0
+        self.at_once = False
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -63,9 +66,12 @@ class Signals:
         for number, handler in self._before.items():
             # None: what was there is not Python's, and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        outages.wait_again()
 
     def _asked(self, number: int, _: FrameType | None) -> None:
+        outages.wait_no_more()
         if self.number == number:
+            self.at_once = True
             raise KeyboardInterrupt
         if not self.number:
             if self._speaks:

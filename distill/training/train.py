@@ -26,6 +26,7 @@ from clip_models import save_model
 from clip_models.inheritance import summary, write_inheritance
 from clip_models.measure import tower_sizes
 from clip_models.precision import PRECISIONS
+from distill.data.batch import Batch
 from distill.report import write_run_page
 from distill.report.words import share_in_words
 from distill.run_folder import BEGINNINGS, Result, RunFiles
@@ -102,7 +103,7 @@ class _Training:
                 self.interrupts,
                 contextlib.closing(run.loader.batches(self.start, run.steps)) as batches,
             ):
-                for batch in batches:
+                for batch in self._while_they_come(batches, checkpoints):
                     step = batch.step + 1
                     values = run.step(batch)
                     with self._explained(batch.step):
@@ -207,6 +208,20 @@ class _Training:
             log.warning("the best checkpoint, of step %d, is gone: what follows is compared anew", self.best["step"])
             self.best = None
         checkpoints.best = self.best["step"] if self.best else None
+
+    def _while_they_come(self, batches: Iterator[Batch], checkpoints: Checkpoints) -> Iterator[Batch]:
+        """The batches. A run that was asked to end does so here where the next one waits for a store that is away."""
+        step = self.start
+        try:
+            for batch in batches:
+                yield batch
+                step = batch.step + 1
+        except KeyboardInterrupt:
+            # Of several processes some may be in the midst of a step: no state is everybody's.
+            if not self.interrupts.number or self.interrupts.at_once or self.ranks.size > 1 or step == self.start:
+                raise
+            self._keep(step, checkpoints, is_best=False)
+            self._end_early(step, checkpoints)
 
     def _end_early(self, step: int, checkpoints: Checkpoints) -> NoReturn:
         checkpoints.wait()

@@ -67,34 +67,35 @@ def import_clip_retrieval(
     width = map_rows(partitions[0].images or partitions[0].texts or "").shape[1]
     check_claims(teacher, width=width, image_size=image_size, squashes=kind == "squash")
     column = column or _column(partitions, key_column)
-    source, rows, content = _index(partitions, Folder(cache), column, key_column, kind)
-    name = slug(teacher)
-    home = Folder(cache).child(name)
-    facts = TeacherFacts(
-        name=name,
-        spec=teacher,
-        identity={"imported": "clip-retrieval", "model": teacher, "from": content},
-        embed_dim=source.width,
-        logit_scale=logit_scale,
-        logit_bias=None,
-        image_size=image_size if partitions[0].images else None,
-        has_text=partitions[0].texts is not None,
-        versions={},
-    )
-    layers = []
-    for place, (layer_kind, layer, settings) in enumerate(source.layers):
-        layer_facts = LayerFacts(
-            kind=layer_kind,
-            name=layer,
-            columns=(0,),
-            teacher=facts.fingerprint,
-            settings={"dtype": dtype, "precision": "", **settings},
-            dataset=dataset.name,
-            batch_size=0,
+    with Folder(cache).alone():
+        source, rows, content = _index(partitions, Folder(cache), column, key_column, kind)
+        name = slug(teacher)
+        home = Folder(cache).child(name)
+        facts = TeacherFacts(
+            name=name,
+            spec=teacher,
+            identity={"imported": "clip-retrieval", "model": teacher, "from": content},
+            embed_dim=source.width,
+            logit_scale=logit_scale,
+            logit_bias=None,
+            image_size=image_size if partitions[0].images else None,
+            has_text=partitions[0].texts is not None,
+            versions={},
         )
-        layers.append(ImportLayer(home.child(layer), layer_facts, place, (0, source.width)))
-    publish_facts_of([(home, facts)], layers)
-    return run_import(source, layers, dataset, executor, rows)
+        layers = []
+        for place, (layer_kind, layer, settings) in enumerate(source.layers):
+            layer_facts = LayerFacts(
+                kind=layer_kind,
+                name=layer,
+                columns=(0,),
+                teacher=facts.fingerprint,
+                settings={"dtype": dtype, "precision": "", **settings},
+                dataset=dataset.name,
+                batch_size=0,
+            )
+            layers.append(ImportLayer(home.child(layer), layer_facts, place, (0, source.width)))
+        publish_facts_of([(home, facts)], layers)
+        return run_import(source, layers, dataset, executor, rows)
 
 
 def _column(partitions: list[Partition], key_column: str | None) -> str:

@@ -77,39 +77,40 @@ def import_datacompdr(
     look_at(tars)
     for name, columns, _ in teachers:
         check_claims(name, width=columns)  # brings open_clip
-    indexed = index_tars(tars, Folder(cache))
-    width = sum(width for _, width, _ in teachers)
-    source = DataCompDR(indexed, width, key_column, tag, *_usual(indexed, width, tag))
-    layers: list[ImportLayer] = []
-    folders: list[tuple[Folder, TeacherFacts]] = []
-    start = 0
-    for name, columns, scale in teachers:
-        folder, part = Folder(cache).child(slug(name)), (start, start + columns)
-        facts = TeacherFacts(
-            name=slug(name),
-            spec=name,
-            identity={
-                "imported": "datacompdr",
-                "model": name,
-                "columns": list(part),
-                "from": indexed.content,
-                **({"tag": tag} if tag else {}),
-            },
-            embed_dim=columns,
-            logit_scale=scale,
-            logit_bias=None,
-            image_size=SIDE,
-            has_text=True,
-            versions={},
-        )
-        folders.append((folder, facts))
-        layers += [
-            ImportLayer(folder.child(layer.name), layer, first, part, source.texts_of(layer.name))
-            for first, layer in _layers(facts, source, dataset.name, dtype)
-        ]
-        start += columns
-    publish_facts_of(folders, layers)
-    return run_import(source, layers, dataset, executor, indexed.rows)
+    with Folder(cache).alone():
+        indexed = index_tars(tars, Folder(cache))
+        width = sum(width for _, width, _ in teachers)
+        source = DataCompDR(indexed, width, key_column, tag, *_usual(indexed, width, tag))
+        layers: list[ImportLayer] = []
+        folders: list[tuple[Folder, TeacherFacts]] = []
+        start = 0
+        for name, columns, scale in teachers:
+            folder, part = Folder(cache).child(slug(name)), (start, start + columns)
+            facts = TeacherFacts(
+                name=slug(name),
+                spec=name,
+                identity={
+                    "imported": "datacompdr",
+                    "model": name,
+                    "columns": list(part),
+                    "from": indexed.content,
+                    **({"tag": tag} if tag else {}),
+                },
+                embed_dim=columns,
+                logit_scale=scale,
+                logit_bias=None,
+                image_size=SIDE,
+                has_text=True,
+                versions={},
+            )
+            folders.append((folder, facts))
+            layers += [
+                ImportLayer(folder.child(layer.name), layer, first, part, source.texts_of(layer.name))
+                for first, layer in _layers(facts, source, dataset.name, dtype)
+            ]
+            start += columns
+        publish_facts_of(folders, layers)
+        return run_import(source, layers, dataset, executor, indexed.rows)
 
 
 def _usual(tars: IndexedTars, width: int, tag: str) -> tuple[int, dict[str, int]]:

@@ -122,10 +122,15 @@ def descendants(root: int) -> set[int]:
 
 
 class Run:
-    """`clipstill` in a process group of its own, as a shell starts it, with its output kept."""
+    """`clipstill` in a process group of its own, as a shell starts it, with its output kept.
 
-    def __init__(self, *arguments: str | Path) -> None:
-        command = [str(Path(sys.executable).with_name("clipstill")), *map(str, arguments)]
+    `processes`: that many, started by torchrun.
+    """
+
+    def __init__(self, *arguments: str | Path, processes: int = 0) -> None:
+        torchrun = ["torchrun", "--standalone", f"--nproc-per-node={processes}", "-m", "clipstill"]
+        program, *more = torchrun if processes else ["clipstill"]
+        command = [str(Path(sys.executable).with_name(program)), *more, *map(str, arguments)]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -166,8 +171,8 @@ def start() -> Iterator[Callable[..., Run]]:
     """`start("ingest", ...)` begins a run; what still runs at the end of the test is ended."""
     runs: list[Run] = []
 
-    def begin(*arguments: str | Path) -> Run:
-        runs.append(Run(*arguments))
+    def begin(*arguments: str | Path, processes: int = 0) -> Run:
+        runs.append(Run(*arguments, processes=processes))
         return runs[-1]
 
     yield begin

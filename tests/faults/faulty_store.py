@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import random
@@ -102,12 +103,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fate == "reset":
             self._reset()
             return
-        connection = http.client.HTTPConnection(server.upstream, timeout=60)
-        connection.request(self.command, self.path, body, dict(self.headers.items()))
-        response = connection.getresponse()
-        data = response.read()
-        headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOPS}
-        connection.close()
+        with contextlib.closing(http.client.HTTPConnection(server.upstream, timeout=60)) as connection:
+            connection.request(self.command, self.path, body, dict(self.headers.items()))
+            response = connection.getresponse()
+            data = response.read()
+            headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOPS}
         whole = len(data) > 1 and response.status in {200, 206} and "xml" not in headers.get("Content-Type", "")
         if fate == "lost":
             self._reset()

@@ -14,9 +14,10 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pytest
 import s3fs
@@ -27,9 +28,10 @@ from teacher_cache.verify import verify_cache
 from tests.faults.faulty_store import FaultyStore
 
 ROWS, SHARD, STEPS = 48, 4, 24
-KILLS, SEED = 200, 16
-WITH_RAY = 8
-"""Of so many rounds one has its shards made by Ray's workers, of which some are killed too."""
+PIECES, KILLS = 6, 30
+"""Seeds, and kills for each: together with those on Ray more than two hundred."""
+ON_RAY = 3
+"""Seeds of rounds in which Ray's workers make the shards."""
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +149,14 @@ def remains(base: str, out: Path, snapshot: Any, copy: Path) -> dict[str, bytes]
     return files | {"model": (out / "model" / "open_clip_model.safetensors").read_bytes()}
 
 
+_BUCKETS = itertools.count()
+
+
 class Campaign:
     """Kills at moments drawn from a seed, counted by what was killed."""
 
-    def __init__(self, store: FaultyStore, request: pytest.FixtureRequest) -> None:
-        self.store, self.draw = store, random.Random(SEED)
+    def __init__(self, store: FaultyStore, seed: int, request: pytest.FixtureRequest) -> None:
+        self.store, self.draw = store, random.Random(seed)
         self.killed: Counter[str] = Counter()
         self._start, self._wait_until = map(request.getfixturevalue, ("start", "wait_until"))
 
@@ -160,13 +165,14 @@ class Campaign:
         left = 6
         while True:
             # Up to a whole undisturbed stage, and more often early in it than late.
-            after = self.store.requests.total() + int(self.draw.random() ** 2 * 160)
+            done = partial(_steps, words) if stage == "distill" else self.store.requests.total
+            after = done() + int(self.draw.random() ** 2 * (STEPS if stage == "distill" else 160))
             process = server.start(*words)
             if self.draw.random() < 0.15:
                 self.store.leave_at, self.store.stay_away = self.store.requests.total() + self.draw.randrange(60), 20
                 self.killed["store"] += 1
             if left and self.draw.random() < 0.9:
-                self._wait_until(partial(self._is_time, after, partial(_is_gone, process)))
+                self._wait_until(partial(_is_time, done, after, partial(_is_gone, process)))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             status = server.ended()
@@ -178,73 +184,117 @@ class Campaign:
             self.killed[f"driver of {stage}"] += 1
 
     def by_ray(self, stage: str, words: list[str]) -> None:
-        """A stage to its end by Ray's workers, of which two are killed; and its driver in between."""
-        for what in ("worker", "driver", "worker", ""):
+        """A stage to its end by Ray's workers: they, Ray itself and the driver are killed."""
+        for whats in (("worker", "raylet", "driver"), ("worker", "driver"), ("raylet", "worker"), ()):
             run = self._start(*words)
-            if what:
-                after = self.store.requests.total() + self.draw.randrange(40)
-                self._wait_until(partial(self._is_time, after, partial(_has_ended, run), partial(_workers, run)))
-            if what == "driver" and run.process.poll() is None:
-                run.kill()
-                run.abandon()
-                self.killed[f"driver of {stage} on Ray"] += 1
-                continue
-            for worker in _workers(run)[:1] if what else ():
+            for what in whats:
+                done = self.store.requests.total
+                after, ready = done() + self.draw.randrange(30), partial(_below, run, "worker")
+                self._wait_until(partial(_is_time, done, after, partial(_has_ended, run), ready))
+                if _has_ended(run):
+                    break
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
-                    self.killed[f"worker of {stage}"] += 1
+                    os.kill(
+                        run.process.pid if what == "driver" else self.draw.choice(_below(run, what)), signal.SIGKILL
+                    )
+                    self.killed[f"{what} of {stage} on Ray"] += 1
+            if whats[-1:] == ("driver",) and run.process.wait() == -signal.SIGKILL:
+                run.abandon()
+                continue
             status, _, err = run.finish()
-            assert status == 0, err
-
-    def _is_time(self, after: int, over: Callable[[], object], ready: Callable[[], object] = lambda: True) -> bool:
-        return bool(over() or (self.store.requests.total() >= after and ready()))
+            assert status == 0, (stage, err)
 
 
-def test_two_hundred_kills_lose_and_double_nothing(
-    s3_endpoint: str, forks: Any, pictures: Any, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+class Rounds(NamedTuple):
+    """The kills, and `finish(number, how, work)`: one round, each of whose stages `work` brings to its end."""
+
+    kills: Campaign
+    finish: Callable[[int, str, Callable[[str, list[str]], None]], None]
+
+
+@pytest.fixture
+def campaign(
+    s3_endpoint: str, pictures: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[[int], AbstractContextManager[Rounds]]:
+    """Rounds of all stages on a store that fails, each compared with what the stages leave on a disk."""
     snapshot, save_teacher, save_student, patch = map(
         request.getfixturevalue, ("snapshot", "save_teacher", "save_student", "monkeypatch")
     )
-    kills = int(os.environ.get("CLIPSTILL_TEST_KILLS", KILLS))
     listing = pictures.write_list(tmp_path / "list.tsv", ROWS)
     models = save_teacher(tmp_path / "teacher"), save_student(tmp_path / "student.json")
-    near = tmp_path / "near"
-    for words in commands(str(near), tmp_path / "run-near", "--in-process", listing, models).values():
-        assert main(words) == 0
-    expected = remains(str(near), tmp_path / "run-near", snapshot, near)
-    patch.setenv("AWS_MAX_ATTEMPTS", "3")
-    patch.setenv("CLIPSTILL_CACHE", str(tmp_path / "copies"))
-    with FaultyStore(s3_endpoint, seed=SEED) as store:
-        patch.setenv("AWS_ENDPOINT_URL", store.url)
+
+    @contextlib.contextmanager
+    def begin(seed: int) -> Iterator[Rounds]:
+        near = tmp_path / "near"
+        for words in commands(str(near), tmp_path / "run-near", "--in-process", listing, models).values():
+            assert main(words) == 0
+        expected = remains(str(near), tmp_path / "run-near", snapshot, near)
+        patch.setenv("AWS_MAX_ATTEMPTS", "3")
+        patch.setenv("CLIPSTILL_CACHE", str(tmp_path / "copies"))
+        with FaultyStore(s3_endpoint, seed=seed) as store:
+            patch.setenv("AWS_ENDPOINT_URL", store.url)
+            s3fs.S3FileSystem.clear_instance_cache()
+            kills = Campaign(store, seed, request)
+
+            def finish(number: int, how: str, work: Callable[[str, list[str]], None]) -> None:
+                base, out = f"s3://campaign-{next(_BUCKETS)}", tmp_path / f"run-{number}"
+                s3fs.S3FileSystem().mkdir(base)
+                store.share = 0.02
+                for stage, words in commands(base, out, how, listing, models).items():
+                    work(stage, words)
+                store.share = 0.0
+                assert remains(base, out, snapshot, tmp_path / f"copy-{number}") == expected
+                assert verify_dataset(f"{base}/set").problems == ()
+                assert verify_cache(f"{base}/set", f"{base}/cache", rows=2).problems == ()
+                assert Folder(f"{base}/set").child("_failures").names() == []
+                shutil.rmtree(tmp_path / f"copy-{number}")
+                log.warning("round %d: %s, faults %s", number, dict(kills.killed), dict(store.faults))
+
+            yield Rounds(kills, finish)
         s3fs.S3FileSystem.clear_instance_cache()
-        campaign, server = Campaign(store, request), forks()
+
+    return begin
+
+
+@pytest.mark.parametrize("seed", range(PIECES))
+def test_kills_lose_and_double_nothing(campaign: Any, forks: Any, seed: int) -> None:
+    with campaign(seed) as (kills, finish):
+        server = forks()
         for number in itertools.count():
-            if campaign.killed.total() >= kills:
+            if kills.killed.total() >= KILLS:
                 break
-            base, out = f"s3://campaign-{number}", tmp_path / f"run-{number}"
-            s3fs.S3FileSystem().mkdir(base)
-            has_workers = number % WITH_RAY == WITH_RAY - 1
-            how = "--workers 2" if has_workers else "--in-process"
-            store.share = 0.02
-            for stage, words in commands(base, out, how, listing, models).items():
-                if has_workers and stage != "distill":
-                    campaign.by_ray(stage, words)
-                else:
-                    campaign.in_forks(server, stage, words)
-            store.share = 0.0
-            assert remains(base, out, snapshot, tmp_path / f"copy-{number}") == expected
-            assert verify_dataset(f"{base}/set").problems == ()
-            assert verify_cache(f"{base}/set", f"{base}/cache", rows=2).problems == ()
-            assert Folder(f"{base}/set").child("_failures").names() == []
-            shutil.rmtree(tmp_path / f"copy-{number}")
-            log.warning("round %d: %s, faults %s", number, dict(campaign.killed), dict(store.faults))
-    s3fs.S3FileSystem.clear_instance_cache()
-    assert min(campaign.killed[f"driver of {stage}"] for stage in ("ingest", "cache", "distill")) >= kills // 10
+            finish(number, "--in-process", partial(kills.in_forks, server))
+    assert min(kills.killed[f"driver of {stage}"] for stage in ("ingest", "cache", "distill")) >= 1
 
 
-def _workers(run: Any) -> list[int]:
-    return [process for process, line in run.look().items() if line.startswith(b"ray::_Actor")]
+@pytest.mark.parametrize("seed", range(ON_RAY))
+def test_kills_on_ray_lose_and_double_nothing(campaign: Any, forks: Any, seed: int) -> None:
+    with campaign(100 + seed) as (kills, finish):
+        server = forks()
+
+        def work(stage: str, words: list[str]) -> None:
+            kills.in_forks(server, stage, words) if stage == "distill" else kills.by_ray(stage, words)
+
+        finish(0, "--workers 2", work)
+    assert sum(count for what, count in kills.killed.items() if what.endswith("on Ray")) >= 6
+
+
+def _is_time(
+    done: Callable[[], int], after: int, over: Callable[[], object], ready: Callable[[], object] = lambda: True
+) -> bool:
+    return bool(over() or (done() >= after and ready()))
+
+
+def _steps(words: list[str]) -> int:
+    """How many steps a run has logged."""
+    log = Path(words[words.index("--out") + 1]) / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def _below(run: Any, what: str) -> list[int]:
+    """The workers, or the raylet, of a run."""
+    mark = {"worker": b"ray::RayWorker", "raylet": b"raylet/raylet"}[what]
+    return [process for process, line in run.look().items() if mark in line]
 
 
 def _has_ended(run: Any) -> bool:

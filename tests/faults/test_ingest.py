@@ -108,7 +108,7 @@ def test_a_killed_driver_leaves_no_worker_and_no_half_shard(
     run = start(*command(listing, out, "--workers=2"))
     wait_until(lambda: records(out) and pictures.waiting == ROWS // 2)
     below = run.look()
-    workers = [process for process, line in below.items() if line.startswith(b"ray::_Actor")]
+    workers = [process for process, line in below.items() if line.startswith(b"ray::RayWorker")]
     servers = [process for process, line in below.items() if b"raylet/raylet" in line or b"gcs_server" in line]
     assert (len(workers), len(servers)) == (2, 2)
     run.kill()

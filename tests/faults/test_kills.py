@@ -91,7 +91,7 @@ def test_fifty_kills_leave_the_bytes_of_a_run_never_disturbed(
 
 
 def _workers(run: Any) -> list[int]:
-    return [process for process, line in run.look().items() if line.startswith(b"ray::_Actor")]
+    return [process for process, line in run.look().items() if line.startswith(b"ray::RayWorker")]
 
 
 def _is_time(run: Any, pictures: Any, answers: int) -> bool:

@@ -25,7 +25,7 @@ def wait_for_process(run: Any, name: str, wait_until: Any) -> int:
     ["raylet/raylet"]
     + [
         pytest.param(name, marks=pytest.mark.long)
-        for name in ("gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_Actor")
+        for name in ("gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::RayWorker")
     ],
 )
 def test_whatever_of_ray_dies_the_run_goes_on_to_its_end(

@@ -249,3 +249,13 @@ def test_of_many_that_take_a_lease_from_the_dead_one_has_it(bucket: str, monkeyp
         thread.join()
     assert seen == [1] * 4
     assert not s3fs.S3FileSystem().exists(f"{bucket}/{lease.NAME}")
+
+
+def test_a_short_answer_about_a_lease_loses_none(store: FaultyStore, bucket: str) -> None:
+    folder = Folder(f"{bucket}/set")
+    with folder.alone():
+        store.share, store.kinds = 1.0, ("short",)
+        with pytest.raises(OSError, match=r"\.run\.json: .* bytes came, .* are there"):
+            folder.child("x").refuse_lost()
+        store.share = 0.0
+        assert folder.child("x").refuse_lost()

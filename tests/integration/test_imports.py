@@ -74,6 +74,7 @@ ONLY_HOME = {
         "shards/ray_executor.py",
         "shards/ray_worker.py",
         "shards/ray_metrics.py",
+        "shards/ray_outages.py",
         "distill/training/ray_launcher.py",
     )
 }

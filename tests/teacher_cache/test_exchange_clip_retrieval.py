@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipstill.main import main
-from shards import Dataset, InProcess, UserError
+from shards import Dataset, Folder, InProcess, UserError
 from teacher_cache.exchange import export_clip_retrieval, import_clip_retrieval
 from teacher_cache.reader import TeacherCache
 from teacher_cache.settings import Join
@@ -89,6 +90,20 @@ def test_samples_are_matched_by_a_field_and_images_alone_are_enough(
     wide = written["img"][::-1].astype(np.float32)
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     np.testing.assert_allclose(cache.image(places, np.zeros(3, np.int64)), wide, atol=1e-6)
+
+
+def test_an_import_waits_for_whoever_is_at_work_in_the_cache(
+    tmp_path: Path, make_dataset: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = make_dataset(tmp_path / "set", [3]).shards[0].keys
+    write(tmp_path / "emb", "0", {"image_path": keys}, seed=1, kinds="img")
+    with ThreadPoolExecutor(1) as pool:
+        with Folder(tmp_path / "cache").alone():
+            report = pool.submit(bring, tmp_path)
+            while "another run is at work here" not in caplog.text:
+                assert not report.done()
+            assert list((tmp_path / "cache").iterdir()) == []
+        assert report.result().samples == 3
 
 
 def test_rows_that_cannot_be_told_apart_are_left_out(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> None:
