@@ -123,8 +123,8 @@ def costs(given: CostSettings) -> tuple[StageCost, ...]:
 
 
 def _ingest(given: CostSettings) -> StageCost:
-    """Of a shard are written tar, index, ledger, statistics, record, and a note that it has begun; it is listed who
-    else is at it; and its record is read in the end.
+    """Of a shard are written tar, index, ledger, statistics, record, and a note that it has begun; it is listed twice
+    who else is at it; the run's lease is looked at and read, and in the end the record is.
     """
     samples = given.samples / given.shards
     tar = 10_240 + samples * (given.image_kb * 1e3 + _TAR)
@@ -136,8 +136,8 @@ def _ingest(given: CostSettings) -> StageCost:
     cost = StageCost(
         name="ingest",
         web=round(given.rows * given.attempts),
-        puts=given.shards * (_uploads(tar) + 6) + _listings(5 * given.shards),
-        gets=given.shards,
+        puts=given.shards * (_uploads(tar) + 7) + _listings(5 * given.shards),
+        gets=given.shards * 3,
         down=down,
         stored=given.shards * tar + given.samples * _INDEX + given.rows * _LEDGER,
         hours=hours,
@@ -148,7 +148,8 @@ def _ingest(given: CostSettings) -> StageCost:
 
 def _cache(given: CostSettings) -> StageCost:
     """Of a shard tar and index are read. Of each layer, one of views and one for each caption, are written a file, its
-    record, and a note that it has begun; it is listed twice who else is at it; the file's size and its record are read.
+    record, and a note that it has begun; it is listed three times who else is at it; lease, file and record are looked
+    at or read.
     """
     samples, layers = given.samples / given.shards, 1 + given.captions
     row = row_bytes(given.dtype, given.width)
@@ -160,9 +161,9 @@ def _cache(given: CostSettings) -> StageCost:
     shard = 10_240 + samples * (given.image_kb * 1e3 + _TAR + _INDEX)
     cost = StageCost(
         name="cache",
-        puts=given.shards * (_uploads(views) + given.captions * _uploads(captions) + 4 * layers)
+        puts=given.shards * (_uploads(views) + given.captions * _uploads(captions) + 5 * layers)
         + _listings(given.shards),
-        gets=given.shards * (2 + 2 * layers),
+        gets=given.shards * (2 + 4 * layers),
         read=given.shards * shard,
         stored=given.shards * (views + given.captions * captions),
         hours=hours,

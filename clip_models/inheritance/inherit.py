@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from clip_models.inheritance.report import Inherited
@@ -172,6 +171,8 @@ def _on_grid(positions: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) 
 
 def _of_timm(positions: Tensor, like: Tensor) -> Tensor:
     """(1, tokens before + n x n, width) as many as in `like`, by timm's own interpolation; else as they were."""
+    from timm.layers.pos_embed import resample_abs_pos_embed  # noqa: PLC0415 - slow, and few need it
+
     counts = positions.shape[1], like.shape[1]
     for before in range(_MOST_BEFORE + 1):
         old, new = (math.isqrt(max(0, count - before)) for count in counts)

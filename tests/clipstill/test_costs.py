@@ -74,11 +74,13 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 def test_what_is_planned_is_what_comes_of_it(
     bucket: str, served: tuple[Path, int], tmp_path: Path, asked: Asked, save_teacher: Callable[..., str]
 ) -> None:
-    """Of 24 shards more than of 4, as what a run costs by itself is no part of the plan."""
+    """Of 48 shards more than of 4, as what a run costs by itself is no part of the plan: it also looks at what is there
+    again and again while it lasts.
+    """
     listing, answered = served
     store, counted, planned = s3fs.S3FileSystem(), {}, {}
     teacher = save_teacher(tmp_path / "teacher")
-    for size in (24, 4):
+    for size in (24, 2):
         out, cache = f"{bucket}/{size}", f"{bucket}/{size}-cache"
         source = SourceSettings(paths=(str(listing),), format="cc3m")
         network = NetworkSettings(allow_addresses=("127.0.0.1",))
@@ -120,10 +122,10 @@ def test_what_is_planned_is_what_comes_of_it(
             beside = 2 * 4 * 3000
             assert cache_plan.stored == pytest.approx(stored[1] - beside, rel=0.2)
     for stage in (0, 1):
-        few, many = counted[24][stage], counted[4][stage]
+        few, many = counted[24][stage], counted[2][stage]
         for kind, names in (("writes", "puts"), ("reads", "gets")):
-            more = getattr(planned[4][stage], names) - getattr(planned[24][stage], names)
-            assert more == pytest.approx(many[kind] - few[kind], rel=0.15), (stage, kind, few, many)
+            more = getattr(planned[2][stage], names) - getattr(planned[24][stage], names)
+            assert more == pytest.approx(many[kind] - few[kind], rel=0.15, abs=15), (stage, kind, few, many)
 
 
 def test_money_and_hours_are_these_sums() -> None:

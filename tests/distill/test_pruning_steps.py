@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,10 @@ def test_autocast_computes_the_masked_model_closely(
 
 def compiled_steps(settings: RunSettings, backend: str | None) -> dict[str, Tensor]:
     """The masks after three steps, of a run with `backend` for its student, each step's graph being the first's."""
-    run = Run(settings)
+    run = Run(replace(settings, compile=backend is not None))
     scatter(run)
     if backend:
+        # In place of the backend that the run chose.
         run.student.compile(backend=backend, fullgraph=True)
     for step in range(3):
         with torch._dynamo.config.patch(error_on_recompile=True):
