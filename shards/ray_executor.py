@@ -373,12 +373,13 @@ class RayExecutor:
     def close(self) -> None:
         import ray  # noqa: PLC0415
 
-        if self._ray is not None:
+        if self._ray is not None and (self._shared or self._ray.address is not None):
+            # A Ray that was started here goes with us. Whoever told us to end may have told its server too, and a
+            # question to that would hang.
             with contextlib.suppress(RayLostError, UserError):
                 self._machines()
                 self._heard.look()
                 self._heard.forget()
-                # Where Ray outlives us; otherwise they go with it.
                 for seat in self._seats if self._shared else ():
                     ray.kill(seat.actor)
         self._seats, self._calls = [], {}
