@@ -11,6 +11,7 @@ import pytest
 import s3fs
 
 from clipstill import main
+from clipstill.logs import JsonLines, Lines
 from shards import UserError
 from shards.causes import machines_refusal
 from shards.credentials import are_in, without_credentials
@@ -141,7 +142,8 @@ def test_errors_and_logs_that_quote_them_do_not(
         error = make()
         assert leaks(f"{error} {error.problem} {error.where} {error.do}".encode()) == []
     record = logging.LogRecord("shards", logging.WARNING, "", 0, "try %s", (f"https://h/x?{PRESIGNED}",), None)
-    assert leaks(main._Lines("%(message)s").format(record).encode()) == []
+    for lines in (Lines("%(message)s"), JsonLines()):
+        assert leaks(lines.format(record).encode()) == []
 
     def mistaken(*_: object) -> int:
         raise ZeroDivisionError(SECRET)
