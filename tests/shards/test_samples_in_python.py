@@ -229,7 +229,7 @@ def test_datasets_put_together_keep_their_columns(tmp_path: Path) -> None:
 
 
 def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    example, _ = (ROOT / "docs" / "library.md").read_text().split("```python\n")[1:]
+    example, *_ = (ROOT / "docs" / "library.md").read_text().split("```python\n")[1:]
     given = [(f"cc3m-00000000{n}", picture(n), "a dog" if n == 4 else "a cat", {}) for n in range(6)]
     write_dataset(tmp_path / "data" / "cc3m", given, name="cc3m")
     monkeypatch.chdir(tmp_path)
