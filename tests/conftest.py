@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from shards import Dataset
+from shards import Dataset, outages
 from shards.samples import write_shards
 
 _COPIES = tempfile.TemporaryDirectory(prefix="clipstill-tests-")
@@ -319,6 +319,14 @@ def _content(path: Path) -> bytes:
 @pytest.fixture(scope="session")
 def snapshot() -> Callable[[str | Path], dict[str, bytes]]:
     return files_below
+
+
+@pytest.fixture(autouse=True)
+def _no_store_has_answered() -> Iterator[None]:
+    """A store is waited for once it has answered this process, and another test's is another store."""
+    yield
+    outages._answered.clear()
+    outages._away.clear()
 
 
 @pytest.fixture(scope="session")
