@@ -87,7 +87,8 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
         try:
             found = call()
         except FileNotFoundError:
-            _came_back(url)
+            # Of a store that never answered it may be a library's word for that.
+            _came_back(url, is_sure=False)
             raise
         except Exception as error:
             if not is_passing(error):
@@ -112,7 +113,8 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
                 raise KeyboardInterrupt from error
             tries += 1
         else:
-            _came_back(url)
+            # Some libraries say of what they cannot reach that it is not there.
+            _came_back(url, is_sure=found is not False and found != [])
             return found
 
 
@@ -136,9 +138,10 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
-def _came_back(url: str) -> None:
+def _came_back(url: str, *, is_sure: bool = True) -> None:
     store = store_of(url)
-    _answered.add(store)
+    if is_sure:
+        _answered.add(store)
     if store in _away:
         with _lock:
             since = _away.pop(store, None)

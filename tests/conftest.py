@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import itertools
 import json
@@ -31,6 +32,7 @@ from shards.samples import write_shards
 _COPIES = tempfile.TemporaryDirectory(prefix="clipstill-tests-")
 # What is kept beside copies of files shall not outlive the tests.
 os.environ["CLIPSTILL_CACHE"] = _COPIES.name
+atexit.register(_COPIES.cleanup)
 
 Sample = tuple[bytes, str, str]
 """Encoded image, its extension, caption."""

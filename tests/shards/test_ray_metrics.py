@@ -29,6 +29,7 @@ def scraped(address: str) -> dict[str, float]:
     return sums
 
 
+@pytest.mark.long
 def test_a_build_is_counted(
     make_dataset: Any, save_teacher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
