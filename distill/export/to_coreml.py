@@ -16,24 +16,12 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from clip_models import LoadedModel
-from distill.export.card import write_card
-from distill.export.compare import (
-    CAPTIONS,
-    Measured,
-    Outputs,
-    compared,
-    has_text,
-    logits_of,
-    on_cpu,
-    reference_outputs,
-    shown,
-)
-from distill.export.encoders import ImageEncoder, TextEncoder, write_config
+from distill.export.by_tower import Tower, export_by_tower
+from distill.export.compare import Measured
+from distill.export.encoders import ImageEncoder, TextEncoder
 from distill.export.packages import require
-from distill.export.staging import staged
 from distill.export.to_pt2 import exported
 
-IMAGE_NAME, TEXT_NAME = "image_encoder.mlpackage", "text_encoder.mlpackage"
 _ON_A_MAC = sys.platform == "darwin"
 
 
@@ -48,19 +36,14 @@ def export_coreml(loaded: LoadedModel, folder: str) -> Measured:
     open_clip cannot build; and `UserError` if coremltools is not installed.
     """
     require("coremltools", "coreml", loaded.name)
-    model = on_cpu(loaded)
-    reference = reference_outputs(model, loaded)
-    pixels = shown(model, loaded.preprocess)
-    with staged(folder) as staging:
-        texts = None
-        if has_text(model):
-            ids = loaded.tokenizer(CAPTIONS).int()
-            texts = _converted(_Prompt(model), "prompt", ids, staging / TEXT_NAME)
-        images = _converted(_Image(model), "image", pixels, staging / IMAGE_NAME)
-        write_config(staging, model, loaded)
-        measured = compared(reference, Outputs(images, texts, logits_of(model, images, texts)))
-        write_card(staging, loaded, "coreml", measured, checked=_checked())
-    return measured
+    return export_by_tower(loaded, folder, "coreml", _converted, checked=_checked())
+
+
+def _converted(tower: Tower, model: Any, batch: Tensor, folder: Path) -> Tensor:
+    path = folder / f"{tower}_encoder.mlpackage"
+    if tower == "image":
+        return _made(_Image(model), "image", batch, path)
+    return _made(_Prompt(model), "prompt", batch.int(), path)
 
 
 class _Image(nn.Module):
@@ -93,7 +76,7 @@ def _checked() -> str | None:
     )
 
 
-def _converted(encoder: nn.Module, name: str, batch: Tensor, path: Path) -> Tensor:
+def _made(encoder: nn.Module, name: str, batch: Tensor, path: Path) -> Tensor:
     """Write one tower; returns what Core ML, or else the program that was converted, computes of the batch."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)  # of versions, and of what only a Mac has
     with warnings.catch_warnings():

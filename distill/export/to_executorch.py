@@ -10,24 +10,11 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from clip_models import LoadedModel
-from distill.export.card import write_card
-from distill.export.compare import (
-    CAPTIONS,
-    Measured,
-    Outputs,
-    compared,
-    has_text,
-    logits_of,
-    on_cpu,
-    reference_outputs,
-    shown,
-)
-from distill.export.encoders import ImageEncoder, TextEncoder, write_config
+from distill.export.by_tower import Tower, export_by_tower
+from distill.export.compare import Measured
+from distill.export.encoders import ImageEncoder, TextEncoder
 from distill.export.packages import require
-from distill.export.staging import staged
 from distill.export.to_pt2 import exported
-
-IMAGE_NAME, TEXT_NAME = "image_encoder.pte", "text_encoder.pte"
 
 
 def export_executorch(loaded: LoadedModel, folder: str) -> Measured:
@@ -40,21 +27,16 @@ def export_executorch(loaded: LoadedModel, folder: str) -> Measured:
     open_clip cannot build; and `UserError` if ExecuTorch is not installed.
     """
     require("executorch", "executorch", loaded.name)
-    model = on_cpu(loaded)
-    reference = reference_outputs(model, loaded)
-    pixels = shown(model, loaded.preprocess)
-    with staged(folder) as staging:
-        texts = None
-        if has_text(model):
-            ids = loaded.tokenizer(CAPTIONS)
-            _write(TextEncoder(model), "tokens", ids[:1], staging / TEXT_NAME)
-            texts = _one_by_one(staging / TEXT_NAME, ids)
-        _write(reparameterize_model(ImageEncoder(model)), "images", pixels[:1], staging / IMAGE_NAME)
-        images = _one_by_one(staging / IMAGE_NAME, pixels)
-        write_config(staging, model, loaded)
-        measured = compared(reference, Outputs(images, texts, logits_of(model, images, texts)))
-        write_card(staging, loaded, "executorch", measured)
-    return measured
+    return export_by_tower(loaded, folder, "executorch", _converted)
+
+
+def _converted(tower: Tower, model: Any, batch: Tensor, folder: Path) -> Tensor:
+    path = folder / f"{tower}_encoder.pte"
+    if tower == "image":
+        _write(reparameterize_model(ImageEncoder(model)), "images", batch[:1], path)
+    else:
+        _write(TextEncoder(model), "tokens", batch[:1], path)
+    return _one_by_one(path, batch)
 
 
 def _write(encoder: nn.Module, name: str, example: Tensor, path: Path) -> None:

@@ -11,22 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from clip_models import LoadedModel
-from distill.export.card import write_card
-from distill.export.compare import (
-    CAPTIONS,
-    Measured,
-    Outputs,
-    compared,
-    has_text,
-    logits_of,
-    on_cpu,
-    reference_outputs,
-    shown,
-)
-from distill.export.encoders import ImageEncoder, TextEncoder, plain_operations, write_config
-from distill.export.staging import staged
-
-IMAGE_NAME, TEXT_NAME = "image_encoder.pt2", "text_encoder.pt2"
+from distill.export.by_tower import Tower, export_by_tower
+from distill.export.compare import Measured
+from distill.export.encoders import ImageEncoder, TextEncoder, plain_operations
 
 
 def export_pt2(loaded: LoadedModel, folder: str) -> Measured:
@@ -37,21 +24,14 @@ def export_pt2(loaded: LoadedModel, folder: str) -> Measured:
 
     Returns what `export_onnx` does. Raises as `export_open_clip` does, but for models that open_clip cannot build.
     """
-    model = on_cpu(loaded)
-    reference = reference_outputs(model, loaded)
-    pixels = shown(model, loaded.preprocess)
-    with staged(folder) as staging:
-        _write(ImageEncoder(model), "images", pixels[:2], staging / IMAGE_NAME)
-        texts = None
-        if has_text(model):
-            ids = loaded.tokenizer(CAPTIONS)
-            _write(TextEncoder(model), "tokens", ids[:2], staging / TEXT_NAME)
-            texts = _reloaded(staging / TEXT_NAME, ids)
-        write_config(staging, model, loaded)
-        images = _reloaded(staging / IMAGE_NAME, pixels)
-        measured = compared(reference, Outputs(images, texts, logits_of(model, images, texts)))
-        write_card(staging, loaded, "pt2", measured)
-    return measured
+    return export_by_tower(loaded, folder, "pt2", _converted)
+
+
+def _converted(tower: Tower, model: Any, batch: Tensor, folder: Path) -> Tensor:
+    path = folder / f"{tower}_encoder.pt2"
+    encoder, name = (ImageEncoder(model), "images") if tower == "image" else (TextEncoder(model), "tokens")
+    _write(encoder, name, batch[:2], path)
+    return _reloaded(path, batch)
 
 
 def exported(encoder: nn.Module, name: str, example: Tensor, batch: Any) -> Any:
