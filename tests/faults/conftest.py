@@ -140,6 +140,15 @@ class Run:
         """What Ctrl-C does: every process of the foreground group gets the signal."""
         os.killpg(self.process.pid, number)
 
+    def read_until(self, words: str) -> list[str]:
+        """The lines of standard error up to the one with these words; fails if there is none."""
+        lines: list[str] = []
+        for line in self.process.stderr or ():
+            lines.append(line)
+            if words in line:
+                return lines
+        raise AssertionError(f"no line has {words!r}: {lines}")
+
     def kill(self) -> None:
         """`kill -9` of the one process that the user started."""
         self.process.kill()

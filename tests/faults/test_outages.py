@@ -92,11 +92,7 @@ def test_what_a_worker_on_ray_meets_is_said_where_the_user_sees_it(
     store: FaultyStore, bucket: str, request: pytest.FixtureRequest
 ) -> None:
     run, _ = begun(store, "--workers=1", request)
-    lines = []
-    for line in run.process.stderr:
-        lines.append(line)
-        if "the store does not answer" in line:
-            break
+    lines = run.read_until("the store does not answer")
     assert lines[-1].startswith(f"{bucket}: the store does not answer ("), lines
     store.gone.clear()
     status, said, err = run.finish()
@@ -123,14 +119,8 @@ def test_one_interrupt_ends_training_that_waits_for_its_store_with_a_checkpoint(
     run = start(*words)
     wait_until(lambda: (out / "log.jsonl").exists() and (out / "log.jsonl").read_bytes())
     store.gone.set()
-    lines = []
-    for line in run.process.stderr:
-        lines.append(line)
-        if "the store does not answer" in line:
-            break
-    assert "does not answer" in lines[-1], lines
+    run.read_until("the store does not answer")
     run.interrupt()
-    run.process.wait(timeout=60)
     status, _, err = run.finish()
     assert status == 128 + signal.SIGINT, err
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]

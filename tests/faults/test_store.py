@@ -123,14 +123,8 @@ def test_an_interrupt_ends_a_run_that_waits_for_its_store(
     wait_until(lambda: pictures.waiting == ROWS - SHARD and Folder(out).child("_records").names())
     store.gone.set()
     pictures.release.set()
-    lines = []
-    for line in run.process.stderr:
-        lines.append(line)
-        if "the store does not answer" in line:
-            break
-    assert "does not answer" in lines[-1], lines
+    run.read_until("the store does not answer")
     run.interrupt()
-    run.process.wait(timeout=30)
     status, _, err = run.finish()
     assert status == 128 + signal.SIGINT
     assert err.splitlines()[-1].startswith("clipstill: interrupted")
