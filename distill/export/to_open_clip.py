@@ -17,6 +17,7 @@ from distill.export.compare import (
     reference_outputs,
 )
 from distill.export.staging import staged
+from distill.export.tokenizer_file import keep_tokenizer
 from shards.errors import UserError
 
 
@@ -40,8 +41,7 @@ def export_open_clip(loaded: LoadedModel, folder: str) -> Measured:
     reference = reference_outputs(model, loaded)
     with staged(folder) as staging:
         save_model(model, _with_end(loaded), str(staging))
-        if hasattr(loaded.tokenizer, "save_pretrained"):
-            loaded.tokenizer.save_pretrained(str(staging))
+        keep_tokenizer(staging, loaded)
         other, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{staging}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{staging}")
         differing = (tokenizer(CAPTIONS) != loaded.tokenizer(CAPTIONS)).any(dim=1).sum().item()

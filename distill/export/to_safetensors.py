@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from clip_models import LoadedModel, load_model, save_model
 from clip_models.spec import WEIGHTS_NAME
 from distill.export.card import write_card
-from distill.export.compare import Measured, compared, has_text, on_cpu, outputs, reference_outputs
+from distill.export.compare import Measured, compared, on_cpu, outputs, reference_outputs
 from distill.export.staging import staged
+from distill.export.tokenizer_file import keep_tokenizer
 
 
 def export_safetensors(loaded: LoadedModel, folder: str) -> Measured:
@@ -25,8 +26,7 @@ def export_safetensors(loaded: LoadedModel, folder: str) -> Measured:
     reference = reference_outputs(model, loaded)
     with staged(folder) as staging:
         save_model(model, loaded.config, str(staging))
-        if has_text(model) and hasattr(loaded.tokenizer, "save_pretrained"):
-            loaded.tokenizer.save_pretrained(str(staging))
+        keep_tokenizer(staging, loaded)
         written, own = load_file(staging / WEIGHTS_NAME), model.state_dict()
         if set(written) != set(own) or not all(torch.equal(written[name], own[name]) for name in own):
             raise RuntimeError("the exported tensors are not the model's")

@@ -47,6 +47,16 @@ def write_tokenizer(folder: Path, loaded: LoadedModel) -> int | None:
     return differing
 
 
+def keep_tokenizer(folder: Path, loaded: LoadedModel) -> None:
+    """A model's tokenizer for who loads the folder with it, or without torch: a named one's own files, or CLIP's
+    `tokenizer.json`, which open_clip does not look at.
+    """
+    if hasattr(loaded.tokenizer, "save_pretrained") and has_text(loaded.model):
+        loaded.tokenizer.save_pretrained(str(folder))
+    else:
+        write_tokenizer(folder, loaded)
+
+
 def _named(own: Any) -> Tokenizer:
     """A tokenizer of the hub's, by itself: a copy."""
     return Tokenizer.from_str(own.tokenizer.backend_tokenizer.to_str())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPProcessor
 
@@ -142,6 +143,16 @@ def test_squashing_preprocessing_is_kept(tmp_path: Path) -> None:
 RESNET = {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "head_width": 64}}
 TIMM = {"vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "avg"}}
 SIGLIP = {"custom_text": True, "init_logit_bias": -10}
+
+
+@pytest.mark.parametrize("name", ["open_clip", "safetensors"])
+def test_texts_are_tokenised_without_torch(tmp_path: Path, name: str) -> None:
+    """By the library `tokenizers` alone; captions that open_clip cleans first are what it cannot know."""
+    loaded = make(tmp_path)
+    FORMATS[name](loaded, str(tmp_path / "out"))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    captions = ["a photo of a cat", "", "Ein Hündchen, 3 m", "word " * 60]
+    assert [one.ids for one in tokenizer.encode_batch(captions)] == loaded.tokenizer(captions).tolist()
 
 
 @pytest.mark.parametrize("changes", [{}, RESNET, TIMM, SIGLIP], ids=["vit", "resnet", "timm", "siglip"])
