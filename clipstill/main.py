@@ -31,7 +31,7 @@ from clipstill.commands import (
     status,
 )
 from clipstill.logs import start_logging
-from clipstill.parser import Parser
+from clipstill.parser import Parser, nearest
 from shards.causes import machines_refusal
 from shards.credentials import without_credentials
 from shards.errors import IncompleteError, UserError, one_line
@@ -89,16 +89,23 @@ def _version() -> str:
         return "(not installed)"  # shipped to a cluster as a working folder
 
 
-def _joined(words: Sequence[str]) -> list[str]:
+def _joined(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     """`ingest` takes files, so what may stand in their place is one command with it: `ingest retry`. So is `models`."""
-    if words[:1] and words[1:2] and words[1] in _BESIDE.get(words[0], ()):
-        return [" ".join(words[:2]), *words[2:]]
+    first, second = [*words[:2], "", ""][:2]
+    beside = _BESIDE.get(first, set())
+    if second in beside:
+        return [f"{first} {second}", *words[2:]]
+    # A word that might be a file's or a model's name, but for what it is like.
+    near = nearest(second, beside) if second.isalpha() and not Path(second).exists() else None
+    if near:
+        parser.error(f"there is no command {first} {second}; did you mean {first} {near}?")
     return list(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    args = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    parser = build_parser()
+    args = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments, parser))
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
