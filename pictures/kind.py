@@ -16,6 +16,11 @@ _KINDS = (
 )
 _ANY = re.compile(b"|".join(b"(%s)" % pattern for _, pattern in _KINDS), re.DOTALL)
 NO_IMAGE = "no image"
+ENDINGS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+    | {".heic", ".heif", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+"""What names of pictures end in, in lower case: of the kinds that are read, and of HEIC, which is refused by name."""
 
 
 def kind_of(body: bytes) -> str:

@@ -62,4 +62,12 @@ def _refusal(error: BaseException) -> UserError | None:
     if "PytorchStreamWriter" in text or "inline_container" in text:
         # It counts what it could not write and does not say why.
         return UserError("a file could not be written: the disk is full, or fails", do=_ADVICE[errno.ENOSPC][1])
-    return None
+    return _no_text(error)
+
+
+def _no_text(error: BaseException) -> UserError | None:
+    """For a name or an argument with bytes that are not of the locale's encoding, where text had to be written."""
+    if not isinstance(error, UnicodeEncodeError) or "surrogates" not in error.reason:
+        return None
+    problem = f"a name that is not UTF-8 text: {error.object[:300]!r}"
+    return UserError(problem, do="Rename it; if it looks right elsewhere, set LANG=C.UTF-8")

@@ -150,6 +150,7 @@ def test_a_store_whose_package_is_not_installed(capsys: pytest.CaptureFixture[st
         (OSError(errno.EMFILE, "Too many open files"), ["ulimit -n"]),
         (torch.OutOfMemoryError("CUDA out of memory."), ["--batch-size"]),
         (MemoryError(), ["memory is short"]),
+        (UnicodeEncodeError("utf-8", "/d/x\udcff", 4, 5, "surrogates not allowed"), ["/d/x", "not UTF-8", "Rename"]),
     ],
     ids=lambda value: type(value).__name__,
 )
