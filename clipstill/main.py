@@ -8,10 +8,9 @@ import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from clipstill.commands import (
 )
 from clipstill.logs import start_logging
 from clipstill.parser import Parser
+from clipstill.signals import told_to_end
 from shards.causes import machines_refusal
 from shards.credentials import without_credentials
 from shards.errors import IncompleteError, UserError, one_line
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told: list[int] = []
     try:
         start_logging()
-        with _told_to_end(told), command_scratch():
+        with told_to_end(told), command_scratch():
             status: int = args.run(args)
     except UserError as error:
         _say(f"clipstill: error: {error}")
@@ -135,34 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-@contextlib.contextmanager
-def _told_to_end(told: list[int]) -> Iterator[None]:
-    """SIGTERM (`kill`, `timeout`, a scheduler) and SIGHUP (the terminal is gone) end a command as Ctrl-C does.
-
-    Which of them it was is added to `told`: the exception may come out of Ray as another one.
-    """
-
-    def end(number: int, _frame: object) -> None:
-        if number != signal.SIGINT:
-            # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
-            signal.signal(number, signal.SIG_IGN)
-            told.append(number)
-        if (outages := sys.modules.get("shards.outages")) is not None:
-            outages.wait_no_more()
-        raise KeyboardInterrupt
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:  # `nohup` has SIGHUP ignored
-                before[number] = signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _say(line: str) -> None:
     print(without_credentials(line), file=sys.stderr, flush=True)  # noqa: T201
 
@@ -171,6 +143,9 @@ def run() -> None:
     """The console script."""
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
     warnings.simplefilter("ignore")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be any bytes
     try:
         status = main()
