@@ -102,9 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What torch has compiled is for the next run too; in $TMPDIR it would go with this one.
-    with contextlib.suppress(RuntimeError):  # no home
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
+    _keep_what_torch_compiles()
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     told: list[int] = []
@@ -133,6 +131,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"clipstill: error: {refusal}")
         return 2
     return status
+
+
+def _keep_what_torch_compiles() -> None:
+    """For the next run too: in $TMPDIR, where torch keeps it unless told, it would go with this one. Where there is no
+    home, or a read-only one as in containers, it does: torch makes its folder as soon as it is imported.
+    """
+    with contextlib.suppress(RuntimeError, OSError):
+        compiled = Path.home() / ".cache" / "torchinductor"
+        there = next(path for path in (compiled, *compiled.parents) if path.exists())
+        if os.access(there, os.W_OK | os.X_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
 
 
 def _say(line: str) -> None:

@@ -165,6 +165,20 @@ m.run()
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(("home", "kept"), [("", True), ("home/file", False)])
+def test_a_home_that_cannot_be_written_keeps_nothing(
+    home: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch makes the folder that it is given as soon as it is imported, and would fail."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert main(["models"]) == 0
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == (str(tmp_path / ".cache/torchinductor") if kept else None)
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
 def test_a_closed_output_is_no_error(closed: str) -> None:
     command = f"{shlex.quote(sys.executable)} -m clipstill models {closed}"
