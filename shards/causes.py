@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 
 from shards.errors import UserError
 
@@ -26,6 +28,16 @@ _ADVICE = {
 _MEMORY = "Use smaller batches (--batch-size, or --micro-batches of a training), or fewer --workers"
 _RUST = re.compile(r"(?:Os \{ code: |os error )(\d+)")
 """How libraries written in Rust (safetensors, tokenizers) put the system's number into their text."""
+
+
+@contextlib.contextmanager
+def named(where: str) -> Iterator[None]:
+    """Errors of the system that name no file, as those of a write do, name `where`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or where
+        raise
 
 
 def machines_refusal(error: BaseException) -> UserError | None:

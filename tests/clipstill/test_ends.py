@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from clipstill.main import main
-from shards import UserError
+from shards import Folder, UserError
 from shards.causes import machines_refusal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +50,15 @@ def small_files() -> Iterator[None]:
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_what_finds_no_room_is_named(tmp_path: Path) -> None:
+    """A write that fails names no file itself."""
+    with pytest.raises(OSError, match="too large") as raised:
+        Folder(tmp_path / "data").publish("page.html", bytes(2_000_000))
+    assert str(machines_refusal(raised.value)).startswith(f"{tmp_path}/data/page.html: ")
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 FORMS = ["open_clip", "torchscript", "safetensors", "onnx", "transformers_js", "immich", "pt2"]
