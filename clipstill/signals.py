@@ -47,7 +47,7 @@ def told_to_end(told: list[int]) -> Iterator[None]:
     def again(number: int) -> None:
         if not over.wait(_AGAIN_S):
             waiting.discard(number)
-            _thread.interrupt_main(number)
+            _thread.interrupt_main(signal.Signals(number))
 
     before = {}
     if threading.current_thread() is threading.main_thread():

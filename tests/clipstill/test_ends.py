@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -143,6 +144,15 @@ def test_models_that_are_not_here(
     for word in words:
         assert word in line
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_output_whose_name_is_no_text(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:1/x.jpg\n")
+    out = tmp_path / os.fsdecode(b"\xff")
+    line = told(["ingest", str(tmp_path / "list.txt"), "--name", "x", "--out", str(out), "--in-process"], capsys)
+    assert "not UTF-8" in line
+    assert not out.exists()
+    assert "not UTF-8" in told(["export", str(world / "model"), "--format", "open_clip", "--out", str(out)], capsys)
 
 
 def test_a_store_whose_package_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
