@@ -145,6 +145,7 @@ def _keep_what_torch_compiles() -> None:
 
 
 def _say(line: str) -> None:
+    line = line.encode(errors="backslashreplace").decode()  # names of files may be any bytes
     print(without_credentials(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
