@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 _ADDING = (argparse._AppendAction, argparse._HelpAction)
+_MAY_BE_EMPTY = {"text"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +60,12 @@ class Parser(argparse.ArgumentParser):
                 other = seen[action.dest]
                 self.error(f"{flag} is given twice" if other == flag else f"{other} and {flag} are both given")
             seen[action.dest] = flag
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if "" in arg_strings and action.dest not in _MAY_BE_EMPTY and action.nargs != argparse.PARSER:
+            # An empty path is the current folder to many a library.
+            raise argparse.ArgumentError(action, "it is empty: a variable that is not set?")
+        return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

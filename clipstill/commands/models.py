@@ -42,8 +42,10 @@ _BENCH_EXAMPLE = """\
 """
 
 _JOIN = """\
-Make one model of a text tower that was trained beside cached images (`distill --image-tower cache`) and of the image
-tower that these came of: a folder that every command takes, and open_clip too.
+Make one model of a text tower that was trained beside cached images and of the image tower that these came of.
+
+Such a text tower is what `distill --image-tower cache` makes. The model is a folder that every command takes, and
+open_clip too.
 """
 
 _JOIN_EXAMPLE = """\
