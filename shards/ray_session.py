@@ -243,12 +243,25 @@ def _told_of_token(text: str, where: str) -> UserError:
 
 def _leaving() -> set[str]:
     """The machines that Ray has been told to empty, because they are to go: a notice of preemption, say."""
+    return set(_told_by_state("get_draining_nodes") or ())
+
+
+def may_come(kind: str) -> bool:
+    """Whether the cluster's autoscaler has said that it could bring machines with a resource, by Ray's name."""
+    return bool((_told_by_state("get_max_resources_from_cluster_config") or {}).get(kind))
+
+
+def _told_by_state(question: str) -> Any:
+    """What the cluster's state says; None of an older Ray, or where this process is a client, which is not told."""
+    import ray  # noqa: PLC0415
     from ray._private.state import state  # noqa: PLC0415
 
+    if ray.util.client.ray.is_connected():
+        return None
     try:
-        return set(state.get_draining_nodes())
+        return getattr(state, question)()
     except (AttributeError, RuntimeError):
-        return set()  # an older Ray, or a client of a cluster, which is not told
+        return None
 
 
 _sessions: list[RaySession] = []

@@ -27,7 +27,7 @@ from shards import UserError
 from shards.errors import one_line
 from shards.progress import Meter
 from shards.ray_machines import Needs
-from shards.ray_session import RayLostError, RaySession, ray_session
+from shards.ray_session import RayLostError, RaySession, may_come, ray_session
 from shards.ray_worker import cause_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class _Group:
         """
         machines = self._session.machines()
         if self._on_gpus is None:
-            self._on_gpus = Needs(gpus=1).room(machines) > 0
+            self._on_gpus = Needs(gpus=1).room(machines) > 0 or may_come("GPU")
         # Cores are not shared out where there are GPUs: those may stand on other machines.
         needs = Needs(gpus=int(self._on_gpus))
         room = needs.room(machines)
