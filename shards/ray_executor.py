@@ -78,17 +78,23 @@ class RayExecutor:
 
         self._begin()
         self._check_room()
-        reference = ray.remote(**self._needs.options, max_retries=0)(call).remote(self._threads, function, arguments)
-        try:
-            while not ray.wait([reference], timeout=_LOOK_EVERY_S)[0]:
-                self._check_room()
-            result: R = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from None
-        except (ray.exceptions.RayError, RayLostError) as error:
-            reason, _ = cause_of(error)
-            raise UserError(f"the worker process died ({reason})", do="Run the same command again") from None
-        return result
+        remote = ray.remote(**self._needs.options, max_retries=0)(call)
+        losses = 0
+        while True:
+            reference = remote.remote(self._threads, function, arguments)
+            try:
+                while not ray.wait([reference], timeout=_LOOK_EVERY_S)[0]:
+                    self._check_room()
+                result: R = ray.get(reference)
+                return result
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, UserError) else error from None
+            except (ray.exceptions.RayError, RayLostError) as error:
+                losses += machine_went(error)
+                if not machine_went(error) or losses >= _TRIES:
+                    reason, _ = cause_of(error)
+                    raise UserError(f"the worker process died ({reason})", do="Run the same command again") from None
+                log.warning("the machine that was at work was lost: beginning again on another")
 
     def start(self, task: ShardTask[Any]) -> None:
         self._task = task
@@ -193,7 +199,7 @@ class RayExecutor:
             raise
         if time.monotonic() - self._looked >= _LOOK_EVERY_S:
             self._look_around()
-            self._heard.look()
+            self._heard.look(self._ray)
             self._say_what_stands()
             self._looked = time.monotonic()
         return bool(ended)
@@ -378,8 +384,8 @@ class RayExecutor:
             # question to that would hang.
             with contextlib.suppress(RayLostError, UserError):
                 self._machines()
-                self._heard.look()
-                self._heard.forget()
+                self._heard.look(self._ray)
+                self._heard.forget(self._ray)
                 for seat in self._seats if self._shared else ():
                     ray.kill(seat.actor)
         self._seats, self._calls = [], {}

@@ -144,6 +144,11 @@ class RaySession:
             raise self._gone("has no machine left")
         return self._machines
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the cluster did not answer when its machines were last asked for."""
+        return self._silent_since > 0
+
     def _answers(self) -> bool:
         """Whether the cluster's server does; raises `UserError` when it has not for a while."""
         if self._server is not None:
@@ -164,7 +169,12 @@ class RaySession:
         )
 
     def renew(self) -> None:
-        """Start Ray here again, after a `RayLostError`."""
+        """Start Ray here again, after a `RayLostError`, or leave the cluster and join it again.
+
+        What is somebody else's to start is left as it is.
+        """
+        if self not in _sessions:
+            return
         if self._folder is not None:
             end_processes_of(self._folder)
         self.end()

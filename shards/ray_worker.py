@@ -105,4 +105,5 @@ def cause_of(error: Exception) -> tuple[str, str]:
 
 def machine_went(error: Exception) -> bool:
     """Whether Ray says that not the worker died, but the machine under it."""
-    return getattr(error, "preempted", False) or "node has died" in str(error) or "node was terminated" in str(error)
+    said = ("node has died", "node was terminated", "node it was running on is dead")
+    return bool(getattr(error, "preempted", False)) or any(words in str(error) for words in said)

@@ -102,6 +102,8 @@ class _Group:
             except RayError as error:
                 self._session.machines()  # knows better
                 self._count_loss(f"Ray Train was lost ({cause_of(error)[0]})")
+                # What its controller had reserved is free once this process has left.
+                self._session.renew()
             except RayLostError as lost:
                 self._count_loss(f"Ray has died here ({lost})")
                 self._session.renew()

@@ -91,6 +91,21 @@ def test_a_machine_whose_raylet_alone_dies_is_waited_for(
     assert weights(out) == whole
 
 
+def test_machines_that_are_still_to_come_are_waited_for(
+    words: list[str], whole: bytes, cluster: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """What an autoscaler goes by is there meanwhile."""
+    start = request.getfixturevalue("start")
+    out = tmp_path / "run"
+    run = start(*words, "--out", out, "--ray-address", cluster.address)
+    told = run.read_until("waiting for a machine to join")
+    assert told[-1].startswith("2 processes were asked for, the cluster has 0 cores: waiting"), told
+    cluster.add_node(num_cpus=2)
+    status, _, err = run.finish()
+    assert status == 0, err
+    assert weights(out) == whole
+
+
 def test_a_cluster_whose_head_dies_is_one_clear_error(
     words: list[str], whole: bytes, cluster: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
