@@ -79,36 +79,43 @@ class _Group:
 
     def train(self) -> None:
         """To the end of the run, or until it was asked to end. Raises as `train_on_ray` does."""
-        from ray.exceptions import RayError  # noqa: PLC0415 - slow to import; the loop itself needs none of it
-        from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: PLC0415
-
         while True:
             try:
-                wanted, needs = self._shape()
-                self._wait_for(_apart(self._trainer(wanted, needs).fit), wanted, needs)
-            except WorkerGroupError as error:
-                failures = list(error.worker_failures.values())
-                for failure in failures:
-                    if isinstance(cause := getattr(failure, "cause", None), UserError):
-                        raise cause from None
-                deaths = [died for failure in failures if (died := getattr(failure, "health_check_failure", None))]
-                reason = cause_of(deaths[0])[0] if deaths else one_line(str(failures[0]))
-                self._count_loss(f"a worker was lost ({reason})", None if deaths else error)
-            except ControllerError as error:
-                if not type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
-                    raise
-                # Others have the room, or a machine went at this moment.
-                self._wait_for_room(wanted, needs)
-            except RayError as error:
-                self._session.machines()  # knows better
-                self._count_loss(f"Ray Train was lost ({cause_of(error)[0]})")
-                # What its controller had reserved is free once this process has left.
-                self._session.renew()
+                if self._start():
+                    return
             except RayLostError as lost:
                 self._count_loss(f"Ray has died here ({lost})")
                 self._session.renew()
-            else:
-                return
+
+    def _start(self) -> bool:
+        """Start the processes once; whether they came to their end, and were not lost."""
+        from ray.exceptions import RayError  # noqa: PLC0415 - slow to import; the loop itself needs none of it
+        from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: PLC0415
+
+        wanted, needs = self._shape()
+        try:
+            self._wait_for(_apart(self._trainer(wanted, needs).fit), wanted, needs)
+        except WorkerGroupError as error:
+            failures = list(error.worker_failures.values())
+            for failure in failures:
+                if isinstance(cause := getattr(failure, "cause", None), UserError):
+                    raise cause from None
+            deaths = [died for failure in failures if (died := getattr(failure, "health_check_failure", None))]
+            reason = cause_of(deaths[0])[0] if deaths else one_line(str(failures[0]))
+            self._count_loss(f"a worker was lost ({reason})", None if deaths else error)
+        except ControllerError as error:
+            if not type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
+                raise
+            # Others have the room, or a machine went at this moment.
+            self._wait_for_room(wanted, needs)
+        except RayError as error:
+            self._session.machines()  # knows better
+            self._count_loss(f"Ray Train was lost ({cause_of(error)[0]})")
+            # What its controller had reserved is free once this process has left.
+            self._session.renew()
+        else:
+            return True
+        return False
 
     def _shape(self) -> tuple[int, Needs]:
         """How many processes, and what each needs: a GPU, or an even share of the cores, on a machine that stays.
