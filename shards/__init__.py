@@ -17,18 +17,19 @@ from shards.lazy import lazily
 
 if TYPE_CHECKING:
     from shards.reader import Dataset
-    from shards.record import FileEntry, ShardRecord, published_records, read_records, sound_records
+    from shards.record import FileEntry, ShardRecord, published_records, read_records
     from shards.runner import InProcess, Summary, run_shards
     from shards.sample import Sample
     from shards.samples import write_dataset
     from shards.shard import Shard
+    from shards.sound import sound_records
     from shards.storage import Folder
     from shards.task import ShardTask, Spec, Worker
     from shards.verify import verify_dataset
     from shards.writer import ShardWriter
 else:
     __getattr__ = lazily(
-        __name__, "task", "storage", "record", "runner", "reader", "verify", "writer", "samples", "sample"
+        __name__, "task", "storage", "record", "sound", "runner", "reader", "verify", "writer", "samples", "sample"
     )
 
 __all__ = [

@@ -182,7 +182,13 @@ def read_record(folder: Folder, name: RecordName) -> ShardRecord:
     return record
 
 
-@uncollected()
+class Gathered(NamedTuple):
+    """Shard number → record, in shard order, and whether the manifest had all of them."""
+
+    records: dict[int, ShardRecord]
+    is_manifest_whole: bool
+
+
 def read_records(
     folder: Folder, wanted: Iterable[RecordName] | None = None, *, most: int | None = None
 ) -> dict[int, ShardRecord]:
@@ -191,6 +197,12 @@ def read_records(
     Of those that are not in the manifest, `most` are looked at, spread over all; the others are left out.
     Raises `UserError` for a record that is damaged.
     """
+    return gather_records(folder, wanted, most=most).records
+
+
+@uncollected()
+def gather_records(folder: Folder, wanted: Iterable[RecordName] | None = None, *, most: int | None = None) -> Gathered:
+    """As `read_records`."""
     names = sorted(published_records(folder).values() if wanted is None else wanted)
     missing = set(names)
     held: dict[RecordName, ShardRecord] = {}
@@ -208,7 +220,7 @@ def read_records(
     finally:
         # An interrupt waits for none of them: in an outage that would be minutes.
         pool.shutdown(wait=False, cancel_futures=True)
-    return {name.shard: held[name] for name in names if name in held}
+    return Gathered({name.shard: held[name] for name in names if name in held}, not missing)
 
 
 def _manifest(folder: Folder) -> Iterator[ShardRecord]:
@@ -222,66 +234,9 @@ def _manifest(folder: Folder) -> Iterator[ShardRecord]:
             yield ShardRecord.from_json(line)
 
 
-def damaged_shards(folder: Folder, names: Iterable[RecordName]) -> dict[int, str]:
-    """Of these published shards those whose files are not as recorded: shard number → `00001.tar is missing`.
-
-    Gone, or of another size: one listing tells, however many there are. No byte is read; that is `verify`'s.
-    """
-    sizes: dict[Folder, dict[str, int]] = {}
-    found: dict[int, str] = {}
-    for shard, record in read_records(folder, names).items():
-        wanted: dict[tuple[Folder, str], int | None] = {(folder, name): None for name in record.beside}
-        wanted |= {file.place(folder): file.bytes for file in record.files}
-        for (where, name), expected in wanted.items():
-            if where not in sizes:
-                sizes[where] = where.sizes()
-            size = sizes[where].get(name)
-            if size is None:
-                found[shard] = f"{name} is missing"
-            elif expected is not None and size != expected:
-                found[shard] = f"{name} has {size} bytes instead of {expected}"
-    return found
-
-
-def sound_records(folder: Folder) -> dict[int, RecordName]:
-    """As `published_records`, without those whose files are gone or have another size."""
-    names = published_records(folder)
-    damaged = damaged_shards(folder, names.values())
-    return {shard: name for shard, name in names.items() if shard not in damaged}
-
-
-def withdraw_damaged(folder: Folder) -> None:
-    """Delete the records of shards whose files are gone or have another size: they are not done."""
-    names = published_records(folder)
-    for shard in damaged_shards(folder, names.values()):
-        folder.child(RECORDS).delete(str(names[shard]))
-
-
 def compact(folder: Folder) -> dict[int, ShardRecord]:
     """Write the derived manifest of everything published here, and return it."""
     found = read_records(folder)
     lines = "".join(record.to_json() + "\n" for record in found.values())
     folder.child(RECORDS).publish(MANIFEST, lines.encode())
     return found
-
-
-class PublishedShards:
-    """What is done already: in each folder that is asked about, one listing of its records and one of its files."""
-
-    def __init__(self) -> None:
-        self._names: dict[Folder, dict[int, RecordName]] = {}
-        self._damaged: dict[Folder, dict[int, str]] = {}
-        self.withdrawn: list[str] = []
-
-    def has(self, folder: Folder, shard: int, fingerprint: str) -> bool:
-        """Whether a shard is made as was asked for; its record is withdrawn if its files are not as it says."""
-        if folder not in self._names:
-            self._names[folder] = published_records(folder)
-            self._damaged[folder] = damaged_shards(folder, self._names[folder].values())
-        if not is_made(self._names[folder], shard, fingerprint):
-            return False
-        if shard in self._damaged[folder]:
-            folder.child(RECORDS).delete(str(self._names[folder].pop(shard)))
-            self.withdrawn.append(self._damaged[folder][shard])
-            return False
-        return True

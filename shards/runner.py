@@ -23,7 +23,8 @@ from shards.failures import FAILURES, Failures
 from shards.outages import StoreAwayError
 from shards.progress import Meter
 from shards.publication import SupersededError
-from shards.record import PublishedShards, compact
+from shards.record import compact
+from shards.sound import PublishedShards
 from shards.storage import Folder
 from shards.task import BusyWorker, GrowingTask, ShardTask, Spec, Worker
 
@@ -245,7 +246,7 @@ def run_shards(task: ShardTask[Any], executor: Executor, *, attempts: int = _ATT
     finally:
         work.close()
     summary.skipped, summary.remade = work.skipped, work.published.withdrawn
-    _add_up(work.wanted, summary)
+    _add_up(work, summary)
     if work.failed:
         causes = "; ".join(f"{outcome.spec.label}: {outcome.cause}" for outcome in work.failed[:5])
         more = f" and {len(work.failed) - 5} more" if len(work.failed) > 5 else ""
@@ -325,10 +326,10 @@ class _Work:
             self._specs.close()
 
 
-def _add_up(wanted: dict[Folder, set[int]], into: Summary) -> None:
+def _add_up(work: _Work, into: Summary) -> None:
     """Add every published record of the specs, old and new; also writes the derived manifests."""
-    for folder, shards in wanted.items():
-        for shard, record in compact(folder).items():
+    for folder, shards in work.wanted.items():
+        for shard, record in (work.published.unchanged(folder) or compact(folder)).items():
             if shard in shards:
                 into.samples += record.count
                 into.stats.update(record.stats)
@@ -349,6 +350,7 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
                 spec = work.next()
                 if spec is not None:
                     if not started:
+                        work.published.forget()
                         executor.start(task)
                         started = True
                     work.failures.begin(spec)

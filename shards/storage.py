@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from shards import copies, credentials, lease, outages
 from shards.errors import UserError
 from shards.lease import leased
+from shards.listing import entries
 from shards.outages import ride_out
 from shards.ranges import read_file, short_read
 from shards.stores import CREDENTIALS, ShortReadError, came_wrong, is_passing, located, seconds_of
@@ -101,8 +102,8 @@ class Folder:
         """The names directly here that begin with `prefix`, sorted, hidden ones left out; empty if absent.
 
         A local folder is listed by its names alone, for fsspec looks at every file: under 1 µs for each that is there.
-        On an object store a prefix is resolved by the store, so it costs one small request however many files; it then
-        finds files only, no folders.
+        On an object store a prefix is resolved by the store, so it costs one small request however many files; some
+        then find files only, no folders.
         """
         _, path = self._located
         with _explained(self.url, absent_is_error=False):
@@ -110,16 +111,10 @@ class Folder:
                 if self.is_local:
                     found = os.listdir(path)  # noqa: PTH208  pathlib would make an object of each
                 else:
-                    entries = ride_out(self.url, lambda: self._listed(prefix))
-                    found = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries]
+                    found = [entry.name for entry in entries(*self._located, self.url, prefix)]
             except FileNotFoundError:
                 return []
             return sorted(name for name in found if name.startswith(prefix) and not name.startswith("."))
-
-    def _listed(self, prefix: str) -> list[str]:
-        fs, path = self._located
-        fs.invalidate_cache()
-        return list(fs.find(path, maxdepth=1, prefix=prefix) if prefix else fs.ls(path, detail=False))
 
     def sizes(self) -> dict[str, int]:
         """Name → size in bytes of every file directly here, hidden ones left out, from one listing; empty if absent."""
@@ -127,12 +122,10 @@ class Folder:
         with _explained(self.url, absent_is_error=False):
             try:
                 if self.is_local:
-                    with os.scandir(path) as entries:
-                        found = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                    with os.scandir(path) as there:
+                        found = {entry.name: entry.stat().st_size for entry in there if entry.is_file()}
                 else:
-                    listed = ride_out(self.url, lambda: fs.ls(path, detail=True, refresh=True))
-                    files = [entry for entry in listed if entry["type"] == "file"]
-                    found = {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in files}
+                    found = {entry.name: entry.size for entry in entries(fs, path, self.url) if entry.is_file}
             except FileNotFoundError:
                 return {}
             return {name: size for name, size in found.items() if not name.startswith(".")}
@@ -145,14 +138,12 @@ class Folder:
         with _explained(self.url, absent_is_error=False):
             try:
                 if self.is_local:
-                    with os.scandir(path) as entries:
-                        return {entry.name: entry.stat().st_mtime for entry in entries}
-                listed = ride_out(self.url, lambda: fs.ls(path, detail=True, refresh=True))
+                    with os.scandir(path) as there:
+                        return {entry.name: entry.stat().st_mtime for entry in there}
+                found = entries(fs, path, self.url)
             except FileNotFoundError:
                 return {}
-        marks = ("LastModified", "last_modified", "updated", "mtime")
-        found = {str(entry["name"]).rsplit("/", 1)[-1]: [entry.get(mark) for mark in marks] for entry in listed}
-        return {name: time for name, told in found.items() for time in seconds_of(told)}
+        return {entry.name: time for entry in found for time in seconds_of(entry.times)}
 
     def exists(self, name: str) -> bool:
         fs, _ = self._located

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environments import is_made, make
 from benchmarks.ingest import images, quality
 from benchmarks.ingest.certificate import make_certificate
 from benchmarks.ingest.classes import QUICK, Classes, Sizes
 from benchmarks.ingest.contenders import Place
-from benchmarks.ingest.environments import PEERS, install, installed
 from benchmarks.ingest.page import write_page
+from benchmarks.ingest.peers import PEERS
 from benchmarks.ingest.server import HOSTS, serving
 from benchmarks.ingest.workload import Lists
 from benchmarks.record import RESULTS, Goal, finish, machine, say, versions
@@ -119,13 +120,13 @@ def _measure(sizes: Sizes, photos: Path, chosen: Sequence[str], *, quick: bool) 
 def _peers(*, quick: bool) -> tuple[Path | None, str | None]:
     """img2dataset's environment, None where it takes no part, and why Daft takes none; a quick run installs neither."""
     if quick:
-        if not installed(_BENCH, "img2dataset"):
+        if not is_made(_BENCH / "img2dataset", PEERS["img2dataset"]):
             say("ours alone: img2dataset and Daft are not installed, and a quick run installs nothing")
             return None, "it is not installed"
-        return _BENCH / "img2dataset", None if installed(_BENCH, "daft") else "it is not installed"
-    if reason := install(_BENCH, "img2dataset"):
+        return _BENCH / "img2dataset", None if is_made(_BENCH / "daft", PEERS["daft"]) else "it is not installed"
+    if reason := make(_BENCH / "img2dataset", PEERS["img2dataset"]):
         raise SystemExit(f"img2dataset cannot be installed: {reason}")
-    if no_daft := install(_BENCH, "daft"):
+    if no_daft := make(_BENCH / "daft", PEERS["daft"]):
         say(f"Daft takes no part, it cannot be installed: {no_daft}")
     return _BENCH / "img2dataset", no_daft
 

@@ -6,11 +6,11 @@ shards. SPDL's wheels bring no FFmpeg: PyAV's does, under names of its own, whic
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.environments import is_made, make
 
 PACKAGES = {
     "open_clip": ("webdataset==0.2.86",),
@@ -21,31 +21,13 @@ PACKAGES = {
 
 def install(folder: Path, peer: str, *, may: bool = True) -> str | None:
     """Make `folder/PEER` unless it is there; returns why it cannot be had, or None. Without `may` nothing is made."""
-    environment, wanted = folder / peer, "\n".join(PACKAGES[peer])
-    ready = environment / ".ready"
-    if ready.exists() and ready.read_text() == wanted:
-        return None
-    if not may:
+    environment = folder / peer
+    if not may and not is_made(environment, PACKAGES[peer]):
         return "it is not installed, and a quick run installs nothing"
-    uv = str(Path(sys.executable).with_name("uv"))
-    usual = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    commands = [
-        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)],
-        [uv, "pip", "install", "--quiet", "--python", str(environment / "bin" / "python"), *PACKAGES[peer]],
-    ]
-    if peer == "open_clip":
-        commands = [[uv, "pip", "install", "--quiet", "--no-deps", "--target", str(environment), *PACKAGES[peer]]]
-    for command in commands:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=usual)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-        if done.returncode != 0:
-            return " ".join(done.stderr.split())[-300:]
-    if peer == "spdl":
+    reason = make(environment, PACKAGES[peer], target=peer == "open_clip")
+    if reason is None and peer == "spdl":
         _link_ffmpeg(environment)
-    ready.write_text(wanted)
-    return None
+    return reason
 
 
 def command(folder: Path, name: str) -> tuple[list[str], dict[str, str]]:

@@ -16,7 +16,9 @@ from typing import Any
 
 from benchmarks.distill.material import architecture
 from benchmarks.record import RESULTS, Goal, finish, machine, say, spread, versions
+from benchmarks.scale.driver import FINGERPRINT
 from benchmarks.scale.material import real_shard, simulate, simulate_cache, write_cut_otherwise
+from benchmarks.scale.store import absent, environment_of, fill, serving
 from shards import Dataset
 
 _BENCH = Path(__file__).parents[2] / ".bench"
@@ -33,9 +35,10 @@ class Sizes:
     tasks: int = 100_000
     batch: int = 4096
     rounds: int = 3
+    may_install: bool = True
 
 
-QUICK = Sizes(shards=1200, rows=100, by_key=4, tasks=300, batch=256, rounds=1)
+QUICK = Sizes(shards=1200, rows=100, by_key=4, tasks=300, batch=256, rounds=1, may_install=False)
 
 
 def main() -> int:
@@ -94,24 +97,37 @@ def _measure(scratch: Path, sizes: Sizes) -> tuple[dict[str, Any], list[Goal]]:
         Goal(name="GB of memory, driver", value=body["driver"]["memory"] / 1e9, at_most=1),
         Goal(name="seconds to find all of them done", value=body["resume"]["seconds"], at_most=10),
     ]
+    reason = absent(_BENCH / "seaweedfs", may=sizes.may_install)
+    if reason:
+        say(f"no resume on an S3 server: {reason}")
+        return body, goals
+    with serving(_BENCH / "seaweedfs", scratch / "server") as endpoint:
+        say(f"putting what {sizes.tasks:,} shards leave on an S3 server")
+        fill(endpoint, "many", sizes.tasks, FINGERPRINT)
+        found = [_driver("s3://many", sizes.tasks, 0, environment_of(endpoint)) for _ in range(sizes.rounds)]
+    body["resume_on_s3"] = {name: spread([one[name] for one in found]) for name in ("seconds", "cpu", "memory")}
+    seconds = body["resume_on_s3"]["seconds"]["median"]
+    goals.append(Goal(name="seconds to find all of them done on an S3 server", value=seconds, at_most=10))
     return body, goals
 
 
 def _first_batch(scratch: Path, given: Mapping[str, Any], batch: int) -> dict[str, float]:
     settings = {"out": str(scratch / "run"), "student": str(scratch / "student.json"), "batch_size": batch, "steps": 10}
     paths = {name: [str(scratch / value) for value in given[name]] for name in ("shards", "cache")}
-    return _told("first_batch", json.dumps({**settings, **given, **paths}), kept=scratch / "kept")
+    environment = {**os.environ, "CLIPSTILL_CACHE": str(scratch / "kept")}
+    return _told("first_batch", json.dumps({**settings, **given, **paths}), environment=environment)
 
 
-def _driver(folder: Path, tasks: int, workers: int) -> dict[str, float]:
-    found = _told("driver", str(folder), str(tasks), str(workers), kept=folder)
+def _driver(
+    folder: Path | str, tasks: int, workers: int, environment: Mapping[str, str] = os.environ
+) -> dict[str, float]:
+    found = _told("driver", str(folder), str(tasks), str(workers), environment=environment)
     say(f"driver: {found}")
     return found
 
 
-def _told(program: str, *arguments: str, kept: Path) -> dict[str, float]:
+def _told(program: str, *arguments: str, environment: Mapping[str, str]) -> dict[str, float]:
     command = [sys.executable, "-m", f"benchmarks.scale.{program}", *arguments]
-    environment = {**os.environ, "CLIPSTILL_CACHE": str(kept)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{program} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.scale.process import memory
 from shards import Folder, InProcess, ShardRecord, Spec, run_shards
@@ -19,7 +18,7 @@ from shards.ray_executor import RayExecutor
 from shards.record import RECORDS
 from shards.runner import Executor
 
-_FINGERPRINT = "0123456789abcdef"
+FINGERPRINT = "0123456789abcdef"
 
 
 class Worker:
@@ -41,7 +40,7 @@ class Task:
     overlap: int = 8
 
     def specs(self) -> Iterator[Spec]:
-        return (Spec(shard, self.folder, _FINGERPRINT) for shard in range(self.shards))
+        return (Spec(shard, self.folder, FINGERPRINT) for shard in range(self.shards))
 
     def open(self) -> Worker:
         return Worker()
@@ -58,5 +57,4 @@ def main(folder: str, shards: str, workers: str) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
     main(*sys.argv[1:])

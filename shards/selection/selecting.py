@@ -33,7 +33,7 @@ from shards.places import refuse_other_things
 from shards.publication import Publication, withdraw_from
 from shards.ranges import open_file
 from shards.reader import Dataset
-from shards.record import ShardRecord, published_records, read_records, sound_records
+from shards.record import ShardRecord, published_records, read_records
 from shards.runner import Executor, InProcess, run_shards, threads_of
 from shards.selection.columns import digests_of
 from shards.selection.facts import Wanted, drawn, facts_of
@@ -42,6 +42,7 @@ from shards.selection.keys import WantedKeys
 from shards.selection.settings import FilterSettings, amount_of
 from shards.shard import Shard
 from shards.side_table import schema_of
+from shards.sound import sound_records
 from shards.spelled import absolute, words_of
 from shards.storage import Folder
 from shards.task import Spec

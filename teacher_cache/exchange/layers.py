@@ -26,8 +26,9 @@ from shards import (
 )
 from shards.executors import Work
 from shards.publication import Publication, SupersededError
-from shards.record import compact, is_made, withdraw_damaged
+from shards.record import compact, is_made
 from shards.runner import Executor
+from shards.sound import withdraw_damaged
 from teacher_cache.dtypes import store
 from teacher_cache.layout import (
     LAYER,
