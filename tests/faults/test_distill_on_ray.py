@@ -76,14 +76,15 @@ def test_whatever_of_ray_dies_the_run_goes_on_to_its_end(
 def test_a_machine_whose_raylet_alone_dies_is_waited_for(
     words: list[str], whole: bytes, cluster: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Machines of unlike size: an even share of all cores is more than one of them has."""
+    """Of two of unlike size: an even share of all cores is more than one of them has, so both processes are on the
+    other, which dies.
+    """
     start, wait_until = map(request.getfixturevalue, ("start", "wait_until"))
-    cluster.add_node(num_cpus=3)
-    small = cluster.add_node(num_cpus=1)
+    large, _ = cluster.add_node(num_cpus=3), cluster.add_node(num_cpus=1)
     out = tmp_path / "run"
     run = start(*words, "--out", out, "--ray-address", cluster.address)
     wait_until(under_way(out, run))
-    cluster.remove_node(small, allow_graceful=False)
+    cluster.remove_node(large, allow_graceful=False)
     cluster.add_node(num_cpus=1)
     status, _, err = run.finish()
     assert status == 0, err
