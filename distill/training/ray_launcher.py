@@ -98,7 +98,7 @@ class _Group:
         except WorkerGroupError as error:
             failures = list(error.worker_failures.values())
             for failure in failures:
-                if isinstance(cause := getattr(failure, "cause", None), UserError):
+                if isinstance(cause := getattr(failure, "cause", failure), UserError):
                     raise cause from None
             deaths = [died for failure in failures if (died := getattr(failure, "health_check_failure", None))]
             reason = cause_of(deaths[0])[0] if deaths else one_line(str(failures[0]))

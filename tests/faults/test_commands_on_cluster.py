@@ -160,6 +160,8 @@ def free_port() -> int:
 
 
 @pytest.mark.long
+# Ray's own: it leaves the logs of its client server open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("cluster", [{"ray_client_server_port": free_port()}], indirect=True, ids=["client"])
 def test_a_cluster_is_joined_from_outside_too(
     commands: Any, machines: Machines, tmp_path: Path, snapshot: Any, start: Any
