@@ -17,10 +17,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from shards.errors import UserError
+from shards.ray_call import call_on_ray
 from shards.ray_machines import Machine, Needs
 from shards.ray_outages import Heard
 from shards.ray_session import RayLostError, RaySession, ray_session
-from shards.ray_worker import LEAVE_S, RayWorker, Seat, call, cause_of, machine_went
+from shards.ray_worker import LEAVE_S, RayWorker, Seat, cause_of, machine_went
 from shards.runner import Outcome
 from shards.task import ShardTask, Spec
 
@@ -74,27 +75,9 @@ class RayExecutor:
         self._session = contextlib.ExitStack()
 
     def once(self, function: Callable[..., R], *arguments: Any) -> R:
-        import ray  # noqa: PLC0415
-
         self._begin()
         self._check_room()
-        remote = ray.remote(**self._needs.options, max_retries=0)(call)
-        losses = 0
-        while True:
-            reference = remote.remote(self._threads, function, arguments)
-            try:
-                while not ray.wait([reference], timeout=_LOOK_EVERY_S)[0]:
-                    self._check_room()
-                result: R = ray.get(reference)
-                return result
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, UserError) else error from None
-            except (ray.exceptions.RayError, RayLostError) as error:
-                losses += machine_went(error)
-                if not machine_went(error) or losses >= _TRIES:
-                    reason, _ = cause_of(error)
-                    raise UserError(f"the worker process died ({reason})", do="Run the same command again") from None
-                log.warning("the machine that was at work was lost: beginning again on another")
+        return call_on_ray(self._needs, self._threads, self._check_room, function, *arguments)
 
     def start(self, task: ShardTask[Any]) -> None:
         self._task = task

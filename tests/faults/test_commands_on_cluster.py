@@ -129,7 +129,7 @@ def workers_of(node: Any) -> list[int]:
             title = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == raylet(node) and title.startswith((b"ray::RayWorker", b"ray::call")):
+        if parent == raylet(node) and title.startswith((b"ray::RayWorker", b"ray::RayCaller")):
             found.append(int(path.name))
     return found
 
