@@ -180,6 +180,9 @@ class RayExecutor:
         except (ray.exceptions.RayError, ConnectionError):
             self._machines()  # knows better
             raise
+        if ended and self._heard.is_waiting:
+            # Of a Ray that was started here nothing is asked at the end.
+            self._heard.look(self._ray)
         if time.monotonic() - self._looked >= _LOOK_EVERY_S:
             self._look_around()
             self._heard.look(self._ray)

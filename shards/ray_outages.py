@@ -38,6 +38,11 @@ class Heard:
     def __init__(self) -> None:
         self._away: set[str] = set()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is still to be said that a store answers again."""
+        return bool(self._away)
+
     def look(self, session: RaySession | None) -> None:
         """Ask the cluster what there is new; one small request, and one for each store that was away once.
 
