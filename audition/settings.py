@@ -9,6 +9,7 @@ from annotated_types import Gt, MinLen
 from clip_models.precision import Precision
 from shards.errors import UserError
 from shards.settings import option, settings
+from teacher_cache.building.settings import TeacherSpec
 
 Scale = Annotated[float, Gt(0)]
 
@@ -56,6 +57,13 @@ class AuditionSettings:
                 raise UserError(f"{twice} is given twice", where=flag, do="Give each once")
         if self.cache is None and not self.teachers:
             raise UserError("nobody is there to be heard", do="Give --teacher, repeatable, or --cache")
+        names = [] if self.cache else [TeacherSpec(spec).name for spec in self.teachers]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(
+                f"two of the teachers are called {twice!r}",
+                where="--teacher",
+                do="Name them in `clipstill cache build --teacher-name`, and give that as --cache",
+            )
         if (self.classes is None) != (self.label is None):
             raise UserError("zero-shot needs both classes and the label's field", do="Give both, or neither")
         if "://" in self.out:

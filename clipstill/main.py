@@ -8,10 +8,9 @@ import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,7 +30,8 @@ from clipstill.commands import (
     status,
 )
 from clipstill.logs import start_logging
-from clipstill.parser import Parser
+from clipstill.parser import Parser, nearest
+from clipstill.signals import told_to_end
 from shards.causes import machines_refusal
 from shards.credentials import without_credentials
 from shards.errors import IncompleteError, UserError, one_line
@@ -89,28 +89,33 @@ def _version() -> str:
         return "(not installed)"  # shipped to a cluster as a working folder
 
 
-def _joined(words: Sequence[str]) -> list[str]:
+def _joined(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     """`ingest` takes files, so what may stand in their place is one command with it: `ingest retry`. So is `models`."""
-    if words[:1] and words[1:2] and words[1] in _BESIDE.get(words[0], ()):
-        return [" ".join(words[:2]), *words[2:]]
+    first, second = [*words[:2], "", ""][:2]
+    beside = _BESIDE.get(first, set())
+    if second in beside:
+        return [f"{first} {second}", *words[2:]]
+    # A word that might be a file's or a model's name, but for what it is like.
+    near = nearest(second, beside) if second.isalpha() and not Path(second).exists() else None
+    if near:
+        parser.error(f"there is no command {first} {second}; did you mean {first} {near}?")
     return list(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    args = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    parser = build_parser()
+    args = parser.parse_args(_joined(sys.argv[1:] if arguments is None else arguments, parser))
     # Threads of torch that wait for each other by spinning take the cores from the loader and from whatever else runs:
     # measured on 2 cores with one of them busy, a step took ten times as long. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # What torch has compiled is for the next run too; in $TMPDIR it would go with this one.
-    with contextlib.suppress(RuntimeError):  # no home
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
+    _keep_what_torch_compiles()
     # Its retries would bury the one line that says what happened.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     told: list[int] = []
     try:
         start_logging()
-        with _told_to_end(told), command_scratch():
+        with told_to_end(told), command_scratch():
             status: int = args.run(args)
     except UserError as error:
         _say(f"clipstill: error: {error}")
@@ -135,35 +140,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-@contextlib.contextmanager
-def _told_to_end(told: list[int]) -> Iterator[None]:
-    """SIGTERM (`kill`, `timeout`, a scheduler) and SIGHUP (the terminal is gone) end a command as Ctrl-C does.
-
-    Which of them it was is added to `told`: the exception may come out of Ray as another one.
+def _keep_what_torch_compiles() -> None:
+    """For the next run too: in $TMPDIR, where torch keeps it unless told, it would go with this one. Where there is no
+    home, or a read-only one as in containers, it does: torch makes its folder as soon as it is imported.
     """
-
-    def end(number: int, _frame: object) -> None:
-        if number != signal.SIGINT:
-            # Whoever means a group of processes often sends it twice; the second must not disturb the clearing up.
-            signal.signal(number, signal.SIG_IGN)
-            told.append(number)
-        if (outages := sys.modules.get("shards.outages")) is not None:
-            outages.wait_no_more()
-        raise KeyboardInterrupt
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}:  # `nohup` has SIGHUP ignored
-                before[number] = signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with contextlib.suppress(RuntimeError, OSError):
+        compiled = Path.home() / ".cache" / "torchinductor"
+        there = next(path for path in (compiled, *compiled.parents) if path.exists())
+        if os.access(there, os.W_OK | os.X_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
 
 
 def _say(line: str) -> None:
+    line = line.encode(errors="backslashreplace").decode()  # names of files may be any bytes
     print(without_credentials(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -171,6 +160,9 @@ def run() -> None:
     """The console script."""
     # Third parties' deprecation notes are not the user's business; tests run with them as errors.
     warnings.simplefilter("ignore")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be any bytes
     try:
         status = main()

@@ -67,8 +67,13 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is not known{near}")
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    """The dashes that all options begin with make none of them alike."""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one that is most like a word, if any is. The dashes that all options begin with make none of them alike."""
     bare = {one.lstrip("-"): one for one in known}
     close = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
-    return f"; did you mean {bare[close[0]]}?" if close else ""
+    return bare[close[0]] if close else None
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""

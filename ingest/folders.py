@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.sources.files import kind_of
+from pictures.kind import ENDINGS
 from shards import Folder, UserError
 
 LIST = "_list.parquet"
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"})
 _CAPTION = ".txt"
 
 
-def pictures_below(folders: Sequence[str]) -> list[Path]:
-    """The pictures in local folders and in those below, by their names' endings: sorted within each, hidden ones left
-    out.
+def pictures_below(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The pictures in local folders and in those below, by their names' endings, and the other files but the pictures'
+    captions: sorted within each folder, hidden ones left out.
+
+    Raises `UserError` for a folder that cannot be listed.
     """
     found: list[Path] = []
+    others: list[Path] = []
     for folder in folders:
-        root = Path(folder)
-        paths = (path for path in sorted(root.rglob("*")) if path.suffix.lower() in _PICTURES)
-        found += [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    return found
+        files = sorted(_files_below(Path(folder)))
+        pictures = [path for path in files if path.suffix.lower() in ENDINGS]
+        known = {*pictures, *(path.with_suffix(_CAPTION) for path in pictures)}
+        found += pictures
+        others += [path for path in files if path not in known]
+    return found, others
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """What is in a folder and in those below, links to folders followed unless they lead back up."""
+
+    def refuse(error: OSError) -> NoReturn:
+        problem = f"this folder cannot be listed ({error.strerror})"
+        raise UserError(problem, where=str(error.filename), do="Check the path and its permissions")
+
+    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        here = Path(folder)
+        real = here.resolve()
+        below[:] = [name for name in below if not name.startswith(".") and not _leads_up(here / name, real)]
+        yield from (here / name for name in names if not name.startswith("."))
+
+
+def _leads_up(path: Path, real: Path) -> bool:
+    return path.is_symlink() and real.is_relative_to(path.resolve())
 
 
 def are_folders_of_pictures(paths: Sequence[str]) -> bool:
@@ -35,30 +60,31 @@ def are_folders_of_pictures(paths: Sequence[str]) -> bool:
     if len(folders) < len(paths) or not all(folder.is_dir() for folder in folders):
         return False
     kinds = {kind_of(path.name) for folder in folders for path in folder.iterdir() if path.is_file()}
-    return kinds <= {None, "txt"} and bool(pictures_below(paths))
+    return kinds <= {None, "txt"} and bool(pictures_below(paths)[0])
 
 
-def write_list(folders: Sequence[str], out: Folder) -> tuple[str, bool, bool]:
+def write_list(folders: Sequence[str], out: Folder) -> tuple[str, bool, bool, list[Path]]:
     """List the pictures in `out`'s `_list.parquet`: `filepath`, `caption`, `class`, `label`; its path, whether any has
-    a caption, and whether they have classes.
+    a caption, whether they have classes, and which files were left out.
 
-    `caption` has the bytes of `NAME.txt` beside `NAME.jpg`, null if there is none (what is no text is its row's
-    fault, as in any list); `class` the name of the folder that
-    a picture is in, and `label` its number among all in order, where every picture is in a folder below the given one.
+    A `filepath` that is no text has U+FFFD for what is none, so that its row fails; `caption` has the bytes of
+    `NAME.txt` beside `NAME.jpg`, null if there is none (what is no text is its row's fault, as in any list); `class`
+    the name of the folder that a picture is in, and `label` its number among all in order, where every picture is in a
+    folder below the given one.
 
-    Raises `UserError` if there is no picture.
+    Raises `UserError` if there is no picture, or a folder cannot be listed.
     """
-    paths = pictures_below(folders)
+    paths, others = pictures_below(folders)
     if not paths:
         raise UserError("no picture is there", where=", ".join(folders), do="Check the path")
     captions = [_caption_of(path) for path in paths]
     roots = {Path(folder).absolute() for folder in folders}
     inside = all(path.absolute().parent not in roots for path in paths)
-    classes = [path.parent.name if inside else None for path in paths]
+    classes = [_text(path.parent.name) if inside else None for path in paths]
     numbers = {name: number for number, name in enumerate(sorted({name for name in classes if name is not None}))}
     table = pa.table(
         {
-            "filepath": pa.array([str(path.absolute()) for path in paths], pa.string()),
+            "filepath": pa.array([_text(str(path.absolute())) for path in paths], pa.string()),
             "caption": pa.array(captions, pa.binary()),
             "class": pa.array(classes, pa.string()),
             "label": pa.array([None if name is None else numbers[name] for name in classes], pa.int64()),
@@ -67,7 +93,11 @@ def write_list(folders: Sequence[str], out: Folder) -> tuple[str, bool, bool]:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     out.publish(LIST, sink.getvalue())
-    return f"{out}/{LIST}", any(captions), bool(numbers)
+    return f"{out}/{LIST}", any(captions), bool(numbers), others
+
+
+def _text(name: str) -> str:
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _caption_of(path: Path) -> bytes | None:

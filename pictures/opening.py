@@ -10,6 +10,7 @@ import re
 
 from pictures.containers import PNG
 from pictures.jpeg import Jpeg
+from pictures.kind import unidentified
 from pictures.others import Other
 from pictures.refusal import RefusedError
 
@@ -47,7 +48,7 @@ def open_image(body: bytes, max_pixels: int, *, alone: bool) -> Picture:
     else:
         foreseeable = _FORESEEABLE.match(body) is not None
         if not foreseeable and _UNFORESEEABLE.match(body) is None:
-            raise RefusedError("not_an_image", "cannot identify image file")
+            raise RefusedError("not_an_image", unidentified(body))
         if not foreseeable and not alone:
             raise UnforeseeableError
         image = Other(body)

@@ -9,8 +9,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import AvifImagePlugin, Image, ImageFile
+from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
+from pictures.kind import unidentified
 from pictures.refusal import RefusedError
 
 # Oversized and oddly tagged images are judged by us; what Pillow has to say about them would go to nobody.
@@ -39,6 +40,8 @@ def open_with_pillow(body: bytes, kinds: tuple[str, ...]) -> ImageFile.ImageFile
         raise RefusedError("bomb", error) from None
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        raise RefusedError("not_an_image", unidentified(body)) from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on hostile bytes
         raise RefusedError("not_an_image", error) from None
 

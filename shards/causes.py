@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 
 from shards.errors import UserError
 
@@ -26,6 +28,16 @@ _ADVICE = {
 _MEMORY = "Use smaller batches (--batch-size, or --micro-batches of a training), or fewer --workers"
 _RUST = re.compile(r"(?:Os \{ code: |os error )(\d+)")
 """How libraries written in Rust (safetensors, tokenizers) put the system's number into their text."""
+
+
+@contextlib.contextmanager
+def named(where: str) -> Iterator[None]:
+    """Errors of the system that name no file, as those of a write do, name `where`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or where
+        raise
 
 
 def machines_refusal(error: BaseException) -> UserError | None:
@@ -62,4 +74,12 @@ def _refusal(error: BaseException) -> UserError | None:
     if "PytorchStreamWriter" in text or "inline_container" in text:
         # It counts what it could not write and does not say why.
         return UserError("a file could not be written: the disk is full, or fails", do=_ADVICE[errno.ENOSPC][1])
-    return None
+    return _no_text(error)
+
+
+def _no_text(error: BaseException) -> UserError | None:
+    """For a name or an argument with bytes that are not of the locale's encoding, where text had to be written."""
+    if not isinstance(error, UnicodeEncodeError) or "surrogates" not in error.reason:
+        return None
+    problem = f"a name that is not UTF-8 text: {error.object[:300]!r}"
+    return UserError(problem, do="Rename it; if it looks right elsewhere, set LANG=C.UTF-8")

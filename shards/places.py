@@ -79,6 +79,9 @@ def refuse_other_things(folder: Folder, what: str, ours: Collection[str]) -> Non
 
 def refuse_unwritable(path: Path) -> None:
     """Raise `UserError` if a local folder, there or to be made, could not be written; nothing is made."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        do = "Give another name; if it looks right elsewhere, set LANG=C.UTF-8"
+        raise UserError("this name is not UTF-8 text, and what is written here names it", where=str(path), do=do)
     there = path.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent

@@ -22,6 +22,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from shards import copies, credentials, lease, outages
+from shards.causes import named
 from shards.errors import UserError
 from shards.lease import leased
 from shards.listing import entries
@@ -171,7 +172,7 @@ class Folder:
     def publish(self, name: str, data: bytes, *, by_holder: bool = False) -> None:
         """Make `data` appear under `name`, whole or not at all; replaces what was there. `by_holder`: see `staged`."""
         if self.is_local:
-            with self.staged(name) as path:
+            with self.staged(name) as path, named(f"{self}/{name}"):
                 path.write_bytes(data)
             return
         self._put(partial(self._located[0].pipe_file, self._name(name), data), name, by_holder)

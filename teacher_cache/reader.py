@@ -171,9 +171,10 @@ class TeacherCache:
 
     def view(self, place: int, row: int, view: int) -> View:
         """The stored parameters of one view."""
-        found = self.stored_views(np.array([(place, row)]), np.array([view]))[0]
-        assert found is not None, "a sample without embeddings"
-        return found
+        policy, layer = self.policy, self._views[self._layer_of[view]]
+        # Of the layer alone: a sample whose caption is still to be embedded has its views.
+        file, line = layer.find(place, row)
+        return policy.unpack_all(file.params(view, policy.dtype)[line : line + 1])[0]
 
     def stored_views(self, places: Places, views: npt.NDArray[np.int64]) -> list[View | None]:
         """The stored parameters of view `views[i]` of sample i, None where it has none.
@@ -316,22 +317,23 @@ def _without_incomplete(
     """The layers that can be read, and what the others lack.
 
     Only what was added to a cache may be incomplete: later views, and caption sets beside the first. The others go to
-    the join, which refuses them.
+    the join, which refuses them. Joined by key, what was added has to have the shards of the first of its kind.
     """
     kept: list[LayerFacts] = []
     incomplete: dict[str, str] = {}
     first = {kind: next((layer.name for layer in layers if layer.kind == kind), "") for kind in ("views", "captions")}
     if any(layer.name == "captions-txt" for layer in layers):
         first["captions"] = "captions-txt"
+    made = {layer.name: set(published_records(folder.child(layer.name))) for layer in layers}
+    here = {shard.id for shard in dataset.shards}
     for layer in layers:
-        names = published_records(folder.child(layer.name))
-        lacking = sum(shard.id not in names for shard in dataset.shards)
-        is_whole = lacking == 0 if join.policy == "error" else bool(names)
+        wanted = here if join.policy == "error" else made[first[layer.kind]]
+        lacking = len(wanted - made[layer.name])
         cut = layer.kind == "views" and any(name.startswith("views-") for name in incomplete)
-        if layer.name == first[layer.kind] or (is_whole and not cut):
+        if layer.name == first[layer.kind] or not (lacking or cut):
             kept.append(layer)
             continue
-        incomplete[layer.name] = f"{lacking} of {len(dataset.shards)} shards lack"
+        incomplete[layer.name] = f"{lacking} of {len(wanted)} shards lack"
         log.warning("%s/%s is left out: %d shards are missing", folder, layer.name, lacking)
     return kept, incomplete
 

@@ -315,7 +315,8 @@ def run_report(args: argparse.Namespace) -> int:
         score = "" if made.score_mean is None else f", mean CLIP score {made.score_mean:.3f}"
         has_images = made.exact is not None
         near = f", {made.duplicates} near duplicates (cosine above {made.threshold:.5g})" if has_images else ""
-        show(f"{_called(args, cache, name)}: {made.samples} samples{score}{near}; {made.page}")
+        samples = f"{made.samples - made.missing} of {made.samples}" if made.missing else made.samples
+        show(f"{_called(args, cache, name)}: {samples} samples{score}{near}; {made.page}")
         if len(made.set_scores) > 1:
             show(f"by caption set: {', '.join(f'{source} {mean:.3f}' for source, mean in made.set_scores.items())}")
         if made.doubt and has_images:

@@ -302,7 +302,10 @@ def run_pack(args: argparse.Namespace) -> int:
     from shards import Folder  # noqa: PLC0415
 
     if are_folders_of_pictures(source["paths"]):
-        listing, captioned, classed = write_list(source["paths"], Folder(values["out"]))
+        listing, captioned, classed, others = write_list(source["paths"], Folder(values["out"]))
+        if others:
+            first = f"{', '.join(path.name for path in others[:3])}{', ...' if len(others) > 3 else ''}"
+            show(f"left out: {len(others)} files whose names end as no picture's, nor as a picture's caption: {first}")
         source |= {"paths": (listing,), "captions": captioned and source.get("captions", True)}
         source |= {"keep": (*source.get("keep", ()), *(("class", "label") if classed else ()))}
     settings = make(IngestSettings, {**values, "source": make(SourceSettings, source), "engine": "files"})

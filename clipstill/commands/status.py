@@ -103,11 +103,11 @@ def _run(folder: Folder) -> tuple[dict[str, Any], list[str]]:
     files = RunFiles(folder.path)
     identity = files.identity() or {}
     steps = int(identity.get("steps", 0))
-    try:
-        newest = list(read_log(files.log))[-1]
-    except (FileNotFoundError, IndexError):
-        newest = {}
-    step = int(newest.get("step", 0))
+    # An evaluation is a line of its own, after its step's.
+    step, newest = 0, dict[str, Any]()
+    for line in read_log(files.log):
+        step = int(line.get("step", step))
+        newest = line if "loss" in line else newest
     checkpoints, done = files.checkpoint_steps(), files.ended()
     speed = newest.get("measured", {}).get("samples_per_second")
     batch = identity.get("settings", {}).get("batch_size")
@@ -116,7 +116,8 @@ def _run(folder: Folder) -> tuple[dict[str, Any], list[str]]:
     events = files.events.read_text().splitlines() if files.events.exists() else []
     last = json.loads(events[-1]) if events else None
     lines = [f"{folder}: a run of `clipstill distill`, {'ended' if done else 'not ended'}"]
-    lines.append(f"  steps     {step:,} of {steps:,} logged, loss {newest.get('loss', float('nan')):.4g}")
+    loss = f", loss {newest['loss']:.4g}" if newest else ""
+    lines.append(f"  steps     {step:,} of {steps:,} logged{loss}")
     if speed and age is not None:
         remains = f"; {spoken(left)} left at this rate" if left else ""
         lines.append(

@@ -29,6 +29,11 @@ from shards.storage import sync_to_disk
 
 log = logging.getLogger(__name__)
 
+_BESIDE = "state"
+"""The name of what is beside the tensors, among the hashes."""
+_VERSION = 1
+"""Of what a checkpoint holds. Another one cannot be gone on from."""
+
 Parts = Mapping[str, Mapping[str, Tensor]]
 """The tensors of a checkpoint, by the name of their file."""
 
@@ -81,7 +86,7 @@ class Checkpoints:
         # Copies, also because safetensors refuses tensors that share memory or have gaps.
         copies = {name: {key: _copy(tensor) for key, tensor in tensors.items()} for name, tensors in parts.items()}
         # Written out now: what `state` holds may change meanwhile.
-        text = json.dumps({"step": step, **state})
+        text = json.dumps({"version": _VERSION, "step": step, **state})
         self._writing = self._writer.submit(self._publish, step, copies, text, self.best)
 
     def _publish(self, step: int, parts: Parts, text: str, best: int | None) -> None:
@@ -94,7 +99,8 @@ class Checkpoints:
             path = temporary / f"{name}.safetensors"
             save_file(dict(tensors), path)
             digests[name] = _sha256(path)
-        (temporary / "state.json").write_text(json.dumps({**json.loads(text), "sha256": digests}))
+        beside = json.loads(text)
+        (temporary / "state.json").write_text(json.dumps({**beside, "sha256": digests | {_BESIDE: _told(beside)}}))
         for path in (*temporary.iterdir(), temporary):
             sync_to_disk(path)
         final = self._files.checkpoint(step)
@@ -123,8 +129,12 @@ class Checkpoints:
         folder = self._files.checkpoint(step)
         try:
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-            parts = {}
-            for name, digest in state["sha256"].items():
+            if state["version"] != _VERSION:
+                raise OSError(f"it is of version {state['version']}, this is version {_VERSION}")
+            digests, parts = state.pop("sha256"), {}
+            if digests.pop(_BESIDE) != _told(state):
+                raise OSError("state.json is not what was written")
+            for name, digest in digests.items():
                 path = folder / f"{name}.safetensors"
                 if _sha256(path) != digest:
                     raise OSError(f"{path.name} is not what was written")
@@ -161,6 +171,11 @@ class Checkpoints:
         if damaged:
             raise next(iter(damaged.values()))
         return None
+
+
+def _told(state: Mapping[str, Any]) -> str:
+    """The hash of what JSON says, which reading and writing again does not change."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

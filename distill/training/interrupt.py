@@ -34,6 +34,14 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
+class AtOnce(KeyboardInterrupt):
+    """The run was asked to end once more by the same `signal`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
 class Wanted(NamedTuple):
     """What all processes do after a step: write a checkpoint; then end."""
 
@@ -44,7 +52,7 @@ class Wanted(NamedTuple):
 class Signals:
     """Use as a context manager, which holds SIGINT and SIGTERM back meanwhile.
 
-    The first one is kept as `number` and handed to `then`; the same again raises `KeyboardInterrupt`. A signal that is
+    The first one is kept as `number` and handed to `then`; the same again raises `AtOnce`. A signal that is
     ignored stays so; outside the main thread none is caught. `speaks`: whether to say what the first one does. After it
     nobody waits for a store that is away: who would raises `KeyboardInterrupt`.
     """
@@ -72,7 +80,7 @@ class Signals:
         outages.wait_no_more()
         if self.number == number:
             self.at_once = True
-            raise KeyboardInterrupt
+            raise AtOnce(number)
         if not self.number:
             if self._speaks:
                 # Not print: a signal may have come in the middle of one.

@@ -181,9 +181,13 @@ class _Training:
         rate = f"at step {at} it goes from {last:.3g} to {following:.3g}" if last != following else "it stays as it was"
         courses = any(not isinstance(term.weight, int | float) for term in self.run.terms.values())
         weights = ", and so do the weights of losses" if courses else ""
+        alike = not courses and all(
+            learning_rate(step, before, optimiser) == learning_rate(step, steps, optimiser) for step in range(at)
+        )
+        other = "" if alike else f". It is not what a run of {steps} steps from the start would be"
         return (
             f"made longer, from {before} to {steps} steps: from here on the learning rate follows the course of "
-            f"{steps} steps ({rate}){weights}. It is not what a run of {steps} steps from the start would be"
+            f"{steps} steps ({rate}){weights}{other}"
         )
 
     def _say_warmup(self, taken: int) -> None:

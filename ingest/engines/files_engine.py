@@ -158,6 +158,8 @@ def _opened(url: str) -> IO[bytes]:
         # A pipe would keep whoever opens it.
         if Path(url).exists() and not Path(url).is_file():
             raise OSError(errno.EINVAL, "Not a regular file")
+        if "\ufffd" in url and not Path(url).exists():
+            raise OSError(errno.ENOENT, "No such file: a name that is not UTF-8 text must be renamed to be read")
         return Path(url).open("rb")
     return open_file(url)
 

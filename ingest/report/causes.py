@@ -37,7 +37,7 @@ _WORDS: dict[str, Cause] = {
     "bad_url": Cause(
         LIST,
         "No http(s) URL: empty, a local path, or without a host.",
-        "If there are many, look at --url-column (of `shards pack`: --column).",
+        "If there are many, look at --url-column, or --column when packing.",
     ),
     "bad_boxes": Cause(
         LIST,
@@ -80,7 +80,9 @@ _WORDS: dict[str, Cause] = {
         BODY, "Other bytes than the list promises: the file has changed.", "Without --hash-column they would be taken."
     ),
     "not_an_image": Cause(
-        BODY, "A web page or something else that no decoder knows.", "Nothing: the picture is gone from there."
+        BODY,
+        "A web page, or a kind that is not read, as HEIC and SVG.",
+        "Nothing, mostly: the picture is gone from there. Files of your own may be converted.",
     ),
     "truncated": Cause(BODY, "The file is cut off or damaged.", "Nothing: it is so on the server."),
     "bomb": Cause(BODY, "More pixels than allowed.", "A larger --max-pixels " + _ANEW),

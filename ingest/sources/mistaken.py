@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Sequence
 
 from ingest.settings import SourceSettings
+from pictures.kind import ENDINGS
 from shards import UserError
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+_PICTURES = tuple(ENDINGS)
 _TARS = (".tar", ".tar.gz", ".tgz")
 _LIST = "Give a list of URLs"
 _AGAIN = "to fetch again what failed, give its .parquet files with --where 'status != success'"

@@ -109,12 +109,10 @@ class BuildSettings:
             raise UserError("views that were given cannot be drawn", do="Choose how views are drawn")
         if kind != "crop" and self.views != 1:
             raise UserError(f"such views are all the same; {self.views} were asked for", do="Use --views 1")
-        for what, names in (
-            ("teacher", [teacher.name for teacher in self.teachers]),
-            ("caption set", [source.name for source in self.captions]),
+        for what, names, own in (
+            ("teacher", [teacher.name for teacher in self.teachers], "--teacher-name for each"),
+            ("caption set", [source.name for source in self.captions], "NAME=SOURCE"),
         ):
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
-                raise UserError(
-                    f"two of the {what}s are called {twice!r}", do="Give each its own: --teacher-name, or NAME=SOURCE"
-                )
+                raise UserError(f"two of the {what}s are called {twice!r}", do=f"Give each its own: {own}")

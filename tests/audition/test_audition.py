@@ -82,6 +82,17 @@ def test_everybody_is_heard_and_the_page_says_who_won(
         assert one["figures"] == pytest.approx(found[one["teacher"], one["scale"]], abs=6.0)
 
 
+def test_two_teachers_of_one_name_are_refused_by_what_this_command_can_do(
+    stage: list[str], tmp_path: Path, save_teacher: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_teacher(tmp_path / "elsewhere" / "one", seed=2)
+    out = tmp_path / "out"
+    assert main([*stage, "--teacher", other, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "two of the teachers are called 'one'. Name them in `clipstill cache build --teacher-name`" in said
+    assert not out.exists()
+
+
 def told(command: list[str], flag: str, value: str) -> list[str]:
     """The command with another value of an option, which may be new."""
     if flag not in command:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from clipstill.main import main
-from shards import UserError
+from shards import Folder, UserError
 from shards.causes import machines_refusal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +51,15 @@ def small_files() -> Iterator[None]:
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_what_finds_no_room_is_named(tmp_path: Path) -> None:
+    """A write that fails names no file itself."""
+    with pytest.raises(OSError, match="too large") as raised:
+        Folder(tmp_path / "data").publish("page.html", bytes(2_000_000))
+    assert str(machines_refusal(raised.value)).startswith(f"{tmp_path}/data/page.html: ")
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 FORMS = ["open_clip", "torchscript", "safetensors", "onnx", "transformers_js", "immich", "pt2"]
@@ -136,6 +146,15 @@ def test_models_that_are_not_here(
     assert not (tmp_path / "cache").exists()
 
 
+def test_an_output_whose_name_is_no_text(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:1/x.jpg\n")
+    out = tmp_path / os.fsdecode(b"\xff")
+    line = told(["ingest", str(tmp_path / "list.txt"), "--name", "x", "--out", str(out), "--in-process"], capsys)
+    assert "not UTF-8" in line
+    assert not out.exists()
+    assert "not UTF-8" in told(["export", str(world / "model"), "--format", "open_clip", "--out", str(out)], capsys)
+
+
 def test_a_store_whose_package_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pip install gcsfs" in told(["shards", "verify", "gs://bucket/x"], capsys)
 
@@ -150,6 +169,7 @@ def test_a_store_whose_package_is_not_installed(capsys: pytest.CaptureFixture[st
         (OSError(errno.EMFILE, "Too many open files"), ["ulimit -n"]),
         (torch.OutOfMemoryError("CUDA out of memory."), ["--batch-size"]),
         (MemoryError(), ["memory is short"]),
+        (UnicodeEncodeError("utf-8", "/d/x\udcff", 4, 5, "surrogates not allowed"), ["/d/x", "not UTF-8", "Rename"]),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -136,6 +137,53 @@ runpy.run_module("clipstill", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "clipstill: interrupted. Nothing was begun\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_within_an_optional_import_is_neither_lost_nor_a_bug(number: int, tmp_path: Path) -> None:
+    """As where Arrow looks for pandas: what the import raises is dropped, and half of the module stays."""
+    program = f"""
+import contextlib, os, sys
+import clipstill.main as m
+
+def looks_for_it(args):
+    with contextlib.suppress(BaseException):
+        import optional
+    print("whole" if hasattr(sys.modules.get("optional"), "end") else "half", flush=True)
+    while True:
+        pass
+
+m.models.run = looks_for_it
+sys.argv = ["clipstill", "models"]
+sys.path.insert(0, {str(tmp_path)!r})
+m.run()
+"""
+    (tmp_path / "optional.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nend = 1\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=600)
+    assert (done.returncode, done.stdout) == (128 + number, "whole\n")
+    assert done.stderr.startswith("clipstill: interrupted.")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("home", "kept"), [("", True), ("home/file", False)])
+def test_a_home_that_cannot_be_written_keeps_nothing(
+    home: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch makes the folder that it is given as soon as it is imported, and would fail."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert main(["models"]) == 0
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == (str(tmp_path / ".cache/torchinductor") if kept else None)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_output_is_no_error(closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m clipstill models {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from clipstill.main import build_parser, main
@@ -28,6 +30,8 @@ from clipstill.main import build_parser, main
         (["distill", "d", "--smoke", "--smoke"], "--smoke is given twice"),
         (["ingest", "l", "--ignore-opt-outs", "--opt-out", "noai"], "--ignore-opt-outs and --opt-out are both given"),
         (["distill", "d", "--precision", "fp23"], "'fp23' is not known; did you mean fp32?"),
+        (["ingest", "rtry", "data"], "there is no command ingest rtry; did you mean ingest retry?"),
+        (["models", "bnech"], "there is no command models bnech; did you mean models bench?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -48,3 +52,12 @@ def test_what_can_be_repeated_adds_up() -> None:
 def test_words_after_two_dashes_are_no_options() -> None:
     args = build_parser().parse_args(["distill", "--epochs", "3", "--", "--epochs"])
     assert (args.epochs, args.shards) == (3.0, ["--epochs"])
+
+
+def test_a_file_that_is_called_nearly_as_a_command_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("retri").write_text("http://a.example/1.jpg\n")
+    assert main(["ingest", "retri", "--name", "a", "--out", "out"]) == 2
+    assert "cannot tell the format" in capsys.readouterr().err

@@ -81,6 +81,21 @@ def test_of_many_records_on_a_store_some_stand_for_all(bucket: str, capsys: pyte
     assert "2,400 of 60,000 ended as 1,920 samples (80.0%), in 48 of the 60 shards" in rows
 
 
+def test_a_run_that_was_evaluated_after_its_newest_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An evaluation is a line of the log, in which there is no loss and no rate."""
+    (tmp_path / "settings.json").write_text(json.dumps({"identity": {"steps": 40, "settings": {"batch_size": 10}}}))
+    lines = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.5, "measured": {"samples_per_second": 100.0}}]
+    (tmp_path / "log.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in [*lines, {"step": 20, "eval/x": 1}])
+    )
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["step"], found["loss"], found["left"]) == (20, 2.5, 2.0)
+    (tmp_path / "log.jsonl").write_text("")
+    assert main(["status", str(tmp_path)]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_what_is_whole_and_what_is_none(
     tmp_path: Path, make_dataset: Callable[..., Dataset], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,9 @@ def test_the_command_says_where_it_goes_on_and_ends_as_the_signal_asks(
     signals[1] = [signal.SIGTERM]
     assert main([*words, "--steps", "4", "--batch-size", "6"]) == 128 + signal.SIGTERM
     assert "stopped after step 2 of 4, with a checkpoint: the same command goes on" in capsys.readouterr().err
+    signals[2] = [signal.SIGTERM, signal.SIGTERM]
+    assert main([*words, "--steps", "4", "--batch-size", "6"]) == 128 + signal.SIGTERM
+    assert "clipstill: interrupted. What was published stays" in capsys.readouterr().err
     assert main([*words, "--steps", "4", "--batch-size", "6"]) == 0
 
 

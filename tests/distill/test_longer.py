@@ -34,6 +34,7 @@ def test_a_finished_run_goes_on_when_its_epochs_are_raised(
     (said,) = (record.getMessage() for record in caplog.records if "made longer" in record.getMessage())
     assert "made longer, from 8 to 12 steps" in said
     assert told in said
+    assert "It is not what a run of 12 steps from the start would be" in said
     assert lines[8]["lr"] > 2 * lines[7]["lr"]
     assert events(out) == [(8, "lengthened"), (8, "resumed")]
     assert json.loads((out / "settings.json").read_text())["facts"]["steps"] == 12
@@ -54,6 +55,7 @@ def test_a_constant_rate_stays_and_an_unfinished_run_is_made_longer_too(
     caplog.set_level(logging.WARNING)
     train(world.settings(out, steps=8, optimiser=constant))
     assert "it stays as it was" in caplog.text
+    assert "It is not what" not in caplog.text
     train(world.settings(whole, steps=8, optimiser=constant))
     weights = [folder / "model" / "open_clip_model.safetensors" for folder in (out, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -74,7 +76,7 @@ def test_only_its_length_may_change_and_only_upwards(world: Any, tmp_path: Path)
     assert json.loads((out / "done.json").read_text())["steps"] == 4
 
 
-@pytest.mark.parametrize("damage", ["cut", "state", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "state", "missing", "field", "number", "version"])
 def test_a_damaged_newest_checkpoint_is_stepped_over_with_a_word(
     world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -89,6 +91,10 @@ def test_a_damaged_newest_checkpoint_is_stepped_over_with_a_word(
         file.write_bytes(file.read_bytes()[:-7])
     elif damage == "state":
         (newest / "state.json").write_text("[]")
+    elif damage in {"field", "number", "version"}:
+        state = json.loads((newest / "state.json").read_text())
+        changed = {"field": {"watch": {}}, "number": {"step": state["step"] + 1}, "version": {"version": 0}}
+        (newest / "state.json").write_text(json.dumps(state | changed[damage]))
     else:
         (newest / "optimiser.safetensors").unlink()
     caplog.set_level(logging.WARNING)

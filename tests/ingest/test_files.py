@@ -50,7 +50,9 @@ def captions(tmp_path: Path) -> dict[str, str]:
 
 def ledger(tmp_path: Path) -> dict[str, tuple[str, str]]:
     """Key → cause and message, of what became no sample."""
-    rows = [row for path in sorted((tmp_path / "out").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    rows = [
+        row for path in sorted((tmp_path / "out").glob("[0-9]*.parquet")) for row in pq.read_table(path).to_pylist()
+    ]
     return {row["key"]: (row["error_class"], row["error_message"]) for row in rows if row["status"] != "success"}
 
 
@@ -183,7 +185,7 @@ def test_a_folder_of_pictures_with_captions_beside_them(tmp_path: Path) -> None:
     (tmp_path / "pictures" / "more" / "c.txt").write_text("third")
     (tmp_path / "pictures" / "more" / "d.jpg").write_bytes(jpeg(4))
     (tmp_path / "pictures" / "more" / "d.txt").write_bytes("Hügel".encode("latin-1"))
-    listing, captioned, classed = write_list([str(tmp_path / "pictures")], Folder(tmp_path / "out"))
+    listing, captioned, classed, _ = write_list([str(tmp_path / "pictures")], Folder(tmp_path / "out"))
     assert (captioned, classed) == (True, False)
     report = packed(tmp_path, Path(listing))
     assert (report.rows, report.failed) == (4, {"no_caption": 1, "bad_row": 1})
@@ -195,14 +197,45 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(number))
-    listing, captioned, classed = write_list([str(tmp_path / "pictures")], Folder(tmp_path / "out"))
+    listing, captioned, classed, _ = write_list([str(tmp_path / "pictures")], Folder(tmp_path / "out"))
     assert (captioned, classed) == (False, True)
     assert packed(tmp_path, Path(listing), captions=False, keep=("class", "label")).samples == 3
     (shard,) = Dataset.open(str(tmp_path / "out")).shards
     found = [(shard.meta(row)["class"], shard.meta(row)["label"]) for row in range(3)]
     assert found == [("ant", 0), ("ant", 0), ("zebra", 1)]
+    (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no picture is there"):
-        write_list([str(tmp_path / "pictures" / "none")], Folder(tmp_path / "out"))
+        write_list([str(tmp_path / "none")], Folder(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"gone: this folder cannot be listed \(No such file"):
+        write_list([str(tmp_path / "gone")], Folder(tmp_path / "out"))
+
+
+def test_no_picture_of_a_folder_is_left_out_in_silence(tmp_path: Path) -> None:
+    """A name that is no text costs its row; links to folders are followed, not in a circle; other files are told."""
+    below, elsewhere = tmp_path / "pictures" / "ant", tmp_path / "elsewhere"
+    below.mkdir(parents=True)
+    elsewhere.mkdir()
+    (below / "1.jpg").write_bytes(jpeg(1))
+    (below / "1.txt").write_text("an ant")
+    (below / "drawing.svg").write_text("<svg/>")
+    (below / "notes.txt").write_text("of nothing")
+    (below / os.fsdecode(b"2\xff.jpg")).write_bytes(jpeg(2))
+    sink = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(sink, "PPM")
+    (elsewhere / "3.PPM").write_bytes(sink.getvalue())
+    (elsewhere / "4.jfif").write_bytes(jpeg(4))
+    (tmp_path / "pictures" / "bee").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(tmp_path)
+    (below / "round").symlink_to(tmp_path / "pictures")
+    folder = str(tmp_path / "pictures")
+    listing, _, classed, others = write_list([folder], Folder(tmp_path / "out"))
+    assert [path.name for path in others] == ["drawing.svg", "notes.txt"]
+    report = packed(tmp_path, Path(listing), captions=False, keep=("class",))
+    assert (report.rows, report.samples, report.failed) == (4, 3, {"no_file": 1})
+    assert "not UTF-8" in ledger(tmp_path)["set-000000001"][1]
+    (shard,) = Dataset.open(str(tmp_path / "out")).shards
+    assert classed
+    assert [shard.meta(row)["class"] for row in range(3)] == ["ant", "bee", "bee"]
 
 
 def test_rows_of_urls_are_no_rows_of_files() -> None:

@@ -200,6 +200,29 @@ def pixels_of(got: Fetched) -> np.ndarray:
 SETTINGS = ImageSettings(size=40, max_bytes=200_000, max_pixels=1_000_000)
 
 
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b"", "it is empty"),
+        (b"\r\n<!doctype HTML><title>Gone</title>", "a web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"<?xml version='1.0'?>\n<!-- drawn -->\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC"),
+        (b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + bytes(200), "a video"),
+        (encode(quarters(), "ICO"), "an icon"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(200), None),
+        (b"nothing that anybody knows", None),
+    ],
+)
+def test_what_is_no_picture_is_named(body: bytes, name: str | None) -> None:
+    got = ImageProcessor(SETTINGS).process(body)
+    assert got.error_class == "not_an_image"
+    if name is None:
+        assert "(" not in str(got.error_message)
+    else:
+        assert got.error_message == f"cannot identify image file ({name})"
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("name", GOOD)
 def test_good_images_are_upright_and_in_their_colours(name: str, exact: bool) -> None:

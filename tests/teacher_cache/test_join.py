@@ -16,6 +16,7 @@ from shards import Dataset, Folder, InProcess, ShardRecord, UserError
 from shards.samples import write_shards
 from teacher_cache import Join, TeacherCache
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
+from teacher_cache.captions import CaptionSource
 from teacher_cache.join import join_layer
 from teacher_cache.layout import read_layer
 
@@ -188,6 +189,18 @@ def test_a_missing_shard_is_refused_or_joined(
     cache = TeacherCache.open(str(tmp_path), dataset, join=Join(policy="skip", limit=0.4))
     assert (cache.missing, [rows if isinstance(rows, int) else rows.sum() for rows in cache.kept]) == (8, [0, 0, 12])
     agree(every(cache, dataset, lambda key: int(key[-9:]) >= 8), expected)
+
+
+def test_what_is_being_added_costs_a_join_no_sample(settings: BuildSettings, dataset: Dataset, tmp_path: Path) -> None:
+    build = replace(settings, cache=str(tmp_path))
+    build_cache(build, InProcess())
+    build_cache(replace(build, captions=(CaptionSource.parse("json:caption"),)), InProcess())
+    for record in tmp_path.rglob("captions-json-caption/_records/00000.*"):
+        record.unlink()
+    for policy in ("skip", "none"):
+        cache = TeacherCache.open(str(tmp_path), dataset, join=Join(policy=policy))
+        assert (cache.missing, set(cache.captions)) == (0, {"txt"})
+        assert set(cache.incomplete) == {"captions-json-caption"}
 
 
 @pytest.mark.parametrize("policy", ["skip", "none"])

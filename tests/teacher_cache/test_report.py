@@ -251,6 +251,37 @@ def test_samples_that_the_cache_lacks_are_said_and_left_out(
         report_cache(str(other.folder), cache)
 
 
+def test_a_cache_that_is_being_added_to_is_judged_by_what_is_whole(
+    dataset: Dataset, teacher: str, tmp_path: Path, facts: ReportFacts
+) -> None:
+    """The second caption set has come to some shards, as after a kill."""
+    both = build(
+        dataset, tmp_path / "cache", teacher, captions=(CaptionSource.parse("txt"), CaptionSource.parse("json:caption"))
+    )
+    for record in Path(both).rglob("captions-json-caption/_records/0000[2-5].*"):
+        record.unlink()
+    got = report_cache(str(dataset.folder), both)
+    assert (got.missing, set(got.set_scores)) == (0, {"txt"})
+    assert table(got) == table(facts)
+
+
+def test_images_whose_captions_are_still_to_come_are_judged_and_shown(
+    dataset: Dataset, teacher: str, tmp_path: Path, facts: ReportFacts
+) -> None:
+    cut = build(dataset, tmp_path / "cache", teacher)
+    for record in Path(cut).rglob("captions-txt/_records/0000[4-5].*"):
+        record.unlink()
+    got = report_cache(str(dataset.folder), cut)
+    assert (got.missing, got.duplicates) == (sum(COUNTS[4:]), facts.duplicates)
+    page = Page(got.page)
+    assert f"{got.missing} of 50 samples have no embeddings, or not all" in page.texts["problems"]
+    # The copy in shard 5 is shown beside the sample in shard 0 that it is one of.
+    assert keys(dataset)[48] in page.text
+    rows = table(got)
+    assert rows["nearest_key"] == table(facts)["nearest_key"]
+    assert rows["clip_score"][-sum(COUNTS[4:]) :] == [None] * sum(COUNTS[4:])
+
+
 @pytest.fixture
 def broken(dataset: Dataset, teacher: str, tmp_path: Path, forge: Callable[..., None]) -> Iterator[str]:
     """A cache whose shard 4 has two rows that are no numbers, one of zeros, and the others turned round."""
