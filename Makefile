@@ -21,12 +21,13 @@ test: $(READY)
 test-demo: $(READY)
 	$(BIN)/pytest -m demo
 
-# The whole demo killed at every stage, an ingest killed fifty times, and 40,000 damaged files: about 20 minutes.
+# The whole demo killed at every stage, an ingest killed fifty times, 40,000 damaged files, and clusters that lose
+# machines: about 35 minutes.
 test-long: $(READY)
 	$(BIN)/pytest -m long --timeout 900 --ignore tests/faults/test_campaign.py
 
 # More than two hundred kills over three stages on a store that fails, fifty of an ingest on Ray, full disks, outages,
-# single deaths: about an hour.
+# single deaths, and every command on a cluster that loses machines or its head: over an hour.
 test-faults: $(READY)
 	$(BIN)/pytest -m long --timeout 3600 tests/faults
 

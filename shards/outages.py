@@ -86,11 +86,10 @@ def ride_out(url: str, call: Callable[[], T]) -> T:
     while True:
         try:
             found = call()
-        except FileNotFoundError:
-            # Of a store that never answered it may be a library's word for that.
-            _came_back(url, is_sure=False)
-            raise
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and not came_wrong(error):
+                # Of a store that never answered it may be a library's word for that.
+                _came_back(url, is_sure=False)
             if not is_passing(error):
                 raise
             short += came_wrong(error)

@@ -17,10 +17,11 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from shards.errors import UserError
+from shards.ray_call import call_on_ray
 from shards.ray_machines import Machine, Needs
 from shards.ray_outages import Heard
 from shards.ray_session import RayLostError, RaySession, ray_session
-from shards.ray_worker import LEAVE_S, RayWorker, Seat, call, cause_of, machine_went
+from shards.ray_worker import LEAVE_S, RayWorker, Seat, cause_of, machine_went
 from shards.runner import Outcome
 from shards.task import ShardTask, Spec
 
@@ -74,21 +75,9 @@ class RayExecutor:
         self._session = contextlib.ExitStack()
 
     def once(self, function: Callable[..., R], *arguments: Any) -> R:
-        import ray  # noqa: PLC0415
-
         self._begin()
         self._check_room()
-        reference = ray.remote(**self._needs.options, max_retries=0)(call).remote(self._threads, function, arguments)
-        try:
-            while not ray.wait([reference], timeout=_LOOK_EVERY_S)[0]:
-                self._check_room()
-            result: R = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from None
-        except (ray.exceptions.RayError, RayLostError) as error:
-            reason, _ = cause_of(error)
-            raise UserError(f"the worker process died ({reason})", do="Run the same command again") from None
-        return result
+        return call_on_ray(self._needs, self._threads, self._check_room, function, *arguments)
 
     def start(self, task: ShardTask[Any]) -> None:
         self._task = task
@@ -191,9 +180,12 @@ class RayExecutor:
         except (ray.exceptions.RayError, ConnectionError):
             self._machines()  # knows better
             raise
+        if ended and self._heard.is_waiting:
+            # Of a Ray that was started here nothing is asked at the end.
+            self._heard.look(self._ray)
         if time.monotonic() - self._looked >= _LOOK_EVERY_S:
             self._look_around()
-            self._heard.look()
+            self._heard.look(self._ray)
             self._say_what_stands()
             self._looked = time.monotonic()
         return bool(ended)
@@ -378,8 +370,8 @@ class RayExecutor:
             # question to that would hang.
             with contextlib.suppress(RayLostError, UserError):
                 self._machines()
-                self._heard.look()
-                self._heard.forget()
+                self._heard.look(self._ray)
+                self._heard.forget(self._ray)
                 for seat in self._seats if self._shared else ():
                     ray.kill(seat.actor)
         self._seats, self._calls = [], {}

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from shards import outages
+from shards.ray_session import RaySession
 
 log = logging.getLogger("shards.outages")
 
@@ -37,19 +38,31 @@ class Heard:
     def __init__(self) -> None:
         self._away: set[str] = set()
 
-    def look(self) -> None:
-        """Ask the cluster what there is new; one small request, and one for each store that was away once."""
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is still to be said that a store answers again."""
+        return bool(self._away)
+
+    def look(self, session: RaySession | None) -> None:
+        """Ask the cluster what there is new; one small request, and one for each store that was away once.
+
+        One that is silent is not asked: Ray would end this process after a minute.
+        """
+        if session is None or session.is_silent:
+            return
         for store, (is_away, line) in _left().items():
             if is_away == (store in self._away) or (is_away and outages.is_away(store)):
                 continue
             (self._away.add if is_away else self._away.discard)(store)
             log.warning("%s", line)
 
-    def forget(self) -> None:
+    def forget(self, session: RaySession | None) -> None:
         """Remove what was left."""
         from ray.experimental import internal_kv  # noqa: PLC0415
 
         self._away.clear()
+        if session is None or session.is_silent:
+            return
         with contextlib.suppress(Exception):
             internal_kv._internal_kv_del(_job(), del_by_prefix=True, namespace=_NAMESPACE)
 

@@ -144,6 +144,11 @@ class RaySession:
             raise self._gone("has no machine left")
         return self._machines
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the cluster did not answer when its machines were last asked for."""
+        return self._silent_since > 0
+
     def _answers(self) -> bool:
         """Whether the cluster's server does; raises `UserError` when it has not for a while."""
         if self._server is not None:
@@ -164,7 +169,12 @@ class RaySession:
         )
 
     def renew(self) -> None:
-        """Start Ray here again, after a `RayLostError`."""
+        """Start Ray here again, after a `RayLostError`, or leave the cluster and join it again.
+
+        What is somebody else's to start is left as it is.
+        """
+        if self not in _sessions:
+            return
         if self._folder is not None:
             end_processes_of(self._folder)
         self.end()
@@ -243,12 +253,25 @@ def _told_of_token(text: str, where: str) -> UserError:
 
 def _leaving() -> set[str]:
     """The machines that Ray has been told to empty, because they are to go: a notice of preemption, say."""
+    return set(_told_by_state("get_draining_nodes") or ())
+
+
+def may_come(kind: str) -> bool:
+    """Whether the cluster's autoscaler has said that it could bring machines with a resource, by Ray's name."""
+    return bool((_told_by_state("get_max_resources_from_cluster_config") or {}).get(kind))
+
+
+def _told_by_state(question: str) -> Any:
+    """What the cluster's state says; None of an older Ray, or where this process is a client, which is not told."""
+    import ray  # noqa: PLC0415
     from ray._private.state import state  # noqa: PLC0415
 
+    if ray.util.client.ray.is_connected():
+        return None
     try:
-        return set(state.get_draining_nodes())
+        return getattr(state, question)()
     except (AttributeError, RuntimeError):
-        return set()  # an older Ray, or a client of a cluster, which is not told
+        return None
 
 
 _sessions: list[RaySession] = []

@@ -6,17 +6,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from shards.errors import one_line
 from shards.ray_metrics import WorkerMetrics
 from shards.ray_outages import leave_for_driver
 from shards.runner import Host, Outcome
 from shards.task import ShardTask, Spec
-
-R = TypeVar("R")
 
 LEAVE_S = 12.0
 """So long a shard may go on where it is to end. The shortest notice of a cloud is half a minute."""
@@ -61,12 +58,6 @@ def _end_soon_when_told() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def call(threads: int, function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
-    """Call a function as a worker of so many threads would."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    return function(*arguments)
-
-
 @dataclass(eq=False)
 class Seat:
     """An actor and what it is at: Ray's reference of each call → the spec, and when it was handed over.
@@ -105,4 +96,5 @@ def cause_of(error: Exception) -> tuple[str, str]:
 
 def machine_went(error: Exception) -> bool:
     """Whether Ray says that not the worker died, but the machine under it."""
-    return getattr(error, "preempted", False) or "node has died" in str(error) or "node was terminated" in str(error)
+    said = ("node has died", "node was terminated", "node it was running on is dead")
+    return bool(getattr(error, "preempted", False)) or any(words in str(error) for words in said)

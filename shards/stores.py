@@ -49,8 +49,13 @@ class ShortReadError(OSError):
 
 
 def came_wrong(error: BaseException) -> bool:
-    """Whether an answer came, of other bytes than there are: the next one may be right, unless the file is damaged."""
-    return isinstance(error, ShortReadError) or type(error).__name__ in _DIFFERENT
+    """Whether an answer came that does not fit: the next one may, unless the file is damaged.
+
+    Of other bytes than there are; or that there is no such upload. Where the answer to the last request of one in parts
+    was lost, and the library asks again, some stores say so of what is done. It is made anew then.
+    """
+    forgotten = any(_code(link) == "NoSuchUpload" for link in _chain(error))
+    return isinstance(error, ShortReadError) or type(error).__name__ in _DIFFERENT or forgotten
 
 
 def located(url: str) -> tuple[Any, str]:
@@ -66,12 +71,14 @@ def located(url: str) -> tuple[Any, str]:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed a while later: the store is away or overloaded, or an answer broke off."""
+    if came_wrong(error):
+        return True
     if isinstance(error, UserError | FileNotFoundError | PermissionError | BrokenPipeError):
         return False
     kinds = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
     if kinds & (CREDENTIALS | _CERTIFICATES):
         return False
-    return came_wrong(error) or bool(kinds & _BROKEN) or any(_is_busy(link) for link in _chain(error))
+    return bool(kinds & _BROKEN) or any(_is_busy(link) for link in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -81,11 +88,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__
 
 
+def _code(error: BaseException) -> Any:
+    """S3's own word for an error of botocore's; None for any other."""
+    answer = getattr(error, "response", None)
+    return answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+
+
 def _is_busy(error: BaseException) -> bool:
     answer = getattr(error, "response", None)
     told: Any = None
     if isinstance(answer, dict):  # botocore
-        if answer.get("Error", {}).get("Code") in _CODES:
+        if _code(error) in _CODES:
             return True
         told = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif is_of_library(error):

@@ -216,3 +216,19 @@ def in_own_mounts() -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A cluster of several raylets: a head without cores; `add_node(num_cpus=1)` adds a machine.
+
+    A parameter holds more about the head.
+    """
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
+
+    # No token: whoever joins is started with this environment.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    head = {"num_cpus": 0, "include_dashboard": False, **getattr(request, "param", {})}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    yield made
+    made.shutdown()

@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from collections import Counter
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,11 +37,18 @@ class FaultyStore(http.server.ThreadingHTTPServer):
         self.gone = threading.Event()
         self.leave_at: int | None = None
         self.stay_away = 0
+        self.forgets = False
+        """Whether an upload that has ended is known no more, as with some stores; Amazon's gives its answer again."""
+        self.ended: set[str] = set()
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.turned_away = 0
         self._draw = random.Random(seed)
         self._lock = threading.Lock()
+
+    def turn(self, command: str, path: str) -> AbstractContextManager[object]:  # noqa: ARG002 - of who overrides it
+        """What a request is handed on in."""
+        return contextlib.nullcontext()
 
     def is_away(self) -> bool:
         """Whether a request that comes now is turned away."""
@@ -94,6 +102,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._reset()
             return
         fate = server.fate(self.command)
+        if self.path in server.ended and server.forgets:
+            self._answer(404, {"Content-Type": "application/xml"}, _ERROR % (b"NoSuchUpload", b"It does not exist."))
+            return
         if fate in {"slow_down", "error"}:
             status, code = (503, b"SlowDown") if fate == "slow_down" else (500, b"InternalError")
             self._answer(
@@ -103,10 +114,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fate == "reset":
             self._reset()
             return
-        with contextlib.closing(http.client.HTTPConnection(server.upstream, timeout=60)) as connection:
+        with (
+            server.turn(self.command, self.path),
+            contextlib.closing(http.client.HTTPConnection(server.upstream, timeout=60)) as connection,
+        ):
             connection.request(self.command, self.path, body, dict(self.headers.items()))
             response = connection.getresponse()
             data = response.read()
+            if self.command == "POST" and "uploadId=" in self.path and response.status == 200:
+                server.ended.add(self.path)
             headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOPS}
         whole = len(data) > 1 and response.status in {200, 206} and "xml" not in headers.get("Content-Type", "")
         if fate == "lost":

@@ -169,7 +169,11 @@ class Campaign:
             after = done() + int(self.draw.random() ** 2 * (STEPS if stage == "distill" else 160))
             process = server.start(*words)
             if self.draw.random() < 0.15:
-                self.store.leave_at, self.store.stay_away = self.store.requests.total() + self.draw.randrange(60), 20
+                # Once it has answered this process: one that never did is not waited for.
+                self.store.leave_at, self.store.stay_away = (
+                    self.store.requests.total() + self.draw.randrange(10, 60),
+                    20,
+                )
                 self.killed["store"] += 1
             if left and self.draw.random() < 0.9:
                 self._wait_until(partial(_is_time, done, after, partial(_is_gone, process)))

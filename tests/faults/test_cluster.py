@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,6 @@ from shards import InProcess
 ROWS, SHARD = 24, 3
 
 pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without cores; `add_node(num_cpus=1)` adds a machine."""
-    from ray.cluster_utils import Cluster  # noqa: PLC0415
-
-    # No token: whoever joins is started with this environment.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    yield made
-    made.shutdown()
 
 
 class Site:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import s3fs
 from ingest import ImageSettings, IngestSettings, NetworkSettings, SourceSettings, ingest
 from shards import Folder, InProcess, Spec, UserError, lease, published_records, read_records
 from shards.publication import Publication, SupersededError
+from shards.stores import located
+from tests.faults.faulty_store import FaultyStore
 
 ROWS, SHARD = 12, 4
 
@@ -117,3 +122,113 @@ def test_whatever_the_order_of_their_requests_the_record_names_the_bytes_beside_
     assert {entry.name: entry.bytes for entry in record.files} == {
         f"00000{suffix}": len(body) for suffix, body in bodies.items()
     }
+
+
+PART = 5 * 2**20
+"""The least that S3 takes as a part; s3fs makes parts of ten times as much, of files from twice that on."""
+
+
+class UploadsInTurn(FaultyStore):
+    """Two uploads in parts end in the order in which they come to their ends, once both have."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self._change = threading.Condition()
+        self.came = self.went = 0
+
+    @contextlib.contextmanager
+    def turn(self, command: str, path: str) -> Iterator[None]:
+        is_end = command == "POST" and "uploadId=" in path
+        with self._change:
+            self.came += is_end
+            place = self.came
+            if is_end:
+                self._change.notify_all()
+                self._change.wait_for(lambda: self.came >= 2 and self.went == place - 1)
+        yield
+        with self._change:
+            self.went += is_end
+            self._change.notify_all()
+
+    def wait_for(self, ends: int) -> None:
+        """Until so many have come to their ends."""
+        with self._change:
+            assert self._change.wait_for(lambda: self.came >= ends, timeout=120)
+
+
+@pytest.fixture
+def uploads(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadsInTurn]:
+    with UploadsInTurn(s3_endpoint) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        monkeypatch.setattr(s3fs.core, "calculate_chunksize", lambda *_, **__: PART)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield store
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("order", ["dl", "ld"])
+def test_of_two_uploads_in_parts_that_end_at_once_the_holder_s_stays(
+    bucket: str, uploads: UploadsInTurn, order: str, tmp_path: Path
+) -> None:
+    """d: of the run that was taken for dead; l: of the one that has the lease now."""
+    fs, path = located(f"{bucket}/set/00000.tar")
+    went = {}
+    with Folder(f"{bucket}/set").alone():
+        mine = lease.over(f"{bucket}/set")
+        assert mine is not None
+
+        def put(who: str) -> None:
+            file = tmp_path / who
+            file.write_bytes(who.encode() * 2 * PART)
+            held = mine if who == "l" else mine._replace(run="dead")
+            try:
+                lease.put(fs, path, held, partial(fs.put_file, str(file), path))
+            except UserError as error:
+                went[who] = error.problem
+            else:
+                went[who] = "done"
+
+        threads = [threading.Thread(target=put, args=(who,)) for who in order]
+        for number, thread in enumerate(threads):
+            thread.start()
+            uploads.wait_for(number + 1)
+        for thread in threads:
+            thread.join()
+    assert went["l"] == "done"
+    assert went["d"] == "done" if order == "dl" else went["d"].startswith("another run took over here")
+    fs.invalidate_cache()
+    assert fs.info(path)["ETag"].strip('"').endswith("-2")
+    assert fs.cat_file(path) == b"l" * 2 * PART
+    # Nothing of the other is left for which somebody would pay.
+    assert "Uploads" not in fs.call_s3("list_multipart_uploads", Bucket=bucket.removeprefix("s3://"))
+
+
+class Forgetful(FaultyStore):
+    """The answer to the end of the first upload is lost; asked again, it knows of no such upload."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.forgets = True
+        self.posts = 0
+
+    def fate(self, method: str) -> str:
+        self.posts += method == "POST"
+        return "lost" if method == "POST" and self.posts == 2 else super().fate(method)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_an_upload_in_parts_whose_last_answer_is_lost_is_made_again(
+    bucket: str, s3_endpoint: str, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(f"{bucket}/set")
+    folder.publish("before", b"it answers")
+    with Forgetful(s3_endpoint) as store, contextlib.ExitStack() as under:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        monkeypatch.setattr(s3fs.core, "calculate_chunksize", lambda *_, **__: PART)
+        s3fs.S3FileSystem.clear_instance_cache()
+        if held:
+            under.enter_context(folder.alone())
+        with Folder(folder.url).staged("00000.tar", by_holder=held) as path:
+            path.write_bytes(b"01" * PART)
+        assert len(store.ended) == 2
+        assert Folder(folder.url).read("00000.tar") == b"01" * PART

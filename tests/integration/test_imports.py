@@ -73,6 +73,7 @@ ONLY_HOME = {
         "shards/ray_session.py",
         "shards/ray_executor.py",
         "shards/ray_worker.py",
+        "shards/ray_call.py",
         "shards/ray_metrics.py",
         "shards/ray_outages.py",
         "distill/training/ray_launcher.py",
