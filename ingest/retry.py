@@ -25,9 +25,9 @@ from ingest.run import ROWS_A_SECOND, IngestReport, refuse_early, run_planned
 from ingest.settings import ImageSettings, IngestSettings, NetworkSettings, SourceSettings
 from ingest.task import IngestTask
 from shards import Folder, UserError, fingerprint, read_records, sound_records
+from shards.choice import Work
 from shards.dataset import DatasetPlan, Stage, publish_whole
-from shards.executors import Work
-from shards.runner import Executor
+from shards.executor import Executor
 
 _WORTH = 0.01
 """A round that brings a smaller share of its rows is the last one."""

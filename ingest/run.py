@@ -17,11 +17,11 @@ from ingest.preflight import resolver_warning
 from ingest.settings import IngestSettings, NetworkSettings
 from ingest.task import IngestTask
 from shards import Folder, IncompleteError, Summary, UserError, published_records, read_records, run_shards
+from shards.choice import ENDLESS, Work
 from shards.dataset import DATASET, PLANNING
-from shards.executors import ENDLESS, Work
+from shards.executor import Executor
 from shards.places import refuse_other_things
 from shards.quantities import said_size
-from shards.runner import Executor
 
 log = logging.getLogger(__name__)
 

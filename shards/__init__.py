@@ -16,9 +16,10 @@ from shards.fingerprint import fingerprint, seed64
 from shards.lazy import lazily
 
 if TYPE_CHECKING:
+    from shards.executor import InProcess
     from shards.reader import Dataset
     from shards.record import FileEntry, ShardRecord, published_records, read_records
-    from shards.runner import InProcess, Summary, run_shards
+    from shards.runner import Summary, run_shards
     from shards.sample import Sample
     from shards.samples import write_dataset
     from shards.shard import Shard
@@ -29,7 +30,18 @@ if TYPE_CHECKING:
     from shards.writer import ShardWriter
 else:
     __getattr__ = lazily(
-        __name__, "task", "storage", "record", "sound", "runner", "reader", "verify", "writer", "samples", "sample"
+        __name__,
+        "task",
+        "storage",
+        "record",
+        "sound",
+        "executor",
+        "runner",
+        "reader",
+        "verify",
+        "writer",
+        "samples",
+        "sample",
     )
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from shards.runner import Executor, Outcome
+from shards.executor import Executor, Outcome
 from shards.task import ShardTask, Spec
 
 log = logging.getLogger(__name__)

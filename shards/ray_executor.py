@@ -17,12 +17,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from shards.errors import UserError
+from shards.executor import Outcome
 from shards.ray_call import call_on_ray
 from shards.ray_machines import Machine, Needs
 from shards.ray_outages import Heard
 from shards.ray_session import RayLostError, RaySession, ray_session
 from shards.ray_worker import LEAVE_S, RayWorker, Seat, cause_of, machine_went
-from shards.runner import Outcome
 from shards.task import ShardTask, Spec
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shards.record import ShardRecord
 
 if TYPE_CHECKING:
-    from shards.runner import Outcome
+    from shards.executor import Outcome
 
 _COUNTERS = {
     "shards": "shards that were made",

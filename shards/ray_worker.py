@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shards.errors import one_line
+from shards.executor import Host, Outcome
 from shards.ray_metrics import WorkerMetrics
 from shards.ray_outages import leave_for_driver
-from shards.runner import Host, Outcome
 from shards.task import ShardTask, Spec
 
 LEAVE_S = 12.0

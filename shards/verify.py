@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shards.check import CheckTask, Found
+from shards.choice import Work
 from shards.dataset import DatasetPlan
-from shards.executors import Work
+from shards.executor import Executor, InProcess, Outcome, threads_of
 from shards.keys import sample_key, sample_row
 from shards.mapping import map_shards
 from shards.progress import Meter
 from shards.record import RECORDS, ShardRecord, published_records, read_records
-from shards.runner import Executor, InProcess, Outcome, threads_of
 from shards.storage import Folder
 
 _HASHED, _DECODED = 5e8, 2e7

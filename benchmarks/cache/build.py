@@ -14,7 +14,7 @@ import torch
 from benchmarks.cache.material import SampleBytes, photos, write_samples
 from benchmarks.record import spread
 from clip_models import Normaliser, Precision, autocast, create_student, load_model, save_model
-from shards.runner import InProcess, Outcome
+from shards.executor import InProcess, Outcome
 from teacher_cache.building import BuildSettings, TeacherSpec, build_cache
 from teacher_cache.teachers import Forward
 

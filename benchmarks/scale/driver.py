@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from benchmarks.scale.process import memory
 from shards import Folder, InProcess, ShardRecord, Spec, run_shards
+from shards.executor import Executor
 from shards.ray_executor import RayExecutor
 from shards.record import RECORDS
-from shards.runner import Executor
 
 FINGERPRINT = "0123456789abcdef"
 

@@ -15,8 +15,8 @@ from shards.errors import UserError
 from shards.settings import make
 
 if TYPE_CHECKING:
-    from shards.executors import Work
-    from shards.runner import Executor
+    from shards.choice import Work
+    from shards.executor import Executor
     from teacher_cache.building import BuildSettings
 
 _BUILD = """\
@@ -249,7 +249,7 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, settings: BuildSettings) -> None:
-    from shards.executors import ENDLESS  # noqa: PLC0415
+    from shards.choice import ENDLESS  # noqa: PLC0415
     from teacher_cache.building.plan import plan_cache  # noqa: PLC0415 - brings torch
 
     passes = args.epochs * args.students

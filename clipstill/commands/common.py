@@ -15,8 +15,8 @@ from shards.errors import UserError
 from shards.ray_machines import Machine, Needs
 
 if TYPE_CHECKING:
-    from shards.executors import Work
-    from shards.runner import Executor
+    from shards.choice import Work
+    from shards.executor import Executor
 
 R = TypeVar("R")
 
@@ -81,7 +81,7 @@ def make_executor(
     """The executor that `add_runner`'s options ask for, or that fits the work; `machines`: those of the cluster that
     is to be joined, where they are known.
     """
-    from shards.executors import choose_executor  # noqa: PLC0415 - a command's help needs none
+    from shards.choice import choose_executor  # noqa: PLC0415 - a command's help needs none
 
     asked = {name: getattr(args, f"worker_{name}") for name in ("cpus", "gpus", "memory")}
     for name, amount in asked.items():

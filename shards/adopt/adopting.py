@@ -20,15 +20,16 @@ import pyarrow.parquet as pq
 from shards.adopt.samples import Extensions, Row, kind_of, rows_of, samples_of
 from shards.adopt.settings import CAPTIONS, IMAGES, AdoptSettings
 from shards.adopt.tars import Tar
+from shards.choice import Work
 from shards.dataset import DATASET, SCHEMA_VERSION, DatasetPlan, Stage, publish_whole
 from shards.errors import ShardError, UserError
-from shards.executors import Work
+from shards.executor import Executor
 from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
 from shards.publication import Publication, withdraw_from
 from shards.record import FileEntry, ShardRecord, compact, published_records
-from shards.runner import Executor, Summary, run_shards
+from shards.runner import Summary, run_shards
 from shards.shard import Shard
 from shards.spelled import words_of
 from shards.storage import Folder

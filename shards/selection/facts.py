@@ -23,11 +23,12 @@ from shards.arrow_files import read_arrow, refuse_other_columns
 from shards.conditions import Condition
 from shards.dataset import SCHEMA_VERSION
 from shards.errors import UserError
+from shards.executor import Executor, threads_of
 from shards.fingerprint import fingerprint, seed64
 from shards.near import image_hash
 from shards.publication import Publication
 from shards.record import ShardRecord, published_records, read_records
-from shards.runner import Executor, run_shards, threads_of
+from shards.runner import run_shards
 from shards.selection.columns import Columns, digests_of
 from shards.selection.keys import WantedKeys
 from shards.shard import Shard

@@ -16,16 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pictures.kind import kind_of
+from shards.choice import Work
 from shards.dataset import DATASET, SCHEMA_VERSION, DatasetPlan, Stage, publish_whole
 from shards.errors import ShardError, UserError
-from shards.executors import Work
+from shards.executor import Executor
 from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name, is_key
 from shards.places import refuse_other_things
 from shards.publication import Publication, withdraw_from
 from shards.reader import Dataset
 from shards.record import RECORDS, ShardRecord, compact
-from shards.runner import Executor, Summary, run_shards
+from shards.runner import Summary, run_shards
 from shards.selection.columns import digests_of
 from shards.shard import Shard
 from shards.spelled import absolute

@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import stores
+from shards.choice import Work
 from shards.conditions import Condition
 from shards.dataset import DATASET, PLANNING, SCHEMA_VERSION, DatasetPlan, Stage, publish_planning, publish_whole
 from shards.errors import UserError
-from shards.executors import Work
+from shards.executor import Executor, InProcess, threads_of
 from shards.fingerprint import fingerprint
 from shards.keys import check_dataset_name
 from shards.places import refuse_other_things
@@ -34,7 +35,7 @@ from shards.publication import Publication, withdraw_from
 from shards.ranges import open_file
 from shards.reader import Dataset
 from shards.record import ShardRecord, published_records, read_records
-from shards.runner import Executor, InProcess, run_shards, threads_of
+from shards.runner import run_shards
 from shards.selection.columns import digests_of
 from shards.selection.facts import Wanted, drawn, facts_of
 from shards.selection.judging import Judging, judge

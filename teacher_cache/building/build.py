@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from shards import Dataset, Folder, IncompleteError, Summary, UserError, run_shards
-from shards.executors import Work
-from shards.runner import Executor
+from shards.choice import Work
+from shards.executor import Executor
 from teacher_cache.building.facts import publish_teacher, teacher_facts
 from teacher_cache.building.settings import BuildSettings, TeacherSpec
 from teacher_cache.building.task import BuildLayer, CacheTask, done_specs

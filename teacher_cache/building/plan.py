@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from shards import Dataset, UserError
-from shards.runner import Executor
+from shards.executor import Executor
 from teacher_cache.building.batch_size import find_batch_size
 from teacher_cache.building.forward import BatchedTeacher, embed_views
 from teacher_cache.building.settings import BuildSettings

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from shards import Dataset, Folder, UserError, published_records
-from shards.runner import Executor
+from shards.executor import Executor
 from teacher_cache.building.batch_size import find_batch_size
 from teacher_cache.building.settings import BuildSettings
 from teacher_cache.layout import (

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shards import Dataset, Folder, Shard, ShardError, ShardRecord, Spec, UserError, fingerprint, published_records
+from shards.executor import Executor
 from shards.failures import FAILURES
 from shards.places import refuse_other_things
 from shards.publication import Publication
 from shards.record import RECORDS
-from shards.runner import Executor, run_shards
+from shards.runner import run_shards
 from teacher_cache.captions import source_of
 from teacher_cache.exchange.datacompdr import augmentation_of
 from teacher_cache.exchange.layers import size_of

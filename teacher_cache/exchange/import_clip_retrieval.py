@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards import Dataset, Folder, Shard, UserError, fingerprint
+from shards.executor import Executor
 from shards.fingerprint import sha256_file
 from shards.key_index import IndexWriter, KeyIndex
 from shards.progress import Meter
-from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.clip_retrieval import Array, Partition, has_column, map_rows, metadata_rows, partitions_of

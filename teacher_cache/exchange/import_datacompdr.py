@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from shards import Dataset, Folder, Shard, UserError
+from shards.executor import Executor
 from shards.key_index import Entry
-from shards.runner import Executor
 from teacher_cache.dtypes import Dtype, check_dtype
 from teacher_cache.exchange.claims import check_claims
 from teacher_cache.exchange.datacompdr import SIDE, TEACHERS, Reinforced, parse, views_of

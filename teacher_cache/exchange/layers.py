@@ -24,10 +24,10 @@ from shards import (
     read_records,
     run_shards,
 )
-from shards.executors import Work
+from shards.choice import Work
+from shards.executor import Executor
 from shards.publication import Publication, SupersededError
 from shards.record import compact, is_made
-from shards.runner import Executor
 from shards.sound import withdraw_damaged
 from teacher_cache.dtypes import store
 from teacher_cache.layout import (

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from shards import Dataset, InProcess, UserError
+from shards.executor import Outcome
 from shards.near import first_copies, image_hash
-from shards.runner import Outcome
 from shards.selection import FilterSettings, select
 from shards.verify import verify_dataset
 from stats import figures_of, page_of

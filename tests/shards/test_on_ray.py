@@ -15,8 +15,8 @@ from PIL import Image
 from clipstill.main import main
 from shards import Dataset, InProcess, UserError, verify_dataset
 from shards.adopt import AdoptSettings, adopt, find_tars
+from shards.executor import Outcome
 from shards.ray_executor import RayExecutor
-from shards.runner import Outcome
 from shards.samples import write_shards
 from shards.selection import FilterSettings, select
 from tests.shards.selection.test_filter import keys_of, picture

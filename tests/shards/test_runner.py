@@ -34,10 +34,10 @@ from shards import (
     published_records,
     run_shards,
 )
+from shards.executor import Outcome
 from shards.publication import Publication
 from shards.ray_executor import RayExecutor
 from shards.ray_machines import Needs
-from shards.runner import Outcome
 from tests.conftest import encoded, picture
 
 # Ray's workers do not have the folder of the tests on their path.

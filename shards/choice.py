@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from shards.executor import Executor, InProcess
 from shards.ray_machines import Needs
-from shards.runner import Executor, InProcess
 
 RAY_S = 10.0
 """What Ray costs: to start it, import in its workers and end it took 5.3 s on two idle cores (`seconds_whole` less

@@ -10,9 +10,9 @@ import pytest
 
 from ingest import IngestSettings, SourceSettings
 from ingest.run import work_of_list
-from shards.executors import ENDLESS, LONG_S, RAY_S, Work, choose_executor
+from shards.choice import ENDLESS, LONG_S, RAY_S, Work, choose_executor
+from shards.executor import InProcess
 from shards.ray_executor import RayExecutor
-from shards.runner import InProcess
 from teacher_cache.building import BuildSettings, TeacherSpec, work_of_build
 
 
