@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -176,6 +177,10 @@ class InProcess:
                 self._waiting.get_nowait()
         for _ in self._threads:
             self._waiting.put(None)
+        if not isinstance(sys.exception(), KeyboardInterrupt | GeneratorExit):
+            # What they are at would be written when others think that it is over.
+            for thread in self._threads:
+                thread.join()
         self._threads = []
         if self._host is not None:
             self._host.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -306,6 +307,34 @@ def test_a_worker_that_begins_first_leaves_the_others_their_share(out: Folder) -
     assert run_shards(task, RayExecutor(2)).finished == 6
     workers = [(task.diary / f"tries-{shard}" / "0").read_text() for shard in range(6)]
     assert sorted(Counter(workers).values()) == [3, 3]
+
+
+@dataclass(frozen=True)
+class Late(Task):
+    """The first shard is refused while the others have still much to do."""
+
+    begun: threading.Barrier = field(default_factory=lambda: threading.Barrier(3))
+    overlap: int = 3
+
+    def open(self) -> Worker:
+        return LateWorker(self)
+
+
+class LateWorker(Worker):
+    def run(self, spec: Spec) -> ShardRecord:
+        assert isinstance(self.task, Late)
+        self.task.begun.wait(DEADLINE)
+        if spec.shard == 0:
+            raise UserError("7 is too many")
+        for _ in range(20):
+            hashlib.sha256(bytes(10_000_000)).digest()
+        return super().run(spec)
+
+
+def test_nothing_is_at_work_any_more_when_an_error_comes(out: Folder) -> None:
+    with pytest.raises(UserError, match="7 is too many"):
+        run_shards(Late(out, 3), InProcess())
+    assert set(published_records(out)) == {1, 2}
 
 
 @dataclass(frozen=True)
