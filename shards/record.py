@@ -183,7 +183,7 @@ def read_record(folder: Folder, name: RecordName) -> ShardRecord:
 
 
 class Gathered(NamedTuple):
-    """Shard number → record, in shard order, and whether the manifest had all of them."""
+    """Shard number → record, in shard order, and whether the manifest had all of them and no others."""
 
     records: dict[int, ShardRecord]
     is_manifest_whole: bool
@@ -206,21 +206,25 @@ def gather_records(folder: Folder, wanted: Iterable[RecordName] | None = None, *
     names = sorted(published_records(folder).values() if wanted is None else wanted)
     missing = set(names)
     held: dict[RecordName, ShardRecord] = {}
+    others = 0
     for record in _manifest(folder):
         name = record.name
         if name in missing:
             missing.remove(name)
             held[name] = record
+        else:
+            others += 1
+    is_whole = not missing and not others
     if most is not None and len(missing) > most:
-        others = sorted(missing)
-        missing = {others[place * len(others) // most] for place in range(most)}
+        unread = sorted(missing)
+        missing = {unread[place * len(unread) // most] for place in range(most)}
     pool = ThreadPoolExecutor(16)
     try:
         held |= zip(missing, pool.map(lambda name: read_record(folder, name), missing), strict=True)
     finally:
         # An interrupt waits for none of them: in an outage that would be minutes.
         pool.shutdown(wait=False, cancel_futures=True)
-    return Gathered({name.shard: held[name] for name in names if name in held}, not missing)
+    return Gathered({name.shard: held[name] for name in names if name in held}, is_whole)
 
 
 def _manifest(folder: Folder) -> Iterator[ShardRecord]:

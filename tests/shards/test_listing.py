@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,8 @@ def test_an_answer_of_s3_is_read_as_it_is_written() -> None:
         (200, HEAD + FILE.format(size=7)[:60]),
         (200, HEAD + FILE.format(size="many") + TAIL),
         (200, HEAD + "<Contents><Key>x</Key></Contents>" + TAIL),
+        (200, HEAD + FILE.format(size=7).replace("<Contents>", '<Contents xmlns="">') + TAIL),
+        (200, HEAD + TAIL),
         (200, ""),
     ],
 )
@@ -133,3 +136,38 @@ def test_what_is_no_answer_is_left_to_the_library(status: int, body: str) -> Non
     answer, taken = {"status_code": status, "body": body.encode()}, dict[str, Any]()
     _take_out(answer, taken)
     assert (answer["body"], taken) == (body.encode(), {})
+
+
+def test_what_was_taken_out_is_not_taken_for_nothing() -> None:
+    answer, taken = {"status_code": 200, "body": (HEAD + FILE.format(size=7) + TAIL).encode()}, dict[str, Any]()
+    _take_out(answer, taken)
+    _take_out(answer, taken)
+    assert len(taken["Contents"]) == 1
+
+
+class DirectoryBucket:
+    """What S3's directory buckets answer, which no server here does: in no order, and from no name on."""
+
+    protocol, version_aware, req_kw = ("s3", "s3a"), False, dict[str, str]()
+    s3 = SimpleNamespace(meta=SimpleNamespace(events=SimpleNamespace(register=lambda *_, **__: None)))
+
+    def __init__(self, names: list[str]) -> None:
+        self._pages = [names[first : first + 10] for first in range(0, len(names), 10)]
+
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        bucket, _, key = path.partition("/")
+        return bucket, key, None
+
+    def call_s3(self, method: str, **asked: Any) -> dict[str, Any]:
+        assert (method, asked.get("StartAfter")) == ("list_objects_v2", None)
+        page = int(asked.get("ContinuationToken", 0))
+        answer = {"Contents": [{"Key": f"d/{name}", "Size": 1} for name in self._pages[page]]}
+        more = page + 1 < len(self._pages)
+        return {**answer, "IsTruncated": more, **({"NextContinuationToken": str(page + 1)} if more else {})}
+
+
+def test_a_bucket_that_sorts_nothing_is_listed_whole() -> None:
+    names = [f"{number:05d}.tar" for number in range(300)]
+    random.Random(0).shuffle(names)
+    found = entries(DirectoryBucket(names), "b--x-s3/d", "s3://b--x-s3/d")
+    assert [entry.name for entry in found] == names
