@@ -27,7 +27,7 @@ def told_to_end(told: list[int]) -> Iterator[None]:
     """
     first: dict[int, float] = {}
     waiting: set[int] = set()
-    over = threading.Event()
+    over, main = threading.Event(), threading.main_thread().ident or 0
 
     def end(number: int, frame: FrameType | None) -> None:
         since = first.setdefault(number, time.monotonic())
@@ -47,7 +47,8 @@ def told_to_end(told: list[int]) -> Iterator[None]:
     def again(number: int) -> None:
         if not over.wait(_AGAIN_S):
             waiting.discard(number)
-            _thread.interrupt_main(signal.Signals(number))
+            # Not `interrupt_main`, which wakes nobody who waits.
+            signal.pthread_kill(main, number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -37,7 +37,7 @@ def pictures_below(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    """What is in a folder and in those below, links to folders followed unless they lead back up."""
+    """What is in a folder and in those below, links to folders followed unless they lead back to where one came by."""
 
     def refuse(error: OSError) -> NoReturn:
         problem = f"this folder cannot be listed ({error.strerror})"
@@ -45,13 +45,13 @@ def _files_below(root: Path) -> Iterator[Path]:
 
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         here = Path(folder)
-        real = here.resolve()
-        below[:] = [name for name in below if not name.startswith(".") and not _leads_up(here / name, real)]
+        way = {path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)}
+        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(here / name, way)]
         yield from (here / name for name in names if not name.startswith("."))
 
 
-def _leads_up(path: Path, real: Path) -> bool:
-    return path.is_symlink() and real.is_relative_to(path.resolve())
+def _leads_back(path: Path, way: set[Path]) -> bool:
+    return path.is_symlink() and any(folder.is_relative_to(path.resolve()) for folder in way)
 
 
 def are_folders_of_pictures(paths: Sequence[str]) -> bool:

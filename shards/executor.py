@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from shards.task import BusyWorker, ShardTask, Spec, Worker
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+_SILENT_S = 2.0
+"""So long the end of other shards is waited for without a word."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +181,14 @@ class InProcess:
                 self._waiting.get_nowait()
         for _ in self._threads:
             self._waiting.put(None)
-        if not isinstance(sys.exception(), KeyboardInterrupt | GeneratorExit):
+        error = sys.exception()
+        if not isinstance(error, KeyboardInterrupt | GeneratorExit):
             # What they are at would be written when others think that it is over.
+            until = time.monotonic() + _SILENT_S
+            for thread in self._threads:
+                thread.join(max(0.0, until - time.monotonic()))
+            if any(thread.is_alive() for thread in self._threads):
+                log.warning("%s. What was begun beside it is finished first", one_line(str(error)))
             for thread in self._threads:
                 thread.join()
         self._threads = []

@@ -133,9 +133,13 @@ class RaySession:
         elif not self._answers():
             return self._machines
         leaving = _leaving()
+        try:
+            nodes = ray.nodes()
+        except ConnectionError:  # of a client (`ray://`), which has no server to be asked before
+            raise self._gone("answers no more") from None
         self._machines = [
             Machine(node["NodeID"], dict(node["Resources"]), node["NodeID"] in leaving)
-            for node in ray.nodes()
+            for node in nodes
             if node["Alive"]
         ]
         if not self._machines:

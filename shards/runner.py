@@ -190,12 +190,19 @@ def _outcomes(work: _Work, task: ShardTask[Any], executor: Executor, meter: Mete
             if _is_final(outcome, tries[outcome.spec], work):
                 yield outcome
     finally:
-        if started:
-            executor.close()
-        for spec in flying:
-            work.failures.let_go(spec)
+        _end(executor if started else None, flying, work)
     if work.broken is not None:
         raise work.broken
+
+
+def _end(executor: Executor | None, flying: list[Spec], work: _Work) -> None:
+    """Nobody is at these any more, also where an interrupt does not wait for it."""
+    try:
+        if executor is not None:
+            executor.close()
+    finally:
+        for spec in flying:
+            work.failures.let_go(spec)
 
 
 def _is_final(outcome: Outcome, tried: int, work: _Work) -> bool:

@@ -129,8 +129,8 @@ class Checkpoints:
         folder = self._files.checkpoint(step)
         try:
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-            if state["version"] != _VERSION:
-                raise OSError(f"it is of version {state['version']}, this is version {_VERSION}")
+            if (version := state.get("version", "none")) != _VERSION:
+                raise OSError(f"it is of version {version}, this is version {_VERSION}: another release wrote it")
             digests, parts = state.pop("sha256"), {}
             if digests.pop(_BESIDE) != _told(state):
                 raise OSError("state.json is not what was written")

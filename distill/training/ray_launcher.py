@@ -159,7 +159,8 @@ class _Group:
     def _wait_for(self, end: Future[object], wanted: int, needs: Needs) -> None:
         """Return or raise what came of a start. Raises by itself where Ray has died: nobody might ever answer."""
         while not wait([end], timeout=_LOOK_EVERY_S).done:
-            machines = self._session.machines()
+            # Those on a machine that is to leave are asked as well.
+            machines = [replace(machine, leaves=False) for machine in self._session.machines()]
             if self._signals.number and needs.room(machines) < wanted:
                 # There is nobody to be asked.
                 raise _ended_without_room(self._signals.number)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipstill.main import main
 from ingest import ImageSettings, IngestReport, IngestSettings, NetworkSettings, SourceSettings, ingest
-from ingest.folders import write_list
+from ingest.folders import pictures_below, write_list
 from ingest.report import write_report
 from ingest.retry import retry
 from shards import Dataset, Folder, InProcess, UserError, verify_dataset
@@ -208,6 +208,17 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
         write_list([str(tmp_path / "none")], Folder(tmp_path / "out"))
     with pytest.raises(UserError, match=r"gone: this folder cannot be listed \(No such file"):
         write_list([str(tmp_path / "gone")], Folder(tmp_path / "out"))
+
+
+def test_folders_that_link_to_each_other_are_each_other_s_once(tmp_path: Path) -> None:
+    for one, other in (("cat", "dog"), ("dog", "cat")):
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "friend").symlink_to(Path("..") / other)
+        (tmp_path / one / "1.jpg").touch()
+    pictures, others = pictures_below([str(tmp_path)])
+    found = [str(path.relative_to(tmp_path)) for path in pictures]
+    assert found == ["cat/1.jpg", "cat/friend/1.jpg", "dog/1.jpg", "dog/friend/1.jpg"]
+    assert others == []
 
 
 def test_no_picture_of_a_folder_is_left_out_in_silence(tmp_path: Path) -> None:
