@@ -42,28 +42,16 @@ def serving(environment: Path, data: Path) -> Iterator[str]:
     roles = ("master", "volume", "filer", "s3")
     names = [f"{role}.port{protocol}" for role in roles for protocol in ("", ".grpc")]
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
-    given = [
-        f"-{name.replace('.grpc', '.port.grpc') if '.' in name else f'{name}.port'}={port}"
-        for name, port in ports.items()
-    ]
+    options = [f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
+    options += [f"-{name}={port}" for name, port in ports.items()]
+    # The last two are of no use here, and would take ports of their own.
+    options += ["-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     data.mkdir(parents=True)
-    command = [
-        str(environment / "bin" / "weed"),
-        "server",
-        "-s3",
-        f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-    ]
     with (data.parent / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0", *given],
-            stdout=log,
-            stderr=log,
-        )
+        server = subprocess.Popen([environment / "bin" / "weed", "server", *options], stdout=log, stderr=log)
         try:
             _wait_for(ports["s3.port"], server)
-            yield f"http://127.0.0.1:{ports['s3']}"
+            yield f"http://127.0.0.1:{ports['s3.port']}"
         finally:
             server.terminate()
             server.wait()
