@@ -96,7 +96,8 @@ def _joined(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     if second in beside:
         return [f"{first} {second}", *words[2:]]
     # A word that might be a file's or a model's name, but for what it is like.
-    near = nearest(second, beside) if second.isalpha() and not Path(second).exists() else None
+    # (`Path.exists` raises where a name is too long for one.)
+    near = nearest(second, beside) if second.isalpha() and not os.path.exists(second) else None  # noqa: PTH110
     if near:
         parser.error(f"there is no command {first} {second}; did you mean {first} {near}?")
     return list(words)

@@ -363,5 +363,7 @@ def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert s3_endpoint
     monkeypatch.setenv("CLIPSTILL_CACHE", str(tmp_path / "copies"))
     name = f"bucket-{next(_BUCKETS)}"
+    # Another test may have left one that knows another server.
+    s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdir(name)
     return f"s3://{name}"
