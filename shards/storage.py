@@ -162,10 +162,7 @@ class Folder:
             return read_file(f"{self.url.rstrip('/')}/{name}")
 
     def read_small(self, name: str) -> bytes:
-        """As `read`, of a file of a MiB at most, by one request to a store instead of two.
-
-        For whoever sees by the bytes whether they are all there: of a larger file the rest is missing.
-        """
+        """As `read`, by one request to a store instead of two; of what is larger than a MiB that much comes."""
         if self.is_local:
             return self.read(name)
         with _explained(self.url, absent_is_error=False):
