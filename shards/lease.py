@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from shards.errors import UserError
 from shards.outages import ride_out
 from shards.ranges import read_file
+from shards.stores import code_of
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def put(fs: Any, path: str, held: Held, how: Callable[..., Any]) -> None:
         try:
             ride_out(held.url, lambda: how(mode="create"))
         except OSError as error:
-            if not isinstance(error, FileExistsError) and _code(error) not in _REFUSED:
+            if not isinstance(error, FileExistsError) and code_of(error) not in _REFUSED:
                 raise
         else:
             return
@@ -218,7 +219,7 @@ class _Lease:
         except FileExistsError:
             return False
         except OSError as error:
-            code = _code(error)
+            code = code_of(error)
             self._keeps_conditions = code != "NotImplemented"
             if code in _REFUSED | {"NoSuchKey", "404"}:
                 return False
@@ -239,11 +240,6 @@ class _Lease:
         except ValueError:
             holder = {}
         return (holder if isinstance(holder, dict) else {}), tag
-
-
-def _code(error: BaseException) -> str:
-    answer = getattr(error.__cause__, "response", None) or {}
-    return str(answer.get("Error", {}).get("Code", ""))
 
 
 def _machine() -> str:

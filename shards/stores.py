@@ -54,7 +54,7 @@ def came_wrong(error: BaseException) -> bool:
     Of other bytes than there are; or that there is no such upload. Where the answer to the last request of one in parts
     was lost, and the library asks again, some stores say so of what is done. It is made anew then.
     """
-    forgotten = any(_code(link) == "NoSuchUpload" for link in _chain(error))
+    forgotten = code_of(error) == "NoSuchUpload"
     return isinstance(error, ShortReadError) or type(error).__name__ in _DIFFERENT or forgotten
 
 
@@ -88,17 +88,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__
 
 
-def _code(error: BaseException) -> Any:
-    """S3's own word for an error of botocore's; None for any other."""
-    answer = getattr(error, "response", None)
-    return answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+def code_of(error: BaseException) -> str:
+    """S3's own word for an error, or for what it came of; "" for any other."""
+    answers = (getattr(link, "response", None) for link in _chain(error))
+    return next((str(answer.get("Error", {}).get("Code", "")) for answer in answers if isinstance(answer, dict)), "")
 
 
 def _is_busy(error: BaseException) -> bool:
     answer = getattr(error, "response", None)
     told: Any = None
     if isinstance(answer, dict):  # botocore
-        if _code(error) in _CODES:
+        if code_of(error) in _CODES:
             return True
         told = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif is_of_library(error):
