@@ -8,7 +8,7 @@ from typing import IO, Any
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.outages import ride_out
-from shards.stores import ShortReadError, located
+from shards.stores import ShortReadError, code_of, located
 
 _BLOCK = 8 << 20
 """Bytes of one request to a store, in reading on."""
@@ -38,6 +38,18 @@ def read_file(url: str) -> bytes:
             # Size and bytes are of one version: where it was replaced in between, the newer one is read.
             if type(error).__name__ != "FileExpired":
                 raise
+
+
+def read_start(url: str, size: int) -> bytes:
+    """The first bytes of a file, so many at most, by one request; whether they are all that there is, who asks sees."""
+    fs, path = located(url)
+    try:
+        return bytes(ride_out(url, lambda: fs.cat_file(path, start=0, end=size)))
+    except OSError as error:
+        # Of an empty file there is no such range.
+        if code_of(error) != "InvalidRange":
+            raise
+        return b""
 
 
 def read_range(url: str, start: int, size: int) -> bytes:

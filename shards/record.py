@@ -169,25 +169,25 @@ def uncollected() -> Iterator[None]:
 
 def read_record(folder: Folder, name: RecordName) -> ShardRecord:
     """One record from its own file. Raises `UserError` if it is damaged."""
-    records, problem = folder.child(RECORDS), ""
+    records = folder.child(RECORDS)
     # Its name tells whether it is whole, so that a store need not be asked for its size first.
-    for read in (records.read_small, records.read):
-        try:
-            record = ShardRecord.from_json(read(str(name)))
-            if record.name != name:
-                raise ValueError(f"it holds {record.name}")
-        except (ValueError, OSError) as error:
-            # Of an empty file there is no such range.
-            if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and read == records.read):
-                raise
-            problem = str(error)
-        else:
-            return record
-    raise UserError(
-        f"record {name} is damaged ({problem})",
-        where=f"{folder}/{RECORDS}",
-        do="Delete it, and run the command that made it again",
-    )
+    with contextlib.suppress(ValueError):
+        return _named(records.read_small(str(name)), name)
+    try:
+        return _named(records.read(str(name)), name)
+    except ValueError as error:
+        raise UserError(
+            f"record {name} is damaged ({error})",
+            where=f"{folder}/{RECORDS}",
+            do="Delete it, and run the command that made it again",
+        ) from None
+
+
+def _named(text: bytes, name: RecordName) -> ShardRecord:
+    record = ShardRecord.from_json(text)
+    if record.name != name:
+        raise ValueError(f"it holds {record.name}")
+    return record
 
 
 class Gathered(NamedTuple):

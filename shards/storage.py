@@ -27,7 +27,7 @@ from shards.errors import UserError
 from shards.lease import leased
 from shards.listing import entries
 from shards.outages import ride_out
-from shards.ranges import read_file, short_read
+from shards.ranges import read_file, read_start, short_read
 from shards.stores import CREDENTIALS, ShortReadError, came_wrong, is_passing, located, seconds_of
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class Folder:
         if self.is_local:
             return self.read(name)
         with _explained(self.url, absent_is_error=False):
-            return bytes(ride_out(self.url, lambda: self._located[0].cat_file(self._name(name), start=0, end=_SMALL)))
+            return read_start(f"{self.url.rstrip('/')}/{name}", _SMALL)
 
     def size(self, name: str) -> int | None:
         """The size of a file in bytes, None if it is absent."""

@@ -255,3 +255,17 @@ def test_a_path_that_is_no_utf8_survives_its_text() -> None:
     entry = FileEntry("a.tar", 5, "0" * 64, "/data/caf\udce9/a.tar", 3)
     record = ShardRecord(1, WANTED, "", 3, (entry,), {"rows": 4})
     assert ShardRecord.from_json(record.to_json()) == record
+
+
+def test_a_record_on_a_store_may_be_long_and_an_empty_one_is_damaged(bucket: str) -> None:
+    folder = Folder(f"{bucket}/set")
+    files = tuple(FileEntry(f"{number:0200d}", 1, "0" * 64) for number in range(6000))
+    long = ShardRecord(0, WANTED, "", 3, files, {"rows": 4})
+    assert len(long.to_json()) > 1 << 20
+    short = ShardRecord(1, WANTED, "", 3, files[:1], {"rows": 4})
+    for record in (long, short):
+        folder.child("_records").publish(str(record.name), record.to_json().encode())
+    assert read_records(folder) == {0: long, 1: short}
+    folder.child("_records").publish(str(short.name), b"")
+    with pytest.raises(UserError, match=rf"record {short.name} is damaged"):
+        read_records(folder)
