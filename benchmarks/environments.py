@@ -9,19 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def is_made(environment: Path, packages: Sequence[str]) -> bool:
-    """Whether `make` has made it, of these packages."""
-    ready = environment / ".ready"
-    return ready.exists() and ready.read_text() == "\n".join(packages)
-
-
-def make(environment: Path, packages: Sequence[str], *, target: bool = False) -> str | None:
+def make(environment: Path, packages: Sequence[str], *, may: bool = True, target: bool = False) -> str | None:
     """Make a virtual environment of these packages unless it is there; returns why it cannot be had, or None.
 
-    `target`: it is a folder of theirs alone, without what they depend on and without a Python, to be put on our path.
+    Without `may` nothing is installed. `target`: it is a folder of theirs alone, without what they depend on and
+    without a Python, to be put on our path.
     """
-    if is_made(environment, packages):
+    ready = environment / ".ready"
+    if ready.exists() and ready.read_text() == "\n".join(packages):
         return None
+    if not may:
+        return "it is not installed, and a quick run installs nothing"
     uv = str(Path(sys.executable).with_name("uv"))
     install = [uv, "pip", "install", "--quiet", "--compile-bytecode"]
     commands = [
@@ -39,5 +37,5 @@ def make(environment: Path, packages: Sequence[str], *, target: bool = False) ->
             return str(error)
         if done.returncode != 0:
             return " ".join(done.stderr.split())[-300:]
-    (environment / ".ready").write_text("\n".join(packages))
+    ready.write_text("\n".join(packages))
     return None

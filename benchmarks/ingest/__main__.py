@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import is_made, make
+from benchmarks.environments import make
 from benchmarks.ingest import images, quality
 from benchmarks.ingest.certificate import make_certificate
 from benchmarks.ingest.classes import QUICK, Classes, Sizes
@@ -119,16 +119,13 @@ def _measure(sizes: Sizes, photos: Path, chosen: Sequence[str], *, quick: bool) 
 
 def _peers(*, quick: bool) -> tuple[Path | None, str | None]:
     """img2dataset's environment, None where it takes no part, and why Daft takes none; a quick run installs neither."""
-    if quick:
-        if not is_made(_BENCH / "img2dataset", PEERS["img2dataset"]):
-            say("ours alone: img2dataset and Daft are not installed, and a quick run installs nothing")
-            return None, "it is not installed"
-        return _BENCH / "img2dataset", None if is_made(_BENCH / "daft", PEERS["daft"]) else "it is not installed"
-    if reason := make(_BENCH / "img2dataset", PEERS["img2dataset"]):
-        raise SystemExit(f"img2dataset cannot be installed: {reason}")
-    if no_daft := make(_BENCH / "daft", PEERS["daft"]):
-        say(f"Daft takes no part, it cannot be installed: {no_daft}")
-    return _BENCH / "img2dataset", no_daft
+    absent = {name: make(_BENCH / name, PEERS[name], may=not quick) for name in ("img2dataset", "daft")}
+    if absent["img2dataset"] and not quick:
+        raise SystemExit(f"img2dataset cannot be installed: {absent['img2dataset']}")
+    for name, reason in absent.items():
+        if reason:
+            say(f"{name} takes no part: {reason}")
+    return None if absent["img2dataset"] else _BENCH / "img2dataset", absent["daft"]
 
 
 if __name__ == "__main__":
