@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,7 +30,7 @@ def pictures_below(folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
     others: list[Path] = []
     for folder in folders:
         files = sorted(_files_below(Path(folder)))
-        pictures = [path for path in files if path.suffix.lower() in ENDINGS]
+        pictures = list(filter(_is_picture, files))
         known = {*pictures, *(path.with_suffix(_CAPTION) for path in pictures)}
         found += pictures
         others += [path for path in files if path not in known]
@@ -45,13 +46,19 @@ def _files_below(root: Path) -> Iterator[Path]:
 
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         here = Path(folder)
-        way = {path.resolve() for path in (here, *here.parents) if path.is_relative_to(root)}
-        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(here / name, way)]
+        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(here / name, root)]
         yield from (here / name for name in names if not name.startswith("."))
 
 
-def _leads_back(path: Path, way: set[Path]) -> bool:
-    return path.is_symlink() and any(folder.is_relative_to(path.resolve()) for folder in way)
+def _leads_back(path: Path, root: Path) -> bool:
+    if not path.is_symlink():
+        return False
+    way = (folder.resolve() for folder in path.parents if folder.is_relative_to(root))
+    return any(folder.is_relative_to(path.resolve()) for folder in way)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS
 
 
 def are_folders_of_pictures(paths: Sequence[str]) -> bool:
@@ -60,7 +67,7 @@ def are_folders_of_pictures(paths: Sequence[str]) -> bool:
     if len(folders) < len(paths) or not all(folder.is_dir() for folder in folders):
         return False
     kinds = {kind_of(path.name) for folder in folders for path in folder.iterdir() if path.is_file()}
-    return kinds <= {None, "txt"} and bool(pictures_below(paths)[0])
+    return kinds <= {None, "txt"} and any(map(_is_picture, chain.from_iterable(map(_files_below, folders))))
 
 
 def write_list(folders: Sequence[str], out: Folder) -> tuple[str, bool, bool, list[Path]]:
