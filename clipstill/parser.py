@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 _ADDING = (argparse._AppendAction, argparse._HelpAction)
 _MAY_BE_EMPTY = {"text"}
+"""What is embedded may be nothing; paths, names and models may not."""
 
 
 class Parser(argparse.ArgumentParser):

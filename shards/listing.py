@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from shards.outages import ride_out
 
 _ALONE = 4
-"""So many answers come one after the other: fewer names are not worth a hundred requests."""
+"""So many answers come one after the other: fewer names are not worth some thirty requests."""
 _AT_ONCE = 10
 """As many connections as botocore keeps."""
 _CUTS = [f"{number:02d}" for number in range(100)]
