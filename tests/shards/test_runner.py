@@ -309,6 +309,35 @@ def test_a_worker_that_begins_first_leaves_the_others_their_share(out: Folder) -
     assert sorted(Counter(workers).values()) == [3, 3]
 
 
+def test_a_run_that_finds_all_done_reads_nothing_twice(out: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_shards(Task(out, 4), InProcess())
+    asked: list[str] = []
+
+    def watch(name: str) -> None:
+        call = getattr(Folder, name)
+
+        def watched(folder: Folder, *given: Any, **options: Any) -> Any:
+            asked.append(f"{name} {given[0] if given else folder.path.name}")
+            return call(folder, *given, **options)
+
+        monkeypatch.setattr(Folder, name, watched)
+
+    for name in ("names", "sizes", "read", "read_small", "publish"):
+        watch(name)
+    summary = run_shards(Task(out, 4), InProcess())
+    assert (summary.skipped, summary.finished, summary.samples, summary.stats["letters"]) == (4, 0, 6, 6)
+    folder = out.path.name
+    assert sorted(asked) == sorted(["names _failures", "names _records", f"sizes {folder}", "read manifest.jsonl"])
+
+
+def test_a_manifest_with_a_record_that_is_gone_is_written_again(out: Folder) -> None:
+    run_shards(Task(out, 3), InProcess())
+    (gone,) = out.child("_records").names("00002.")
+    out.child("_records").delete(gone)
+    run_shards(Task(out, 2), InProcess())
+    assert len(out.child("_records").read("manifest.jsonl").splitlines()) == 2
+
+
 @dataclass(frozen=True)
 class Late(Task):
     """The first shard is refused while the others have still much to do."""
